@@ -1,0 +1,24 @@
+"""Layer 0: plain dataclasses that every other layer speaks in. No tensors are computed here."""
+
+from dmt_kernels.spec.batch import Batch, Jagged
+from dmt_kernels.spec.errors import InputError
+from dmt_kernels.spec.optimizer import TableOptimizer
+from dmt_kernels.spec.partition import Partition
+from dmt_kernels.spec.seeding import derive_seed
+from dmt_kernels.spec.shards import Plan, Shard
+from dmt_kernels.spec.tables import Table, tables_by_feature
+from dmt_kernels.spec.topology import Topology
+
+__all__ = [
+    "Batch",
+    "InputError",
+    "Jagged",
+    "Partition",
+    "Plan",
+    "Shard",
+    "Table",
+    "TableOptimizer",
+    "Topology",
+    "derive_seed",
+    "tables_by_feature",
+]

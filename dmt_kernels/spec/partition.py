@@ -1,0 +1,75 @@
+"""Which features form which tower."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmt_kernels.spec.errors import InputError
+from dmt_kernels.spec.tables import Table, tables_by_feature
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Feature names of every tower, in the order in which the model sees them.
+
+    Parameters
+    ----------
+    towers : tuple of tuple of str
+        ``towers[t]`` names the features of tower ``t``.
+    """
+
+    towers: tuple[tuple[str, ...], ...]
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """All features, tower by tower: the canonical feature order of a model."""
+        return tuple(feature for tower in self.towers for feature in tower)
+
+    def check(self, tables: Sequence[Table]) -> None:
+        """Check that the partition covers the tables' features once and splits no shared table.
+
+        Raises
+        ------
+        InputError
+            Naming the feature, tower or table that is wrong.
+        """
+        owners = tables_by_feature(tables)
+        seen: dict[str, int] = {}
+        for t, tower in enumerate(self.towers):
+            if not tower:
+                raise InputError(f"tower {t} has no feature")
+            for feature in tower:
+                if feature not in owners:
+                    raise InputError(f"tower {t} names feature {feature!r}, which no table has")
+                if feature in seen:
+                    raise InputError(f"feature {feature!r} is in tower {seen[feature]} and in tower {t}")
+                seen[feature] = t
+        for feature, table in owners.items():
+            if feature not in seen:
+                raise InputError(f"feature {feature!r} is in no tower")
+            if seen[feature] != seen[table.features[0]]:
+                raise InputError(f"table {table.name!r} is shared by features of different towers")
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, ``{"towers": [[feature, ...], ...]}``."""
+        path.write_text(json.dumps({"towers": self.towers}, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Partition":
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        InputError
+            If the file is missing or is not of that form.
+        """
+        try:
+            towers = json.loads(path.read_text())["towers"]
+            if not all(isinstance(feature, str) for tower in towers for feature in tower):
+                raise TypeError
+        except FileNotFoundError:
+            raise InputError(f"partition file {path} does not exist") from None
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f'partition file {path} is not of the form {{"towers": [["feature", ...], ...]}}') from None
+        return cls(tuple(tuple(tower) for tower in towers))

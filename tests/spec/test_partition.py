@@ -1,0 +1,31 @@
+"""Partitions survive the trip through a file."""
+
+from pathlib import Path
+
+import pytest
+
+from dmt_kernels.spec import InputError, Partition, derive_seed
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    partition = Partition((("a", "b"), ("c",)))
+    partition.save(tmp_path / "towers.json")
+    assert Partition.load(tmp_path / "towers.json") == partition
+    assert partition.features == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"towers": [[1]]}', '{"towers": 3}'])
+def test_what_is_no_partition_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "towers.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match="towers.json is not of the form"):
+        Partition.load(path)
+    with pytest.raises(InputError, match=r"missing\.json does not exist"):
+        Partition.load(tmp_path / "missing.json")
+
+
+def test_seeds_differ_by_name_and_repeat() -> None:
+    seeds = {derive_seed(0, "table", "a"), derive_seed(0, "table", "b"), derive_seed(1, "table", "a"), derive_seed(0)}
+    assert len(seeds) == 4
+    assert derive_seed(0, "table", "a") in seeds
+    assert all(0 <= seed < 2**63 for seed in seeds)
