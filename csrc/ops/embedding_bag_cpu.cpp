@@ -1,0 +1,91 @@
+#include "../kernels/cpu/embedding_bag.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <string>
+
+#include "bag_arguments.h"
+
+namespace dmt {
+namespace {
+
+Tensor embedding_bag(const std::vector<Tensor>& tables, const Tensor& ids, const Tensor& offsets,
+                     const OptionalTensor& per_sample_weights, const OptionalInts& feature_tables,
+                     const OptionalInts& poolings, const OptionalInts& row_starts, const OptionalInts& block_order,
+                     int64_t bounds, std::optional<ScalarType> out_dtype, bool /*sparse: the gradient's layout*/) {
+  const char* op = "embedding_bag";
+  const Bounds mode = check_bounds_mode(op, bounds);
+  const TableArguments rows(op, tables);
+  const BagArguments bags(op, rows.rows(), rows.dims(), accumulator(rows.dtype()), ids, offsets, per_sample_weights,
+                          feature_tables, poolings, row_starts, block_order);
+  const ScalarType out_type = out_dtype.value_or(rows.dtype());
+  check_floating(op, "out_dtype", out_type);
+  check(accumulator(out_type) == accumulator(rows.dtype()), op, "tables of ", dtype_name(rows.dtype()),
+        " cannot give out_dtype ", dtype_name(out_type), ": float64 goes with float64 only");
+  const Tensor out = torch::stable::empty({bags.out_rows(), bags.width()}, out_type);
+  const int64_t missing = cpu::embedding_bag_kernels().pool(bags.layout(), rows.data(), out.mutable_data_ptr(),
+                                                            kernel_dtype(out_type), torch_threads());
+  if (mode == Bounds::error && missing > 0) check_ids_in_bounds(op, bags.layout());
+  return out;
+}
+
+// The gradient as the kernels read it: contiguous, in the type of sums.
+Tensor pooled_grad(const char* op, const Tensor& grad, const BagArguments& bags, ScalarType type) {
+  check_cpu(op, "grad", grad);
+  check_floating(op, "grad", grad.scalar_type());
+  check(grad.dim() == 2 && grad.size(0) == bags.out_rows() && grad.size(1) == bags.width(), op,
+        "grad must have the shape of the pooled output, [", bags.out_rows(), ", ", bags.width(), "], got ",
+        shape_name(grad));
+  return contiguous_as(grad, type);
+}
+
+std::vector<Tensor> embedding_bag_backward(const Tensor& grad, const Tensor& ids, const Tensor& offsets,
+                                           const OptionalTensor& per_sample_weights,
+                                           const std::vector<int64_t>& table_rows,
+                                           const std::vector<int64_t>& table_dims, ScalarType dtype,
+                                           const OptionalInts& feature_tables, const OptionalInts& poolings,
+                                           const OptionalInts& row_starts, const OptionalInts& block_order) {
+  const char* op = "embedding_bag_backward";
+  check_floating(op, "dtype", dtype);
+  const ScalarType type = accumulator(dtype);
+  const BagArguments bags(op, table_rows, table_dims, type, ids, offsets, per_sample_weights, feature_tables, poolings,
+                          row_starts, block_order);
+  const Tensor sums_grad = pooled_grad(op, grad, bags, type);
+  std::vector<Tensor> table_grads;
+  std::vector<void*> data;
+  for (size_t i = 0; i < table_rows.size(); ++i) {
+    table_grads.push_back(torch::stable::new_zeros(sums_grad, {table_rows[i], table_dims[i]}));
+    data.push_back(table_grads.back().mutable_data_ptr());
+  }
+  cpu::embedding_bag_kernels().tables_backward(bags.layout(), sums_grad.const_data_ptr(), type == ScalarType::Double,
+                                               data.data(), torch_threads());
+  for (Tensor& table_grad : table_grads) table_grad = contiguous_as(table_grad, dtype);
+  return table_grads;
+}
+
+Tensor embedding_bag_weights_backward(const Tensor& grad, const std::vector<Tensor>& tables, const Tensor& ids,
+                                      const Tensor& offsets, const OptionalInts& feature_tables,
+                                      const OptionalInts& poolings, const OptionalInts& row_starts,
+                                      const OptionalInts& block_order) {
+  const char* op = "embedding_bag_weights_backward";
+  const TableArguments rows(op, tables);
+  const ScalarType type = accumulator(rows.dtype());
+  const BagArguments bags(op, rows.rows(), rows.dims(), type, ids, offsets, std::nullopt, feature_tables, poolings,
+                          row_starts, block_order);
+  const Tensor sums_grad = pooled_grad(op, grad, bags, type);
+  const Tensor weight_grad = torch::stable::new_zeros(sums_grad, {bags.layout().num_ids});
+  cpu::embedding_bag_kernels().weights_backward(bags.layout(), rows.data(), sums_grad.const_data_ptr(),
+                                                weight_grad.mutable_data_ptr(), torch_threads());
+  return weight_grad;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(dmt, CPU, ops) {
+  ops.impl("embedding_bag", TORCH_BOX(&embedding_bag));
+  ops.impl("embedding_bag_backward", TORCH_BOX(&embedding_bag_backward));
+  ops.impl("embedding_bag_weights_backward", TORCH_BOX(&embedding_bag_weights_backward));
+}
+
+}  // namespace dmt

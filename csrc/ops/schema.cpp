@@ -1,0 +1,36 @@
+// Every op's signature: the table of contents. Letters, the order of bags and the meaning of ids are those of
+// kernels/cpu/bag_layout.h; poolings: 0 sum, 1 mean; bounds: 0 error, 1 warn, 2 none. The Python functions of the same
+// names, in dmt_kernels/ops, carry the documentation.
+#include <torch/csrc/stable/library.h>
+
+// clang-format off
+STABLE_TORCH_LIBRARY(dmt, ops) {
+  // The pooled lookup [K*B, D] and its gradients.
+  ops.def("embedding_bag(Tensor[] tables, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, ScalarType? out_dtype=None, bool sparse=False) -> Tensor");
+  ops.def("embedding_bag_backward(Tensor grad, Tensor ids, Tensor offsets, Tensor? per_sample_weights, SymInt[] table_rows, SymInt[] table_dims, ScalarType dtype, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None) -> Tensor[]");
+  ops.def("embedding_bag_weights_backward(Tensor grad, Tensor[] tables, Tensor ids, Tensor offsets, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None) -> Tensor");
+
+  // Where ids are out of range: int64 [5] = (count, block, feature, sample, position) of the first.
+  ops.def("check_ids(Tensor ids, Tensor offsets, SymInt[] rows, int num_blocks=1) -> Tensor");
+
+  // The optimizer step of the rows that a batch touched, and the row statistic that column shards exchange before it.
+  ops.def("embedding_update_(Tensor(a!)[] tables, Tensor(b!)[] states, Tensor grad, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, int optimizer=0, float lr=0.01, float eps=1e-8, float weight_decay=0.0, Tensor? row_mean_squares=None) -> ()");
+  ops.def("embedding_row_squares(Tensor[] tables, Tensor grad, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, float weight_decay=0.0) -> Tensor[]");
+
+  // embedding_bag(...) @ weight.T + bias: [K*B, C].
+  ops.def("tower_pool(Tensor[] tables, Tensor ids, Tensor offsets, Tensor weight, Tensor? bias=None, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, bool sparse=False) -> Tensor");
+
+  // Collectives over a process group, by its name: uneven pieces of a flat tensor, and the stages made of it, on blocks
+  // [G, N, D] of equal height. Implemented as compositions of functional collectives in dmt_kernels/ops.
+  ops.def("all_to_all_start(Tensor input, SymInt[] output_splits, SymInt[] input_splits, str group) -> Tensor");
+  ops.def("all_to_all_wait(Tensor started) -> Tensor");
+  ops.def("tower_all_to_all_start(Tensor pooled, SymInt[] widths, str group) -> Tensor");
+  ops.def("tower_all_to_all_wait(Tensor started) -> Tensor");
+  ops.def("tower_all_to_all(Tensor pooled, SymInt[] widths, str group) -> Tensor");
+  ops.def("peer_all_to_all_start(Tensor compressed, SymInt[] widths, str group) -> Tensor");
+  ops.def("peer_all_to_all_wait(Tensor started) -> Tensor");
+  ops.def("peer_all_to_all(Tensor compressed, SymInt[] widths, str group) -> Tensor");
+  ops.def("two_stage_all_to_all(Tensor pooled, SymInt[] member_widths, SymInt[] tower_widths, str tower_group, str peer_group) -> Tensor");
+  ops.def("id_exchange(Tensor ids, Tensor offsets, Tensor? weights, int features, int[] routes, int[] route_sizes, int rank, str group) -> (Tensor, Tensor, Tensor)");
+}
+// clang-format on

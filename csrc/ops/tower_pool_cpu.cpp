@@ -1,0 +1,59 @@
+#include "../kernels/cpu/tower_pool.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "bag_arguments.h"
+
+namespace dmt {
+namespace {
+
+Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Tensor& offsets, const Tensor& weight,
+                  const OptionalTensor& bias, const OptionalTensor& per_sample_weights,
+                  const OptionalInts& feature_tables, const OptionalInts& poolings, const OptionalInts& row_starts,
+                  const OptionalInts& block_order, int64_t bounds, bool /*sparse: the gradient's layout*/) {
+  const char* op = "tower_pool";
+  const Bounds mode = check_bounds_mode(op, bounds);
+  const TableArguments rows(op, tables);
+  const BagArguments bags(op, rows.rows(), rows.dims(), accumulator(rows.dtype()), ids, offsets, per_sample_weights,
+                          feature_tables, poolings, row_starts, block_order);
+  // Without tables there is no dtype but the weight's, and only the bias is left of the output.
+  const ScalarType dtype = tables.empty() ? weight.scalar_type() : rows.dtype();
+  check_cpu(op, "weight", weight);
+  check_floating(op, "weight", weight.scalar_type());
+  check(weight.scalar_type() == dtype, op, "weight must be ", dtype_name(dtype), " as the tables are, got ",
+        dtype_name(weight.scalar_type()));
+  check_dim(op, "weight", weight, 2);
+  check(weight.size(1) == bags.width(), op, "weight must be [C, ", bags.width(),
+        "], as wide as the features' dims together, got ", shape_name(weight));
+  const int64_t out_width = weight.size(0);
+  const Tensor dense_weight = contiguous_as(weight, dtype);
+  OptionalTensor dense_bias;
+  if (bias.has_value()) {
+    check_cpu(op, "bias", *bias);
+    check(bias->scalar_type() == dtype, op, "bias must be ", dtype_name(dtype), " as the tables are, got ",
+          dtype_name(bias->scalar_type()));
+    check(bias->dim() == 1 && bias->size(0) == out_width, op, "bias must be [", out_width, "], got ",
+          shape_name(*bias));
+    dense_bias = contiguous_as(*bias, dtype);
+  }
+
+  const cpu::ParallelFor threads = torch_threads();
+  const cpu::TowerPoolKernels& kernels = cpu::tower_pool_kernels();
+  cpu::TableData data = rows.data();
+  data.dtype = kernel_dtype(dtype);
+  const Tensor out = torch::stable::empty({bags.out_rows(), out_width}, dtype);
+  const Tensor scratch =
+      torch::stable::empty({kernels.scratch_size(bags.layout(), out_width, threads)}, accumulator(dtype));
+  const int64_t missing = kernels.pool(bags.layout(), data, dense_weight.const_data_ptr(),
+                                       dense_bias.has_value() ? dense_bias->const_data_ptr() : nullptr, out_width,
+                                       out.mutable_data_ptr(), scratch.mutable_data_ptr(), threads);
+  if (mode == Bounds::error && missing > 0) check_ids_in_bounds(op, bags.layout());
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(dmt, CPU, ops) { ops.impl("tower_pool", TORCH_BOX(&tower_pool)); }
+
+}  // namespace dmt

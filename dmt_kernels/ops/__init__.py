@@ -1,0 +1,31 @@
+"""Functional API of the ops: documentation, fake kernels and autograd for ``torch.ops.dmt.*``."""
+
+from __future__ import annotations
+
+from dmt_kernels.ops import _library  # noqa: F401  (registers the ops before the modules below extend them)
+from dmt_kernels.ops.check_ids import MissingIds, check_ids
+from dmt_kernels.ops.embedding_bag import embedding_bag
+from dmt_kernels.ops.embedding_update import embedding_row_squares, embedding_update_
+from dmt_kernels.ops.id_exchange import id_exchange, select_features
+from dmt_kernels.ops.peer_all_to_all import peer_all_to_all, peer_all_to_all_start, peer_all_to_all_wait
+from dmt_kernels.ops.tower_all_to_all import tower_all_to_all, tower_all_to_all_start, tower_all_to_all_wait
+from dmt_kernels.ops.tower_pool import tower_pool
+from dmt_kernels.ops.two_stage_all_to_all import two_stage_all_to_all
+
+__all__ = [
+    "MissingIds",
+    "check_ids",
+    "embedding_bag",
+    "embedding_row_squares",
+    "embedding_update_",
+    "id_exchange",
+    "peer_all_to_all",
+    "peer_all_to_all_start",
+    "peer_all_to_all_wait",
+    "select_features",
+    "tower_all_to_all",
+    "tower_all_to_all_start",
+    "tower_all_to_all_wait",
+    "tower_pool",
+    "two_stage_all_to_all",
+]

@@ -1,0 +1,143 @@
+"""Gradients of pooled bags in the tables and in the per-sample weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmt_kernels.ops.bag_arguments import Ints, accumulator_dtype
+
+
+class BagGradients:
+    """What the backward of a pooled lookup has to remember, and the two gradients.
+
+    Sizes suffice for the gradients of tables. Keeping the tables themselves would refuse an update in place before the
+    backward.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[Tensor],
+        feature_tables: Ints,
+        poolings: Ints,
+        row_starts: Ints,
+        block_order: Ints,
+        sparse: bool,
+    ) -> None:
+        self.rows = [table.size(0) for table in tables]
+        self.dims = [table.size(1) for table in tables]
+        self.dtype = tables[0].dtype if tables else torch.float32
+        self.layout = (feature_tables, poolings, row_starts, block_order)
+        self.sparse = sparse
+
+    def of_tables(self, grad: Tensor, ids: Tensor, offsets: Tensor, weights: Tensor | None) -> list[Tensor]:
+        """Return the gradient of every table. grad: [K*B, D]."""
+        if self.sparse:
+            return self._sparse(grad, ids, offsets, weights)
+        return torch.ops.dmt.embedding_bag_backward(
+            grad, ids, offsets, weights, self.rows, self.dims, self.dtype, *self.layout
+        )
+
+    def of_weights(
+        self, grad: Tensor, tables: Sequence[Tensor], ids: Tensor, offsets: Tensor, weights: Tensor
+    ) -> Tensor:
+        """Return the gradient [N] of the per-sample weights. grad: [K*B, D]."""
+        weight_grad = torch.ops.dmt.embedding_bag_weights_backward(grad, list(tables), ids, offsets, *self.layout)
+        return weight_grad.to(weights.dtype)
+
+    def _sparse(self, grad: Tensor, ids: Tensor, offsets: Tensor, weights: Tensor | None) -> list[Tensor]:
+        """One entry per id that has a row here. Letters as in :func:`dmt_kernels.embedding_bag`."""
+        feature_tables, poolings, row_starts, block_order = self.layout
+        accumulator = accumulator_dtype(self.dtype)
+        features = list(range(len(self.rows))) if feature_tables is None else list(feature_tables)
+        order = torch.tensor([0] if block_order is None else block_order)
+        starts = torch.tensor([0] * len(self.rows) if row_starts is None else row_starts)
+        samples = (offsets.numel() - 1) // max(1, len(order) * len(features))  # B
+
+        # Of every bag: its feature and its row of grad [K*F*B].
+        bags = torch.arange(offsets.numel() - 1)
+        feature = bags // max(1, samples) % max(1, len(features))
+        grad_row = order[bags // max(1, samples * len(features))] * samples + bags % max(1, samples)
+        is_mean = torch.tensor([0] * len(features) if poolings is None else poolings, dtype=torch.bool)
+
+        # Of every id in a bag: the bag, the row, and the factor of the bag's gradient.
+        bag = torch.repeat_interleave(bags, offsets.diff())
+        here = slice(int(offsets[0]), int(offsets[-1]))
+        table = torch.tensor(features, dtype=torch.int64)[feature[bag]]
+        row = ids[here].long() - starts[table]
+        is_row = (row >= 0) & (row < torch.tensor(self.rows, dtype=torch.int64)[table])
+        scale = torch.ones(len(bag), dtype=accumulator) if weights is None else weights[here].to(accumulator)
+        counted = is_row if row_starts is None else ids[here] >= 0
+        count = torch.zeros(len(bags), dtype=accumulator).index_add_(0, bag, counted.to(accumulator))
+        scale = torch.where(is_mean[feature[bag]], scale / count[bag], scale)
+
+        indices: list[list[Tensor]] = [[] for _ in self.rows]
+        values: list[list[Tensor]] = [[] for _ in self.rows]
+        column = 0
+        for f, t in enumerate(features):
+            entries = (is_row & (feature[bag] == f)).nonzero().squeeze(1)
+            columns = grad[grad_row[bag[entries]], column : column + self.dims[t]].to(accumulator)
+            indices[t].append(row[entries])
+            values[t].append((scale[entries, None] * columns).to(self.dtype))
+            column += self.dims[t]
+        return [
+            torch.sparse_coo_tensor(
+                torch.cat([torch.zeros(0, dtype=torch.int64), *indices[t]])[None],
+                torch.cat([grad.new_zeros(0, self.dims[t], dtype=self.dtype), *values[t]]),
+                (self.rows[t], self.dims[t]),
+                check_invariants=False,
+            )
+            for t in range(len(self.rows))
+        ]
+
+
+def shaped_like_inputs(grads: Sequence[Any], needs_input_grad: Sequence[Any]) -> tuple[Any, ...]:
+    """Give autograd as many gradients, in lists as empty, as the call had arguments.
+
+    The dispatcher drops trailing arguments equal to their defaults, and autograd takes any empty list for one of
+    tensors.
+    """
+    return tuple([] if needed == [] else grad for grad, needed in zip(grads, needs_input_grad, strict=False))
+
+
+@torch.library.register_fake("dmt::embedding_bag_backward")
+def _(
+    grad: Tensor,
+    ids: Tensor,
+    offsets: Tensor,
+    per_sample_weights: Tensor | None,
+    table_rows: Sequence[int],
+    table_dims: Sequence[int],
+    dtype: torch.dtype,
+    feature_tables: Ints = None,
+    poolings: Ints = None,
+    row_starts: Ints = None,
+    block_order: Ints = None,
+) -> list[Tensor]:
+    return [grad.new_empty(shape, dtype=dtype) for shape in zip(table_rows, table_dims, strict=True)]
+
+
+@torch.library.register_fake("dmt::embedding_bag_weights_backward")
+def _(
+    grad: Tensor,
+    tables: Sequence[Tensor],
+    ids: Tensor,
+    offsets: Tensor,
+    feature_tables: Ints = None,
+    poolings: Ints = None,
+    row_starts: Ints = None,
+    block_order: Ints = None,
+) -> Tensor:
+    return grad.new_empty(ids.shape, dtype=accumulator_dtype(tables[0].dtype))
+
+
+def _refuse_second_derivative(ctx: Any, *grads: Any) -> None:
+    raise RuntimeError("embedding_bag and tower_pool can be differentiated only once")
+
+
+# Without this torch would only warn, and give zeros.
+torch.library.register_autograd("dmt::embedding_bag_backward", _refuse_second_derivative)
+torch.library.register_autograd("dmt::embedding_bag_weights_backward", _refuse_second_derivative)

@@ -1,0 +1,51 @@
+"""Where ids are out of range."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MissingIds:
+    """How many ids are out of range and where the first one is (-1 everywhere when there is none)."""
+
+    count: int
+    block: int
+    feature: int
+    sample: int
+    position: int
+
+
+def check_ids(ids: Tensor, offsets: Tensor, rows: Sequence[int], *, num_blocks: int = 1) -> MissingIds:
+    """Count the ids that are no row of their feature's table.
+
+    Parameters
+    ----------
+    ids : Tensor [N], int32 or int64
+    offsets : Tensor [K*F*B + 1], int64
+        Bags in the order (block, feature, sample), as for :func:`embedding_bag`.
+    rows : sequence of F ints
+        For each feature, the rows of its table: an id is fine when it lies in ``[0, rows[f])``.
+    num_blocks : int
+        K.
+
+    Returns
+    -------
+    MissingIds
+        The count, and block, feature, sample and position in the bag of the first one in the order of the bags.
+
+    Raises
+    ------
+    RuntimeError
+        Offsets that decrease or point outside of `ids`, or shapes and dtypes that do not fit.
+    """
+    return MissingIds(*torch.ops.dmt.check_ids(ids, offsets, list(rows), num_blocks).tolist())
+
+
+@torch.library.register_fake("dmt::check_ids")
+def _(ids: Tensor, offsets: Tensor, rows: Sequence[int], num_blocks: int = 1) -> Tensor:
+    return ids.new_empty(5, dtype=torch.int64)

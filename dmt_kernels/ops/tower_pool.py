@@ -1,0 +1,136 @@
+"""Pooled lookup fused with a linear tower module: ``torch.ops.dmt.tower_pool``, documented, with fake and autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmt_kernels.ops.bag_arguments import (
+    Ints,
+    accumulator_dtype,
+    bounds_code,
+    pooled_shape,
+    pooling_codes,
+    warn_about_missing_ids,
+)
+from dmt_kernels.ops.bag_gradients import BagGradients, shaped_like_inputs
+
+
+def tower_pool(
+    tables: Sequence[Tensor],
+    ids: Tensor,
+    offsets: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    per_sample_weights: Tensor | None = None,
+    feature_tables: Sequence[int] | None = None,
+    pooling: str | Sequence[str] = "sum",
+    row_starts: Sequence[int] | None = None,
+    block_order: Sequence[int] | None = None,
+    bounds: str = "error",
+    sparse: bool = False,
+) -> Tensor:
+    """Compute ``embedding_bag(...) @ weight.T + bias`` without the pooled matrix ever existing.
+
+    Pooled rows stay in float32 (float64 for float64 tables) between the lookup and the product, so for float16 and
+    bfloat16 the result is rounded once and more precise than the two steps.
+
+    Parameters
+    ----------
+    tables, ids, offsets, per_sample_weights, feature_tables, pooling, row_starts, block_order, bounds, sparse
+        As for :func:`dmt_kernels.embedding_bag`, which gives the letters.
+    weight : Tensor [C, D]
+        As of ``torch.nn.Linear``: D is the sum of the dims of the features' tables. Of the dtype of the tables.
+    bias : Tensor [C], optional
+        Of the dtype of the tables.
+
+    Returns
+    -------
+    Tensor [K*B, C]
+        Of the dtype of the tables. Differentiable in `tables`, `weight`, `bias` and `per_sample_weights`. The backward
+        looks the rows up again when `weight` needs a gradient, and then refuses tables that were modified in place in
+        between.
+
+    Raises
+    ------
+    RuntimeError
+        Shapes, dtypes or offsets that do not fit; an id out of range with ``bounds="error"``.
+    ValueError
+        An unknown `pooling` or `bounds`.
+    """
+    num_features = len(tables if feature_tables is None else feature_tables)
+    if bounds == "warn":
+        warn_about_missing_ids(tables, ids, offsets, feature_tables, row_starts, block_order)
+    return torch.ops.dmt.tower_pool(
+        list(tables),
+        ids,
+        offsets,
+        weight,
+        bias,
+        per_sample_weights,
+        feature_tables,
+        pooling_codes(pooling, num_features),
+        row_starts,
+        block_order,
+        bounds_code(bounds),
+        sparse,
+    )
+
+
+@torch.library.register_fake("dmt::tower_pool")
+def _(
+    tables: Sequence[Tensor],
+    ids: Tensor,
+    offsets: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    per_sample_weights: Tensor | None = None,
+    feature_tables: Ints = None,
+    poolings: Ints = None,
+    row_starts: Ints = None,
+    block_order: Ints = None,
+    bounds: int = 0,
+    sparse: bool = False,
+) -> Tensor:
+    rows, _ = pooled_shape(tables, offsets, feature_tables)
+    return weight.new_empty(rows, weight.size(0))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    tables, ids, offsets, weight, bias, weights, feature_tables, poolings, row_starts, block_order, _, sparse = inputs
+    ctx.gradients = BagGradients(tables, feature_tables, poolings, row_starts, block_order, sparse)
+    ctx.weighted = weights is not None
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    looks_up = weight.requires_grad or (weights is not None and weights.requires_grad)
+    ctx.save_for_backward(ids, offsets, weight, *([] if weights is None else [weights]), *(tables if looks_up else []))
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    ids, offsets, weight, *rest = ctx.saved_tensors
+    weights, tables = (rest[0], rest[1:]) if ctx.weighted else (None, rest)
+    needed = [*ctx.needs_input_grad, *[False] * 6][:6]  # tables, ids, offsets, weight, bias, per_sample_weights
+    accumulator = accumulator_dtype(weight.dtype)
+    grad = grad.to(accumulator)
+    pooled_grad = grad @ weight.to(accumulator)
+
+    table_grads: list[Tensor | None] = [None] * len(needed[0])
+    weight_grad = bias_grad = sample_weight_grad = None
+    if any(needed[0]):
+        table_grads = list(ctx.gradients.of_tables(pooled_grad, ids, offsets, weights))
+    if needed[3]:
+        silent = bounds_code("none")  # the forward has complained already
+        pooled = torch.ops.dmt.embedding_bag(tables, ids, offsets, weights, *ctx.gradients.layout, silent, accumulator)
+        weight_grad = (grad.t() @ pooled).to(weight.dtype)
+    if needed[4]:
+        bias_grad = grad.sum(0).to(ctx.bias_dtype)
+    if needed[5]:
+        sample_weight_grad = ctx.gradients.of_weights(pooled_grad, tables, ids, offsets, weights)
+    grads = (table_grads, None, None, weight_grad, bias_grad, sample_weight_grad, *[None] * 6)
+    return shaped_like_inputs(grads, ctx.needs_input_grad)
+
+
+torch.library.register_autograd("dmt::tower_pool", _backward, setup_context=_setup_context)

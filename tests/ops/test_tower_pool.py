@@ -1,0 +1,191 @@
+"""tower_pool against the two steps it fuses, forward and backward."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dmt_kernels.ops import embedding_bag, tower_pool
+from dmt_kernels.ops.reference.tower_pool import tower_pool as oracle
+from tests.ops.bags import DTYPES, bags, random_bags
+from tests.tolerances import TOLERANCES, assert_close
+
+WIDE = tuple(dtype for dtype in DTYPES if dtype.itemsize >= 4)
+
+
+def linear(batch, out_width, bias=True, seed=3):
+    """Weight [C, D] and bias [C], leaves."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = batch.tables[0].dtype
+    weight = torch.randn(out_width, batch.width, generator=generator, dtype=torch.float64) / max(1, batch.width) ** 0.5
+    offset = torch.randn(out_width, generator=generator, dtype=torch.float64)
+    return weight.to(dtype).requires_grad_(), offset.to(dtype).requires_grad_() if bias else None
+
+
+def assert_products_close(actual, expected):
+    """Two orders of summation: the sums may cancel, and then a short dtype's last place is that of the terms."""
+    tolerance = TOLERANCES[expected.dtype]
+    torch.testing.assert_close(actual, expected, rtol=2 * tolerance["rtol"], atol=2e-5)
+
+
+@settings(max_examples=120, deadline=None)
+@given(bags(), st.sampled_from([0, 1, 5, 16, 33, 70]), st.booleans())
+def test_forward_equals_oracle(batch, out_width, bias):
+    weight, offset = linear(batch, out_width, bias)
+    actual = tower_pool(*batch.args, weight, offset, **batch.options)
+    assert_products_close(actual, oracle(*batch.args, weight, offset, **batch.options))
+
+
+@settings(max_examples=40, deadline=None)
+@given(bags(WIDE), st.sampled_from([1, 5, 33]), st.booleans())
+def test_gradients_equal_oracle(batch, out_width, bias):
+    results = []
+    for op in (tower_pool, oracle):
+        leaves = batch.leaves()
+        weight, offset = linear(batch, out_width, bias)
+        out = op(*leaves.args, weight, offset, **leaves.options)
+        grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
+        wanted = [*leaves.differentiable(), weight, *([offset] if bias else [])]
+        grads = torch.autograd.grad(out, wanted, grad, allow_unused=True)
+        results.append([torch.zeros_like(x) if g is None else g for x, g in zip(wanted, grads, strict=True)])
+    for actual, expected in zip(*results, strict=True):
+        assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
+def test_short_dtypes_are_rounded_once(dtype):
+    """Forward and gradients equal those of float32 copies, rounded."""
+    batch = random_bags(samples=80, dims=(24, 40), weighted=True, pooling="mean", dtype=dtype)
+    weight, offset = linear(batch, 20)
+    leaves = batch.leaves()
+    out = tower_pool(*leaves.args, weight, offset, **leaves.options)
+    grad = torch.randn_like(out)
+    wanted = [*leaves.differentiable(), weight, offset]
+    twin = batch.leaves()
+    wide = [t.detach().float().requires_grad_() for t in twin.tables]
+    factors = twin.options["per_sample_weights"]
+    w, b = weight.detach().float().requires_grad_(), offset.detach().float().requires_grad_()
+    expected = embedding_bag(wide, *twin.args[1:], **twin.options) @ w.t() + b
+    assert_products_close(out, expected.to(dtype))
+    for actual, right in zip(
+        torch.autograd.grad(out, wanted, grad),
+        torch.autograd.grad(expected, [*wide, factors, w, b], grad.float()),
+        strict=True,
+    ):
+        assert_products_close(actual, right.to(actual.dtype))
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+def test_sparse_gradients(sparse):
+    batch = random_bags(features=[1, 0, 1], samples=20, pooling="mean").leaves()
+    weight, offset = linear(batch, 6)
+    tower_pool(*batch.args, weight, offset, **batch.options, sparse=sparse).square().sum().backward()
+    twin = random_bags(features=[1, 0, 1], samples=20, pooling="mean").leaves()
+    oracle(*twin.args, weight, offset, **twin.options).square().sum().backward()
+    for table, right in zip(batch.tables, twin.tables, strict=True):
+        assert table.grad.is_sparse == sparse
+        assert_close(table.grad.to_dense(), right.grad)
+
+
+def test_gradcheck():
+    batch = random_bags(
+        dtype=torch.float64, weighted=True, features=[1, 0], blocks=2, block_order=[1, 0], pooling=["mean", "sum"]
+    ).leaves()
+    weights = batch.options.pop("per_sample_weights")
+    weight, offset = linear(batch, 3)
+
+    def run(weights, weight, offset, *tables):
+        return tower_pool(tables, *batch.args[1:], weight, offset, per_sample_weights=weights, **batch.options).square()
+
+    assert torch.autograd.gradcheck(run, (weights, weight, offset, *batch.tables))
+
+
+@pytest.mark.parametrize("frozen", ["tables", "weight", "bias"])
+def test_frozen_inputs_get_no_gradient(frozen):
+    batch = random_bags().leaves()
+    weight, offset = linear(batch, 3)
+    groups = {"tables": batch.tables, "weight": [weight], "bias": [offset]}
+    for tensor in groups[frozen]:
+        tensor.requires_grad_(False)
+    tower_pool(*batch.args, weight, offset).sum().backward()
+    for name, tensors in groups.items():
+        assert all((tensor.grad is None) == (name == frozen) for tensor in tensors)
+
+
+def test_update_in_place_before_the_backward():
+    batch = random_bags().leaves()
+    weight, offset = linear(batch, 3)
+    for needs_rows in (False, True):
+        out = tower_pool(*batch.args, weight if needs_rows else weight.detach(), offset)
+        with torch.no_grad():
+            batch.tables[0].zero_()
+        if needs_rows:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                out.sum().backward()
+        else:
+            out.sum().backward()
+
+
+def test_threads_change_no_bit():
+    batch = random_bags(
+        dims=(33, 7), rows=(50, 300), features=[0, 1, 1], blocks=2, samples=301, weighted=True, block_order=[1, 0]
+    )
+    weight, offset = linear(batch, 45)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            results.append(tower_pool(*batch.args, weight, offset, **batch.options))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_rows_do_not_depend_on_their_neighbours():
+    """A sample gives the same bits alone and inside any tile."""
+    batch = random_bags(dims=(19,), rows=(11,), samples=71)
+    weight, offset = linear(batch, 21)
+    together = tower_pool(*batch.args, weight, offset)
+    for sample in (0, 31, 32, 63, 66, 70):
+        alone = tower_pool(batch.tables, batch.ids, batch.offsets[sample : sample + 2], weight, offset)
+        assert torch.equal(alone[0], together[sample])
+
+
+def test_opcheck():
+    batch = random_bags(weighted=True, features=[1, 0, 1]).leaves()
+    weight, offset = linear(batch, 3)
+    weights = batch.options["per_sample_weights"]
+    torch.library.opcheck(torch.ops.dmt.tower_pool, (*batch.args, weight, offset, weights, [1, 0, 1], [0, 1, 0]))
+    torch.library.opcheck(
+        torch.ops.dmt.tower_pool, (batch.tables, *batch.args[1:], weight), {"feature_tables": [1, 0, 1]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "message"),
+    [
+        (torch.ones(3, 7), None, "weight must be [C, 8], as wide as the features' dims together, got [3, 7]"),
+        (torch.ones(8), None, "weight must have 2 dimensions, got shape [8]"),
+        (torch.ones(3, 8).double(), None, "weight must be float32 as the tables are, got float64"),
+        (torch.ones(3, 8), torch.ones(4), "bias must be [3], got [4]"),
+        (torch.ones(3, 8), torch.ones(3).half(), "bias must be float32 as the tables are, got float16"),
+    ],
+    ids=["width", "dim", "dtype", "bias width", "bias dtype"],
+)
+def test_bad_arguments(weight, bias, message):
+    with pytest.raises(RuntimeError) as error:
+        tower_pool(*random_bags().args, weight, bias)
+    assert str(error.value) == f"tower_pool: {message}"
+
+
+def test_bounds():
+    batch = random_bags(samples=40, missing=True)
+    weight, offset = linear(batch, 3)
+    with pytest.raises(
+        RuntimeError, match=r"^tower_pool: id -?\d+ of table 0, feature 0, sample \d+, position \d is outside"
+    ):
+        tower_pool(*batch.args, weight, offset)
+    with pytest.warns(UserWarning, match="ids are out of range and count as missing"):
+        out = tower_pool(*batch.args, weight, offset, bounds="warn")
+    assert_products_close(out, oracle(*batch.args, weight, offset, bounds="none"))
