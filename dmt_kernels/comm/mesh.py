@@ -1,0 +1,136 @@
+"""The process groups of a run, one for each use, so that no two uses share a communicator."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from dmt_kernels.ops import traffic
+from dmt_kernels.spec import InputError, Topology
+
+DEFAULT_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """This rank's place and its groups.
+
+    ``ids``, ``flat``, ``rows`` and ``dense`` hold every rank; ``tower`` and ``tower_dense`` the members of the own
+    tower; ``peer`` the ranks with the own member index. Every group is a separate communicator.
+    """
+
+    topology: Topology
+    rank: int
+    device: torch.device
+    ids: dist.ProcessGroup
+    flat: dist.ProcessGroup
+    tower: dist.ProcessGroup
+    peer: dist.ProcessGroup
+    rows: dist.ProcessGroup
+    dense: dist.ProcessGroup
+    tower_dense: dist.ProcessGroup
+
+    @property
+    def tower_index(self) -> int:
+        """``t`` of this rank."""
+        return self.topology.tower_of(self.rank)
+
+    @property
+    def member_index(self) -> int:
+        """``r`` of this rank."""
+        return self.topology.member_of(self.rank)
+
+
+def build_mesh(
+    towers: int | None = None,
+    members: int | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+) -> Mesh:
+    """Make and warm the groups of this rank. Collective: every rank of the default group calls it alike.
+
+    Parameters
+    ----------
+    towers, members : int, optional
+        ``T`` and ``R``. One given determines the other; with none, ``R`` is ``LOCAL_WORLD_SIZE``, a tower per host.
+    device : device or str
+        Where the ranks' tensors live.
+    timeout_s : float
+        Seconds after which a collective of these groups fails.
+
+    Returns
+    -------
+    Mesh
+        Dims ``("tower", "member")``, rank ``g = t * R + r``.
+
+    Raises
+    ------
+    InputError
+        If ``torch.distributed`` is not initialised or ``T * R`` is not the world size.
+    """
+    if not dist.is_initialized():
+        raise InputError("torch.distributed is not initialised: call init_process_group first")
+    topology = _topology(dist.get_world_size(), towers, members)
+    rank, device = dist.get_rank(), torch.device(device)
+    everyone = [list(range(topology.world))]
+    by_tower = [topology.tower_ranks(t) for t in range(topology.towers)]
+    by_member = [topology.peer_ranks(r) for r in range(topology.members)]
+    # new_group is collective over the world: all ranks make all groups, in this order.
+    groups = {
+        stage: _new_group(stage, partition, topology, rank, device, timeout_s)
+        for stage, partition in (
+            ("ids", everyone),
+            ("flat", everyone),
+            ("tower", by_tower),
+            ("peer", by_member),
+            ("rows", by_tower),
+            ("dense", everyone),
+            ("tower_dense", by_tower),
+        )
+    }
+    return Mesh(topology=topology, rank=rank, device=device, **groups)
+
+
+def _topology(world: int, towers: int | None, members: int | None) -> Topology:
+    if towers is None and members is None:
+        members = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    # What is not given is what the world leaves, at least 1: the check below then names the mismatch.
+    if members is None:
+        assert towers is not None
+        members = max(world // max(towers, 1), 1)
+    elif towers is None:
+        towers = max(world // max(members, 1), 1)
+    assert towers is not None
+    topology = Topology(towers, members)
+    if topology.world != world:
+        raise InputError(f"{towers} towers of {members} members need {topology.world} ranks, the world has {world}")
+    return topology
+
+
+def _new_group(
+    stage: str,
+    partition: Sequence[list[int]],
+    topology: Topology,
+    rank: int,
+    device: torch.device,
+    timeout_s: float,
+) -> dist.ProcessGroup:
+    mine, ranks_of_mine = None, []
+    for ranks in partition:
+        group = dist.new_group(ranks, timeout=timedelta(seconds=timeout_s))
+        if rank in ranks:
+            mine, ranks_of_mine = group, ranks
+    assert mine is not None
+    dist.all_reduce(torch.zeros(1, device=device), group=mine)  # connects now, in order, not under the first step
+    traffic.register_group(mine.group_name, stage, [_link(topology, rank, other) for other in ranks_of_mine])
+    return mine
+
+
+def _link(topology: Topology, rank: int, other: int) -> str:
+    if rank == other:
+        return "self"
+    return "tower" if topology.tower_of(rank) == topology.tower_of(other) else "peer"

@@ -1,0 +1,108 @@
+"""The one collective under every exchange: an all-to-all of uneven pieces, split into start and wait.
+
+It is the composition of functional collectives, so it is traceable, knows its group by name, and
+sends its gradient back over the same road.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dmt_kernels.ops import traffic
+from dmt_kernels.ops._composition import compose, implement
+
+# gloo moves these as they are; every other dtype travels as bytes.
+_WIRE_DTYPES = (torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8)
+
+
+def all_to_all_start(input: Tensor, output_splits: Sequence[int], input_splits: Sequence[int], group: str) -> Tensor:
+    """Start sending piece ``i`` of ``input`` to rank ``i`` of the group.
+
+    Parameters
+    ----------
+    input : Tensor
+        ``[sum(input_splits)]``, any dtype.
+    output_splits, input_splits : sequence of int
+        Elements received from and sent to every rank, in group order; zeros are allowed.
+    group : str
+        Name of the process group.
+
+    Returns
+    -------
+    Tensor
+        ``[sum(output_splits)]``, undefined until :func:`all_to_all_wait` returns it. Differentiable in
+        ``input``: the backward pass is the reverse all-to-all.
+    """
+    return torch.ops.dmt.all_to_all_start(input, output_splits, input_splits, group)
+
+
+def all_to_all_wait(started: Tensor) -> Tensor:
+    """Return what :func:`all_to_all_start` promised, once it has arrived; call it once."""
+    return torch.ops.dmt.all_to_all_wait(started)
+
+
+def all_to_all(input: Tensor, output_splits: Sequence[int], input_splits: Sequence[int], group: str) -> Tensor:
+    """:func:`all_to_all_start` and :func:`all_to_all_wait` in one."""
+    return all_to_all_wait(all_to_all_start(input, output_splits, input_splits, group))
+
+
+def _start(input: Tensor, output_splits: list[int], input_splits: list[int], group: str) -> Tensor:
+    torch._check(input.dim() == 1, lambda: f"all_to_all: input has {input.dim()} dimensions, 1 expected")
+    torch._check(
+        input.numel() == sum(input_splits),
+        lambda: f"all_to_all: input has {input.numel()} elements, its splits add up to {sum(input_splits)}",
+    )
+    traffic.count_sent(group, [n * input.element_size() for n in input_splits])
+    payload, scale = input.contiguous(), 1
+    if input.dtype not in _WIRE_DTYPES:
+        payload, scale = payload.view(torch.uint8), input.element_size()
+    out = torch.ops._c10d_functional.all_to_all_single(
+        payload, [n * scale for n in output_splits], [n * scale for n in input_splits], group
+    )
+    return out.view(input.dtype)
+
+
+def _start_fake(input: Tensor, output_splits: list[int], input_splits: list[int], group: str) -> Tensor:
+    return input.new_empty(sum(output_splits))
+
+
+def _start_context(ctx, inputs, output) -> None:
+    _, ctx.output_splits, ctx.input_splits, ctx.group = inputs
+
+
+def _start_backward(ctx, grad: Tensor):
+    return all_to_all(grad, ctx.input_splits, ctx.output_splits, ctx.group), None, None, None
+
+
+def _wait(started: Tensor) -> Tensor:
+    return torch.ops._c10d_functional.wait_tensor(started)
+
+
+implement("all_to_all_start", _start, fake=_start_fake, backward=_start_backward, setup_context=_start_context)
+implement("all_to_all_wait", _wait, fake=torch.empty_like, backward=lambda ctx, grad: grad)
+
+
+def start_blocks(blocks: Tensor, widths: Sequence[int], group: str) -> Tensor:
+    """Start sending block ``i`` of ``[G, N, D]`` to rank ``i``; ``[N * sum(widths)]`` will arrive."""
+    torch._check(
+        blocks.dim() == 3 and blocks.shape[0] == len(widths),
+        lambda: f"all-to-all of blocks: got shape {tuple(blocks.shape)}, expected [{len(widths)}, N, D]",
+    )
+    rows, width = blocks.shape[1:]
+    return all_to_all_start(blocks.reshape(-1), [rows * w for w in widths], [rows * width] * len(widths), group)
+
+
+def wait_blocks(started: Tensor, widths: Sequence[int]) -> list[Tensor]:
+    """Wait and view what arrived as one ``[N, D_i]`` block per source rank; ``sum(widths)`` must not be 0."""
+    arrived = all_to_all_wait(started)
+    rows = arrived.numel() // sum(widths)
+    pieces = arrived.split([rows * width for width in widths])
+    return [piece.view(rows, width) for piece, width in zip(pieces, widths, strict=True)]
+
+
+def compose_stage(stage: str) -> None:
+    """Register ``dmt::{stage}_all_to_all`` with its start and wait, all on blocks."""
+    compose(f"{stage}_all_to_all_start", start_blocks)
+    compose(f"{stage}_all_to_all_wait", all_to_all_wait)
+    compose(f"{stage}_all_to_all", lambda blocks, widths, group: all_to_all_wait(start_blocks(blocks, widths, group)))

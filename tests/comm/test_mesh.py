@@ -1,0 +1,44 @@
+"""The mesh, dense reductions, and what crosses which link."""
+
+import pytest
+import torch
+
+from dmt_kernels.comm import all_reduce_flat, build_mesh, traffic
+from dmt_kernels.spec import InputError
+from tests.ranks import run_ranks
+
+
+def _places(rank: int) -> tuple:
+    mesh = build_mesh(2, 2, timeout_s=30)
+    total = torch.full((3,), float(rank))
+    inside = torch.full((2, 2), float(rank))
+    traffic.reset()
+    all_reduce_flat([total, torch.ones(1)], mesh.dense)
+    all_reduce_flat([inside], mesh.tower_dense)
+    return (mesh.tower_index, mesh.member_index), total[0].item(), inside[1, 1].item(), traffic.sent_bytes()
+
+
+def test_groups_are_towers_and_members() -> None:
+    results = run_ranks(_places, 4)
+    assert [place for place, *_ in results] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [total for _, total, _, _ in results] == [6.0] * 4
+    assert [inside for _, _, inside, _ in results] == [1.0, 1.0, 5.0, 5.0]
+    # A ring of 4 ranks sends 2 * 3/4 of 16 bytes, one of 2 ranks 2 * 1/2 of 16 bytes.
+    assert all(sent == {("dense", "peer"): 24, ("tower_dense", "tower"): 16} for *_, sent in results)
+
+
+def _refused(rank: int) -> None:
+    with pytest.raises(InputError, match="3 towers of 1 members need 3 ranks, the world has 2"):
+        build_mesh(3)
+    with pytest.raises(InputError, match="2 towers of 2 members need 4 ranks, the world has 2"):
+        build_mesh(2, 2)
+    assert build_mesh(timeout_s=30).topology.members == 2, "a tower per host by default"
+
+
+def test_a_world_that_does_not_divide_is_refused() -> None:
+    run_ranks(_refused, 2)
+
+
+def test_without_a_process_group_it_says_so() -> None:
+    with pytest.raises(InputError, match="init_process_group first"):
+        build_mesh(1, 1)
