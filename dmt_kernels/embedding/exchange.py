@@ -1,0 +1,115 @@
+"""What every road from ids to embeddings shares: the check of ids, the shards, and the tower modules.
+
+Letters: ``W`` ranks, ``T`` towers, ``R`` members, ``F`` features, ``B`` samples per rank, ``C_t`` width that tower
+``t`` delivers.
+"""
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dmt_kernels import ops
+from dmt_kernels.embedding.column_layout import tower_layouts
+from dmt_kernels.spec import InputError, Jagged, Plan
+from dmt_kernels.towers import TowerModule
+
+_INT32_ROWS = 2**31
+
+
+class EmbeddingExchange(nn.Module):
+    """Maps this rank's bags to the embeddings of all towers; tables update in the backward pass.
+
+    The table update belongs to ``backward``: one call of ``backward`` is one optimizer step of the tables.
+
+    Parameters
+    ----------
+    plan : Plan
+        Layout of tables, towers and shards.
+    tower_modules : mapping of int to TowerModule, or None
+        A module for every tower; None passes the embeddings through.
+    bounds : {"error", "warn", "none"}
+        What an id outside its table is: an error, a missing id that is counted and warned of, or a missing id.
+
+    Raises
+    ------
+    InputError
+        If the modules do not fit the towers.
+    """
+
+    def __init__(self, plan: Plan, tower_modules: Mapping[int, TowerModule] | None, bounds: str = "error") -> None:
+        super().__init__()
+        self.plan = plan
+        self.bounds = bounds
+        self.bad_ids = 0  # ids outside their tables that ``warn`` has let pass
+        self.features = plan.partition.features
+        self.layouts = tower_layouts(plan)
+        towers = range(plan.topology.towers)
+        self.tower_dims = [plan.tower_dims(t) for t in towers]
+        if tower_modules is not None and sorted(tower_modules) != list(towers):
+            raise InputError(f"tower modules are given for towers {sorted(tower_modules)}, the plan has 0..{len(towers) - 1}")
+        widths = [sum(self.tower_dims[t]) if tower_modules is None else tower_modules[t].out_width for t in towers]
+        self.out_widths: list[int] = widths
+        self.tower_modules = nn.ModuleDict()
+        self._rows = [plan.feature_tables[feature].rows for feature in self.features]
+        self._id_dtype = torch.int32 if max(self._rows) < _INT32_ROWS else torch.int64
+
+    @property
+    def realised_compression(self) -> float:
+        """``sum(D_t) / sum(C_t)``."""
+        return sum(map(sum, self.tower_dims)) / sum(self.out_widths)
+
+    def forward(self, sparse: Jagged) -> Tensor:
+        """Look up, exchange and compress.
+
+        Parameters
+        ----------
+        sparse : Jagged
+            This rank's bags, feature-major in the order of ``self.features``.
+
+        Returns
+        -------
+        Tensor
+            ``[B, sum(C_t)]``, tower by tower.
+
+        Raises
+        ------
+        InputError
+            If an id is outside its table (``bounds="error"``) or the bags are no whole number of samples.
+        """
+        features = len(self.features)
+        samples, rest = divmod(sparse.offsets.numel() - 1, features)
+        if rest:
+            raise InputError(f"{sparse.offsets.numel() - 1} bags are no whole number of samples of {features} features")
+        return self._carry(self._checked(sparse), samples)
+
+    def _carry(self, sparse: Jagged, samples: int) -> Tensor:
+        raise NotImplementedError  # the road: one class each
+
+    def _checked(self, sparse: Jagged) -> Jagged:
+        """Ids in the narrowest width that holds them; those outside their table as ``bounds`` says."""
+        ids = sparse.ids
+        missing = ops.check_ids(ids, sparse.offsets, self._rows)
+        if missing.count:
+            message = self._describe(missing, sparse)
+            if self.bounds == "error":
+                raise InputError(message)
+            if self.bounds == "warn":
+                self.bad_ids += missing.count
+                warnings.warn(f"{missing.count} ids count as missing; first: {message}", stacklevel=4)
+            samples = (sparse.offsets.numel() - 1) // len(self.features)
+            rows = torch.tensor(self._rows, device=ids.device).repeat_interleave(sparse.offsets[::samples].diff())
+            ids = torch.where((ids >= 0) & (ids < rows), ids, -1)
+        return Jagged(ids.to(self._id_dtype), sparse.offsets, sparse.weights)
+
+    def _describe(self, missing: ops.MissingIds, sparse: Jagged) -> str:
+        feature = self.features[missing.feature]
+        table = self.plan.feature_tables[feature]
+        samples = (sparse.offsets.numel() - 1) // len(self.features)
+        bag = missing.feature * samples + missing.sample
+        return (
+            f"id {int(sparse.ids[sparse.offsets[bag] + missing.position])} of feature {feature!r} "
+            f"(sample {missing.sample}, position {missing.position}) "
+            f"is outside table {table.name!r} with {table.rows} rows"
+        )

@@ -1,0 +1,50 @@
+"""All towers in one process: the exchange without the wires."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dmt_kernels.embedding.exchange import EmbeddingExchange
+from dmt_kernels.embedding.row_means import complete_row_means, splits_columns
+from dmt_kernels.embedding.table_shards import TableShards
+from dmt_kernels.ops.id_exchange import select_features
+from dmt_kernels.spec import Jagged, Plan
+from dmt_kernels.towers import TowerModule
+
+
+class LocalExchange(EmbeddingExchange):
+    """Holds every shard of the plan (one copy of a replicated table) and every tower module.
+
+    Parameters are those of :class:`EmbeddingExchange`; the rest goes to :class:`TableShards`.
+    """
+
+    def __init__(
+        self, plan: Plan, tower_modules: Mapping[int, TowerModule] | None, *, bounds: str = "error", **shards_options
+    ) -> None:
+        super().__init__(plan, tower_modules, bounds)
+        for t, module in (tower_modules or {}).items():
+            self.tower_modules[str(t)] = module
+        # Member by member, as the wires would bring them; of replicas, the first member's.
+        self._blocks = [
+            [member.sent for member in layout.members] + [layout.members[0].kept] for layout in self.layouts
+        ]
+        lookups = [lookup for blocks in self._blocks for block in blocks for lookup in block]
+        self._route = [self.features.index(lookup.feature) for lookup in lookups]
+        split = any(splits_columns(plan, t) for t in range(plan.topology.towers))
+        self.shards = TableShards(lookups, row_means=self._row_means if split else None, **shards_options)
+
+    def _row_means(self, squares: list[Tensor]) -> Tensor:
+        shards = self.shards.shards
+        return complete_row_means(self.plan, shards, dict(zip(shards, squares, strict=True)))
+
+    def _carry(self, sparse: Jagged, samples: int) -> Tensor:
+        pooled = self.shards(select_features(sparse, len(self.features), self._route), samples, [0])
+        widths = [sum(lookup.shard.dim for lookup in block) for blocks in self._blocks for block in blocks]
+        pieces = iter(pooled.split(widths, dim=1))
+        outputs = []
+        for t, layout in enumerate(self.layouts):
+            blocks = [next(pieces) for _ in layout.members]
+            tower = layout.assemble(blocks, next(pieces))
+            outputs.append(self.tower_modules[str(t)](tower) if self.tower_modules else tower)
+        return torch.cat(outputs, dim=1)

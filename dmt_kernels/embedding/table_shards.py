@@ -1,0 +1,161 @@
+"""The shards that one process holds: looked up in the forward pass, updated in the backward pass."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dmt_kernels import ops
+from dmt_kernels.embedding.column_layout import Lookup
+from dmt_kernels.embedding.initial_rows import initial_rows
+from dmt_kernels.spec import Jagged, Shard, TableOptimizer
+
+# Turns the shards' sums of squares, [touched rows] each, into one tensor of means over whole rows, shard after shard.
+RowMeans = Callable[[list[Tensor]], Tensor]
+
+
+class TableShards(nn.Module):
+    """Embedding shards with their optimizer states.
+
+    Weights and states are buffers, so that ``state_dict`` holds them, ``.to`` moves them and no dense optimizer
+    sees them. Their names are the shards' keys, the same whichever process holds them.
+
+    Parameters
+    ----------
+    lookups : sequence of Lookup
+        What is looked up, in the order of the pooled columns.
+    optimizer : TableOptimizer
+        How the backward pass updates the shards. Changing ``self.optimizer`` (a learning rate schedule, say) takes
+        effect with the next backward pass.
+    seed : int
+        Seed of the initial values.
+    dtype : dtype
+        Of the tables; states are float32, or float64 for float64 tables.
+    init_scale : float or None
+        See :func:`~dmt_kernels.embedding.initial_rows.initial_rows`.
+    row_means : callable or None
+        Completes the row statistics of column splits; None where no table is split by columns.
+    """
+
+    def __init__(
+        self,
+        lookups: Sequence[Lookup],
+        optimizer: TableOptimizer,
+        *,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        init_scale: float | None = None,
+        row_means: RowMeans | None = None,
+    ) -> None:
+        super().__init__()
+        self.optimizer = optimizer
+        self.dtype = dtype
+        self._row_means = row_means if optimizer.kind == "rowwise_adagrad" else None
+        self.shards: list[Shard] = list(dict.fromkeys(lookup.shard for lookup in lookups))
+        self.width = sum(lookup.shard.dim for lookup in lookups)
+        self.tables, self.states = nn.Module(), nn.Module()
+        self._names = [_buffer_name(shard) for shard in self.shards]
+        for name, shard in zip(self._names, self.shards, strict=True):
+            table = initial_rows(shard, seed, init_scale, dtype)
+            self.tables.register_buffer(name, table)
+            if optimizer.kind != "sgd":
+                shape = table.shape if optimizer.kind == "adagrad" else table.shape[:1]
+                state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+                self.states.register_buffer(name, torch.zeros(shape, dtype=state_dtype))
+        self._feature_tables = [self.shards.index(lookup.shard) for lookup in lookups]
+        self._poolings = [lookup.shard.table.pooling for lookup in lookups]
+        row_split = any(shard.splits_rows for shard in self.shards)
+        self._row_starts = [shard.row_start for shard in self.shards] if row_split else None
+
+    def forward(self, received: Jagged, samples: int, block_order: Sequence[int]) -> Tensor:
+        """Look up and pool; the backward pass of the result updates the shards.
+
+        Parameters
+        ----------
+        received : Jagged
+            Bags ``(block, lookup, sample)`` of ``K`` blocks; ids already checked.
+        samples : int
+            ``B``, samples per block.
+        block_order : sequence of int
+            Output block that each input block fills, ``K`` of them.
+
+        Returns
+        -------
+        Tensor
+            ``[K * B, width]`` in the tables' dtype.
+        """
+        # Nothing that enters requires grad, so an anchor that does makes autograd call the update.
+        anchor = torch.zeros((), requires_grad=torch.is_grad_enabled())
+        return _LookupThenUpdate.apply(anchor, self, received, samples, list(block_order))
+
+    @torch.no_grad()
+    def lookup(self, received: Jagged, samples: int, block_order: list[int]) -> Tensor:
+        """Pool without autograd; shapes as in :meth:`forward`."""
+        if not self.shards:
+            return torch.empty(len(block_order) * samples, 0, dtype=self.dtype, device=received.ids.device)
+        return ops.embedding_bag(
+            self._tensors(self.tables),
+            received.ids,
+            received.offsets,
+            per_sample_weights=received.weights,
+            bounds="none",  # checked where they were read
+            **self._bag_layout(block_order),
+        )
+
+    @torch.no_grad()
+    def update(self, grad: Tensor, received: Jagged, block_order: list[int]) -> None:
+        """One optimizer step from ``grad``, ``[K * B, width]``. Collective over the tower where columns are split."""
+        tables, bags = self._tensors(self.tables), self._bag_layout(block_order)
+        arguments = (grad.contiguous(), received.ids, received.offsets)
+        weights = received.weights
+        row_mean_squares = None
+        if self._row_means is not None:
+            squares: list[Tensor] = []
+            if tables:
+                squares = ops.embedding_row_squares(
+                    tables, *arguments, per_sample_weights=weights, weight_decay=self.optimizer.weight_decay, **bags
+                )
+            row_mean_squares = self._row_means(squares)
+        if tables:
+            ops.embedding_update_(
+                tables,
+                self._tensors(self.states),
+                *arguments,
+                per_sample_weights=weights,
+                bounds="none",
+                optimizer=self.optimizer.kind,
+                lr=self.optimizer.lr,
+                eps=self.optimizer.eps,
+                weight_decay=self.optimizer.weight_decay,
+                row_mean_squares=row_mean_squares,
+                **bags,
+            )
+
+    def _bag_layout(self, block_order: list[int]) -> dict:
+        return {
+            "feature_tables": self._feature_tables,
+            "pooling": self._poolings,
+            "row_starts": self._row_starts,
+            "block_order": block_order,
+        }
+
+    def _tensors(self, holder: nn.Module) -> list[Tensor]:
+        return list(holder.buffers())
+
+
+class _LookupThenUpdate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, anchor: Tensor, shards: TableShards, received: Jagged, samples: int, block_order: list[int]
+    ) -> Tensor:
+        ctx.shards, ctx.received, ctx.block_order = shards, received, block_order
+        return shards.lookup(received, samples, block_order)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        ctx.shards.update(grad, ctx.received, ctx.block_order)
+        return None, None, None, None, None
+
+
+def _buffer_name(shard: Shard) -> str:
+    return shard.key.replace("%", "%25").replace(".", "%2E")  # a dot would end a module's name

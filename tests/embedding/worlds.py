@@ -1,0 +1,122 @@
+"""A small world to train in: tables of every kind of split, a global batch per step, and one over-arch."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dmt_kernels.comm import all_reduce_flat, build_mesh
+from dmt_kernels.embedding import EmbeddingExchange, build_exchange
+from dmt_kernels.planner import partition_features, place
+from dmt_kernels.spec import Jagged, Plan, Table, TableOptimizer, Topology
+from dmt_kernels.towers import TowerModule
+
+SEED = 7
+STEPS = 20
+SAMPLES = 5  # per rank
+TABLES = (
+    Table("users", 11, 8, ("user",)),
+    Table("items", 7, 6, ("clicked", "shown")),  # shared by two features
+    Table("places", 1, 3, ("place",)),  # one row
+    Table("words", 23, 5, ("word",), pooling="mean"),
+    Table("times", 4, 8, ("time",)),
+    Table("shops", 9, 4, ("shop",), pooling="mean"),
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """What is trained, and how it is laid out."""
+
+    topology: Topology
+    splits: dict[str, str]
+    dtype: torch.dtype = torch.float32
+    optimizer: TableOptimizer = TableOptimizer("rowwise_adagrad", lr=0.1)  # noqa: RUF009 - frozen
+    weighted: bool = False
+    compress: bool = False
+
+    def plan(self) -> Plan:
+        return place(TABLES, partition_features(TABLES, self.topology.towers), self.topology, self.splits)
+
+    def tower_modules(self) -> dict[int, TowerModule] | None:
+        if not self.compress:
+            return None
+        return {t: _Halve(self.plan().tower_dims(t), t).to(self.dtype) for t in range(self.topology.towers)}
+
+    def over_arch(self, width: int) -> nn.Module:
+        torch.manual_seed(SEED)
+        return nn.Sequential(nn.Linear(width, 9), nn.ReLU(), nn.Linear(9, 1)).to(self.dtype)
+
+
+class _Halve(TowerModule):
+    """Something with parameters and a nonlinearity that is not one of the package's own modules."""
+
+    def __init__(self, dims: tuple[int, ...], tower: int) -> None:
+        super().__init__(dims, -(-sum(dims) // 2))
+        torch.manual_seed(SEED + tower)
+        self.linear = nn.Linear(sum(dims), self.out_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(x))
+
+
+def global_batch(world: World, features: tuple[str, ...], step: int) -> tuple[list[list[Tensor]], list[list[Tensor]], Tensor]:
+    """Ids and weights ``[feature][sample]`` and targets ``[W * B]`` of one step; bags are skewed and sometimes empty."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    samples = SAMPLES * world.topology.world
+    rows = {feature: table.rows for table in TABLES for feature in table.features}
+    draws = {}
+    for feature in sorted(rows):  # one stream, whatever the order of features in the layout
+        lengths = torch.randint(0, 5, (samples,), generator=generator).tolist()
+        ids = [(torch.rand(n, generator=generator) ** 2 * rows[feature]).long() for n in lengths]
+        draws[feature] = (ids, [torch.rand(n, generator=generator, dtype=world.dtype) for n in lengths])
+    target = torch.rand(samples, generator=generator).to(world.dtype)
+    return [draws[f][0] for f in features], [draws[f][1] for f in features], target
+
+
+def jagged(world: World, ids: list[list[Tensor]], weights: list[list[Tensor]], first: int, last: int) -> Jagged:
+    """Samples ``[first, last)`` of a global batch."""
+    bags = [bag for feature in ids for bag in feature[first:last]]
+    lengths = torch.tensor([0] + [len(bag) for bag in bags])
+    flat_weights = torch.cat([bag for feature in weights for bag in feature[first:last]])
+    return Jagged(torch.cat(bags), lengths.cumsum(0), flat_weights.float() if world.weighted else None)
+
+
+def train(world: World, kind: str, rank: int | None) -> dict[str, Tensor]:
+    """Train ``STEPS`` steps and return this process's outputs, tables, states and dense parameters by name.
+
+    ``rank`` None is one process with local towers on the whole global batch.
+    """
+    mesh = None if rank is None else build_mesh(world.topology.towers, world.topology.members, timeout_s=30)
+    exchange = build_exchange(
+        kind,
+        world.plan(),
+        optimizer=world.optimizer,
+        seed=SEED,
+        mesh=mesh,
+        tower_modules=world.tower_modules(),
+        dtype=world.dtype,
+    )
+    over_arch = world.over_arch(sum(exchange.out_widths))
+    parameters = [*over_arch.parameters(), *exchange.tower_modules.parameters()]
+    dense = torch.optim.SGD(parameters, lr=0.05)
+    samples = SAMPLES * world.topology.world
+    mine = slice(0, samples) if rank is None else slice(rank * SAMPLES, (rank + 1) * SAMPLES)
+    outputs = []
+    for step in range(STEPS):
+        ids, weights, target = global_batch(world, exchange.features, step)
+        embeddings = exchange(jagged(world, ids, weights, mine.start, mine.stop))
+        outputs.append(embeddings.detach().clone())
+        loss = ((over_arch(embeddings).squeeze(1) - target[mine]) ** 2).sum() / samples
+        dense.zero_grad()
+        loss.backward()
+        if mesh is not None:
+            all_reduce_flat([p.grad for p in over_arch.parameters()], mesh.dense)
+            all_reduce_flat([p.grad for p in exchange.tower_modules.parameters()], mesh.tower_dense)
+        dense.step()
+    return _state(exchange, over_arch) | {"outputs": torch.stack(outputs)}
+
+
+def _state(exchange: EmbeddingExchange, over_arch: nn.Module) -> dict[str, Tensor]:
+    named = {f"over_arch.{k}": v for k, v in over_arch.state_dict().items()} | dict(exchange.state_dict())
+    return {name: value.clone() for name, value in named.items()}
