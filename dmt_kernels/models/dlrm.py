@@ -1,0 +1,76 @@
+"""DLRM, flat or multi-tower."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from dmt_kernels.models.dot_interaction import DotInteraction
+from dmt_kernels.models.mlp import MLP
+from dmt_kernels.spec import InputError, Jagged
+from dmt_kernels.towers import init_parameters_
+
+
+class DLRM(nn.Module):
+    """Deep learning recommendation model (Naumov et al., arXiv 1906.00091) over any exchange.
+
+    Whether the model is flat or multi-tower is the exchange's business: what arrives is ``[B, sum(out_widths)]``,
+    read as features of ``out_dim``. With pass-through towers the model is the flat DLRM.
+
+    Parameters
+    ----------
+    exchange : nn.Module
+        Maps a :class:`Jagged` to ``[B, sum(exchange.out_widths)]``.
+    dense_width : int
+        Columns ``K`` of the dense input; with 0 there is no bottom MLP and no dense feature.
+    out_dim : int
+        Width of a feature in the interaction.
+    bottom, top : sequence of int
+        Hidden widths of the MLP before and after the interaction.
+    seed : int
+        Initial values of all but the exchange: see :mod:`dmt_kernels.towers.init`.
+
+    Raises
+    ------
+    InputError
+        If a tower's width is not a multiple of ``out_dim``, or fewer than two features meet.
+    """
+
+    def __init__(
+        self,
+        exchange: nn.Module,
+        dense_width: int,
+        out_dim: int,
+        *,
+        bottom: Sequence[int] = (64, 32),
+        top: Sequence[int] = (128, 64),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        widths = cast(Sequence[int], exchange.out_widths)
+        for t, width in enumerate(widths):
+            if width % out_dim:
+                raise InputError(
+                    f"tower {t} gives {width} columns, which is not a multiple of the DLRM's dim {out_dim}"
+                )
+        features = sum(widths) // out_dim + (dense_width > 0)
+        if features < 2:
+            raise InputError("a DLRM needs at least two features, dense input included, to take dot products of")
+        self.exchange = exchange
+        self.out_dim = out_dim
+        self.bottom = MLP(dense_width, (*bottom, out_dim), last_relu=True) if dense_width else None
+        self.interaction = DotInteraction(features)
+        self.top = MLP(self.interaction.out_width + (out_dim if dense_width else 0), (*top, 1), last_relu=False)
+        if self.bottom is not None:
+            init_parameters_(self.bottom, seed, "bottom")
+        init_parameters_(self.top, seed, "top")
+
+    def forward(self, dense: Tensor, sparse: Jagged) -> Tensor:
+        """Return logits ``[B]`` for ``dense`` ``[B, K]`` and the bags of all features."""
+        features = self.exchange(sparse).unflatten(1, (-1, self.out_dim))
+        if self.bottom is None:
+            return self.top(self.interaction(features)).squeeze(1)
+        dense_feature = self.bottom(dense)
+        pairs = self.interaction(torch.cat([dense_feature.unsqueeze(1), features], dim=1))
+        return self.top(torch.cat([dense_feature, pairs], dim=1)).squeeze(1)

@@ -1,0 +1,78 @@
+"""The DLRM-style module is one linear map, whatever its parts."""
+
+import math
+
+import pytest
+import torch
+
+from dmt_kernels.spec import InputError
+from dmt_kernels.towers import DCNTower, DLRMTower, PassThrough
+
+
+def randomised(module):
+    """Give biases values too: they start at 0, which would hide a misplaced one."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return module
+
+
+LINEAR = pytest.mark.parametrize(
+    ("dims", "out_dim", "c", "p"),
+    [
+        pytest.param((4, 4, 4), 3, 2, 0, id="tower_only"),
+        pytest.param((4, 4, 4), 3, 0, 2, id="features_only"),
+        pytest.param((5, 5, 5), 2, 3, 1, id="both"),
+        pytest.param((2, 7, 3), 3, 2, 2, id="mixed_dims"),
+        pytest.param((6,), 1, 1, 1, id="one_feature"),
+    ],
+)
+
+
+@LINEAR
+def test_weight_and_bias_equal_forward(dims, out_dim, c, p):
+    module = randomised(DLRMTower(dims, out_dim, c, p).double())
+    weight, bias = module.linear_weight_bias()
+    assert weight.shape == ((c + p * len(dims)) * out_dim, sum(dims))
+    assert bias.shape == (module.out_width,) == weight.shape[:1]
+    x = torch.randn(7, sum(dims), dtype=torch.float64)
+    torch.testing.assert_close(module(x), x @ weight.T + bias, rtol=1e-12, atol=1e-12)
+
+
+@LINEAR
+def test_gradients_through_weight_and_bias_equal_those_of_forward(dims, out_dim, c, p):
+    module = randomised(DLRMTower(dims, out_dim, c, p).double())
+    parameters = list(module.parameters())
+    x = torch.randn(3, sum(dims), dtype=torch.float64)
+    weight, bias = module.linear_weight_bias()
+    fused = torch.autograd.grad((x @ weight.T + bias).square().sum(), parameters)
+    plain = torch.autograd.grad(module(x).square().sum(), parameters)
+    torch.testing.assert_close(fused, plain, rtol=1e-11, atol=1e-11)
+
+
+def test_columns_are_tower_features_then_those_of_each_feature():
+    module = randomised(DLRMTower((2, 3), 4, 1, 2).double())
+    x = torch.randn(5, 5, dtype=torch.float64)
+    out = module(x)
+    first, second = module.feature_weight.split([2, 3])
+    torch.testing.assert_close(out[:, :4], module.tower(x))
+    torch.testing.assert_close(out[:, 4:12], x[:, :2] @ first + module.feature_bias[0])
+    torch.testing.assert_close(out[:, 12:], x[:, 2:] @ second + module.feature_bias[1])
+
+
+def test_features_start_with_the_fans_of_their_own_matrix():
+    wide, narrow = DLRMTower((1000, 2), 4, 0, 1).feature_weight.split([1000, 2])
+    for block, fans in ((wide, 1004), (narrow, 6)):
+        assert 0.7 * math.sqrt(6 / fans) < block.abs().max() <= math.sqrt(6 / fans)
+
+
+@pytest.mark.parametrize(("c", "p"), [(0, 0), (-1, 1), (1, -1)])
+def test_no_output_feature_is_an_error(c, p):
+    with pytest.raises(InputError, match=f"c={c} and p={p}"):
+        DLRMTower((4, 4), 2, c, p)
+
+
+def test_others_are_not_linear():
+    assert PassThrough((2, 3)).linear_weight_bias() is None
+    assert DCNTower((2, 3), 4).linear_weight_bias() is None
