@@ -1,0 +1,1 @@
+"""Data, metrics, steps, checkpoints and the training loop."""
