@@ -2,6 +2,7 @@
 
 import multiprocessing as mp
 import os
+import pickle
 import tempfile
 import time
 import traceback
@@ -56,7 +57,7 @@ def _collect(pipes: list, timeout_s: float) -> list[Any]:
         for pipe in ready:
             rank = pipes.index(pipe)
             try:
-                ok, value = pipe.recv()
+                ok, value = pickle.loads(pipe.recv_bytes())
             except EOFError:
                 ok, value = False, "the process died without a word"
             if not ok:
@@ -73,9 +74,10 @@ def _rank_main(function: Callable[..., Any], rank: int, world: int, folder: str,
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
         result = function(rank, *args)
         dist.barrier()  # nobody leaves while others still talk
-        sender.send((True, result))
+        # By value: tensors that Connection.send shares would go with this process.
+        sender.send_bytes(pickle.dumps((True, result)))
     except BaseException:
-        sender.send((False, traceback.format_exc()))
+        sender.send_bytes(pickle.dumps((False, traceback.format_exc())))
     finally:
         sender.close()
         if dist.is_initialized():

@@ -63,9 +63,11 @@ class WiredExchange(EmbeddingExchange):
         pooled = self.shards(received, samples, block_order)
         return pooled[:, : self.own.sent_width], pooled[:, self.own.sent_width :]
 
-    def _keep(self, kept: Tensor, samples: int) -> Tensor:
-        """Of ``[R * T * B, kept_width]`` in peer order, the own ``[T * B, kept_width]``."""
-        blocks = kept.view(self.plan.topology.members, -1, kept.shape[1])
+    def _keep(self, kept: Tensor, rows: int) -> Tensor:
+        """Of ``[R * rows, kept_width]`` in peer order, the own ``[rows, kept_width]``."""
+        if not kept.shape[1]:
+            return kept[:rows]
+        blocks = kept.view(self.plan.topology.members, rows, kept.shape[1])
         return _KeepOwn.apply(blocks, self.mesh.member_index, self.mesh.tower)
 
 
@@ -85,7 +87,7 @@ class SpttExchange(WiredExchange):
         towers, members = self.plan.topology.towers, self.plan.topology.members
         layout = self.layouts[self.mesh.tower_index]
         sent, kept = self._pooled(sparse, samples, self.plan.topology.peer_order)
-        own = self._keep(kept, samples) if layout.kept_width else None
+        own = self._keep(kept, towers * samples)
         blocks = [sent[: towers * samples]] * members  # [T*B, 0]: nothing to send when all tables are replicated
         if any(layout.sent_widths):
             pooled = sent.reshape(members, towers * samples, self.own.sent_width)
@@ -121,12 +123,10 @@ class FlatExchange(WiredExchange):
         kept_blocks: list[Tensor | None] = [None] * topology.towers
         if any(kept_widths):
             # Source order to peer order: [T, R, B, .] to [R, T, B, .].
-            by_member = kept.reshape(topology.towers, topology.members, samples, -1).transpose(0, 1)
-            own = self._keep(by_member.reshape(-1, kept.shape[1]), samples)
-            peers = peer_all_to_all(
-                own.view(topology.towers, samples, -1), kept_widths, self.mesh.peer.group_name
-            )
-            kept_blocks = list(peers)
+            by_member = kept.reshape(topology.towers, topology.members, samples, kept.shape[1]).transpose(0, 1)
+            own = self._keep(by_member.flatten(0, 2), topology.towers * samples)
+            by_tower = own.view(topology.towers, samples, kept.shape[1])
+            kept_blocks = list(peer_all_to_all(by_tower, kept_widths, self.mesh.peer.group_name))
         blocks = [sent[:samples]] * topology.world
         if any(sent_widths):
             pooled = sent.reshape(topology.world, samples, self.own.sent_width)

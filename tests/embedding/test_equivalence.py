@@ -1,5 +1,7 @@
 """The roads compute the same: bit for bit among themselves, to rounding against plain PyTorch on the full batch."""
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,73 +14,99 @@ from tests.embedding.worlds import SEED, STEPS, TABLES, World, global_batch, tra
 from tests.ranks import run_ranks
 
 TOPOLOGIES = [Topology(1, 4), Topology(2, 2), Topology(4, 1), Topology(2, 3)]
-EVERY_SPLIT = {"users": "rows", "items": "columns", "times": "replicated", "words": "rows", "shops": "replicated"}
+SPLITS = {
+    "default": (),
+    "columns": (("users", "columns"), ("words", "columns"), ("items", "columns")),
+    "every-split": (
+        ("users", "rows"),
+        ("items", "columns"),
+        ("times", "replicated"),
+        ("words", "rows"),
+        ("shops", "replicated"),
+    ),
+}
+OPTIMIZERS = [TableOptimizer(kind, lr=0.1, weight_decay=0.01) for kind in ("sgd", "adagrad", "rowwise_adagrad")]  # type: ignore[arg-type]
 
 
 def _name(value: object) -> str | None:
-    if isinstance(value, Topology):
-        return f"{value.towers}x{value.members}"
-    return None
+    return f"{value.towers}x{value.members}" if isinstance(value, Topology) else None
 
 
-def _train_both(rank: int, world: World) -> dict[str, dict[str, Tensor]]:
-    return {kind: train(world, kind, rank) for kind in ("flat", "sptt")}
+def _bitwise_worlds(topology: Topology) -> list[World]:
+    worlds = [World(topology, splits) for splits in SPLITS.values()]
+    if topology == Topology(2, 2):
+        worlds += [
+            World(topology, SPLITS["every-split"], optimizer=optimizer, weighted=weighted)
+            for optimizer in OPTIMIZERS
+            for weighted in (False, True)
+        ]
+    return worlds
 
 
-def _train_sptt(rank: int, world: World) -> dict[str, Tensor]:
-    return train(world, "sptt", rank)
+def _float64_worlds(topology: Topology) -> list[World]:
+    return [
+        World(topology, SPLITS[name], dtype=torch.float64, compress=compress, weighted=name == "every-split")
+        for name in ("default", "every-split")
+        for compress in (False, True)
+    ]
 
 
-def _assert_bitwise(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
-    assert left.keys() == right.keys()
-    for name in left:
-        assert torch.equal(left[name], right[name]), f"{name}: {(left[name] != right[name]).sum()} elements differ"
+def _train_all(rank: int, topology: Topology) -> dict[tuple[World, str], dict[str, Tensor]]:
+    both = [(world, kind) for world in _bitwise_worlds(topology) for kind in ("flat", "sptt")]
+    return {key: train(*key, rank) for key in both + [(world, "sptt") for world in _float64_worlds(topology)]}
+
+
+@functools.cache
+def _trained(topology: Topology) -> list[dict[tuple[World, str], dict[str, Tensor]]]:
+    """Everything that is trained on a topology, rank by rank; its ranks are started once."""
+    return run_ranks(_train_all, topology.world, topology, timeout_s=240)
+
+
+def _assert_bitwise(world: World) -> None:
+    for rank, results in enumerate(_trained(world.topology)):
+        flat, sptt = results[world, "flat"], results[world, "sptt"]
+        assert flat.keys() == sptt.keys()
+        own = world.plan().member_shards(world.topology.tower_of(rank), world.topology.member_of(rank))
+        assert sum(name.startswith("shards.tables.") for name in flat) == len(own)
+        for name in flat:
+            assert torch.equal(flat[name], sptt[name]), f"{name}: {(flat[name] != sptt[name]).sum()} elements differ"
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=_name)
-@pytest.mark.parametrize(
-    "splits",
-    [{}, {"users": "columns", "words": "columns", "items": "columns"}, EVERY_SPLIT],
-    ids=["default", "columns", "every-split"],
-)
-def test_sptt_pass_through_is_flat_bit_for_bit(topology: Topology, splits: dict[str, str]) -> None:
-    world = World(topology, splits)
-    for rank, result in enumerate(run_ranks(_train_both, topology.world, world)):
-        assert any(name.startswith("shards.") for name in result["flat"]) or world.plan().member_shards(
-            topology.tower_of(rank), topology.member_of(rank)
-        ) == ()
-        _assert_bitwise(result["flat"], result["sptt"])
+@pytest.mark.parametrize("splits", SPLITS)
+def test_sptt_pass_through_is_flat_bit_for_bit(topology: Topology, splits: str) -> None:
+    _assert_bitwise(World(topology, SPLITS[splits]))
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adagrad", "rowwise_adagrad"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.kind)
 @pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
-def test_every_optimizer_is_the_same_on_both_roads(kind: str, weighted: bool) -> None:
-    world = World(Topology(2, 2), EVERY_SPLIT, optimizer=TableOptimizer(kind, lr=0.1, weight_decay=0.01), weighted=weighted)
-    for result in run_ranks(_train_both, 4, world):
-        _assert_bitwise(result["flat"], result["sptt"])
+def test_every_optimizer_is_the_same_on_both_roads(optimizer: TableOptimizer, weighted: bool) -> None:
+    _assert_bitwise(World(Topology(2, 2), SPLITS["every-split"], optimizer=optimizer, weighted=weighted))
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=_name)
 @pytest.mark.parametrize("compress", [False, True], ids=["pass-through", "tower-modules"])
-@pytest.mark.parametrize("splits", [{}, EVERY_SPLIT], ids=["default", "every-split"])
-def test_ranks_equal_one_process_with_plain_torch(topology: Topology, compress: bool, splits: dict[str, str]) -> None:
-    world = World(topology, splits, dtype=torch.float64, compress=compress, weighted=bool(splits))
+@pytest.mark.parametrize("splits", ["default", "every-split"])
+def test_ranks_equal_one_process_with_plain_torch(topology: Topology, compress: bool, splits: str) -> None:
+    world = World(
+        topology, SPLITS[splits], dtype=torch.float64, compress=compress, weighted=splits == "every-split"
+    )
     expected = _plain_torch(world)
-    _assert_close(_whole_tables(world, [train(world, "sptt", None)]), expected)
-    results = run_ranks(_train_sptt, topology.world, world)
+    local = train(world, "sptt", None)
+    _assert_close(_whole_tables(world, [local]), expected)
+    results = [rank[world, "sptt"] for rank in _trained(topology)]
     _assert_close(_whole_tables(world, results), expected)
     # [STEPS, B, C] of every rank, in rank order, is the global batch.
-    torch.testing.assert_close(
-        torch.cat([r["outputs"] for r in results], dim=1), expected["outputs"], rtol=1e-10, atol=1e-10
-    )
+    outputs = torch.cat([result["outputs"] for result in results], dim=1)
+    for actual in (local["outputs"], outputs):
+        torch.testing.assert_close(actual, expected["outputs"], rtol=1e-10, atol=1e-10)
 
 
 def test_replicas_stay_equal() -> None:
-    results = run_ranks(_train_sptt, 4, World(Topology(2, 2), EVERY_SPLIT))
     by_key: dict[str, Tensor] = {}
     shared = 0
-    for result in results:
-        for name, value in result.items():
+    for results in _trained(Topology(2, 2)):
+        for name, value in results[World(Topology(2, 2), SPLITS["every-split"]), "sptt"].items():
             if name.startswith("shards."):
                 shared += name in by_key
                 assert torch.equal(by_key.setdefault(name, value), value), name

@@ -1,11 +1,12 @@
 """A small world to train in: tables of every kind of split, a global batch per step, and one over-arch."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from dmt_kernels.comm import all_reduce_flat, build_mesh
+from dmt_kernels.comm import Mesh, all_reduce_flat, build_mesh
 from dmt_kernels.embedding import EmbeddingExchange, build_exchange
 from dmt_kernels.planner import partition_features, place
 from dmt_kernels.spec import Jagged, Plan, Table, TableOptimizer, Topology
@@ -29,14 +30,14 @@ class World:
     """What is trained, and how it is laid out."""
 
     topology: Topology
-    splits: dict[str, str]
+    splits: tuple[tuple[str, str], ...] = ()
     dtype: torch.dtype = torch.float32
-    optimizer: TableOptimizer = TableOptimizer("rowwise_adagrad", lr=0.1)  # noqa: RUF009 - frozen
+    optimizer: TableOptimizer = TableOptimizer("rowwise_adagrad", lr=0.1)
     weighted: bool = False
     compress: bool = False
 
     def plan(self) -> Plan:
-        return place(TABLES, partition_features(TABLES, self.topology.towers), self.topology, self.splits)
+        return place(TABLES, partition_features(TABLES, self.topology.towers), self.topology, dict(self.splits))
 
     def tower_modules(self) -> dict[int, TowerModule] | None:
         if not self.compress:
@@ -82,12 +83,17 @@ def jagged(world: World, ids: list[list[Tensor]], weights: list[list[Tensor]], f
     return Jagged(torch.cat(bags), lengths.cumsum(0), flat_weights.float() if world.weighted else None)
 
 
+@functools.cache
+def _mesh(topology: Topology) -> Mesh:
+    return build_mesh(topology.towers, topology.members, timeout_s=30)
+
+
 def train(world: World, kind: str, rank: int | None) -> dict[str, Tensor]:
     """Train ``STEPS`` steps and return this process's outputs, tables, states and dense parameters by name.
 
     ``rank`` None is one process with local towers on the whole global batch.
     """
-    mesh = None if rank is None else build_mesh(world.topology.towers, world.topology.members, timeout_s=30)
+    mesh = None if rank is None else _mesh(world.topology)
     exchange = build_exchange(
         kind,
         world.plan(),
