@@ -31,7 +31,8 @@ def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout_s: f
         pipes, processes = [], []
         for rank in range(world):
             receiver, sender = _CONTEXT.Pipe(duplex=False)
-            process = _CONTEXT.Process(target=_rank_main, args=(function, rank, world, folder, sender, args), daemon=True)
+            rank_args = (function, rank, world, folder, sender, args)
+            process = _CONTEXT.Process(target=_rank_main, args=rank_args, daemon=True)
             process.start()
             sender.close()
             pipes.append(receiver)
@@ -53,7 +54,8 @@ def _collect(pipes: list, timeout_s: float) -> list[Any]:
         open_pipes = [pipe for rank, pipe in enumerate(pipes) if rank not in results]
         ready = wait(open_pipes, timeout=max(0.0, deadline - time.monotonic()))
         if not ready:
-            raise AssertionError(f"ranks {sorted(set(range(len(pipes))) - set(results))} did not finish in {timeout_s} s")
+            running = sorted(set(range(len(pipes))) - set(results))
+            raise AssertionError(f"ranks {running} did not finish in {timeout_s} s")
         for pipe in ready:
             rank = pipes.index(pipe)
             try:

@@ -1,6 +1,7 @@
 """Layer 3: from ids to embeddings, over one of three roads that compute the same."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -64,7 +65,13 @@ def build_exchange(
         raise InputError(f"exchange {kind!r} is unknown; choose one of {', '.join(roads)}")
     if kind == "flat" and tower_modules is not None:
         raise InputError("a flat exchange has no towers to put tower modules in; use exchange 'sptt'")
-    options = {"optimizer": optimizer, "seed": seed, "bounds": bounds, "dtype": dtype, "init_scale": init_scale}
+    options: dict[str, Any] = {
+        "optimizer": optimizer,
+        "seed": seed,
+        "bounds": bounds,
+        "dtype": dtype,
+        "init_scale": init_scale,
+    }
     if mesh is None:
         return LocalExchange(plan, tower_modules, **options)
     return roads[kind](plan, tower_modules, mesh=mesh, **options)

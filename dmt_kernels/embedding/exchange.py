@@ -48,7 +48,9 @@ class EmbeddingExchange(nn.Module):
         towers = range(plan.topology.towers)
         self.tower_dims = [plan.tower_dims(t) for t in towers]
         if tower_modules is not None and sorted(tower_modules) != list(towers):
-            raise InputError(f"tower modules are given for towers {sorted(tower_modules)}, the plan has 0..{len(towers) - 1}")
+            raise InputError(
+                f"tower modules are given for towers {sorted(tower_modules)}, the plan has 0..{len(towers) - 1}"
+            )
         widths = [sum(self.tower_dims[t]) if tower_modules is None else tower_modules[t].out_width for t in towers]
         self.out_widths: list[int] = widths
         self.tower_modules = nn.ModuleDict()

@@ -1,6 +1,7 @@
 """All towers in one process: the exchange without the wires."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,12 @@ class LocalExchange(EmbeddingExchange):
     """
 
     def __init__(
-        self, plan: Plan, tower_modules: Mapping[int, TowerModule] | None, *, bounds: str = "error", **shards_options
+        self,
+        plan: Plan,
+        tower_modules: Mapping[int, TowerModule] | None,
+        *,
+        bounds: str = "error",
+        **shards_options: Any,
     ) -> None:
         super().__init__(plan, tower_modules, bounds)
         for t, module in (tower_modules or {}).items():

@@ -39,7 +39,9 @@ class TowerRowMeans:
         shared = [self._shared_with(member) for member in range(self._plan.topology.members)]
         splits = [sum(mine[shard].numel() for shard, _ in pairs) for pairs in shared]
         sent = [mine[shard] for pairs in shared for shard, _ in pairs]
-        arrived = all_to_all(torch.cat(sent) if sent else torch.zeros(0, dtype=torch.float64), splits, splits, self._group)
+        arrived = all_to_all(
+            torch.cat(sent) if sent else torch.zeros(0, dtype=torch.float64), splits, splits, self._group
+        )
         theirs = dict(
             zip(
                 [other for pairs in shared for _, other in pairs],
@@ -52,8 +54,12 @@ class TowerRowMeans:
     def _shared_with(self, member: int) -> list[tuple[Shard, Shard]]:
         if member == self._member:
             return []
-        pairs = [(mine, other) for mine in self._shards for other in _lookup_order(self._plan, self._tower, member)
-                 if mine.splits_cols and mine.table == other.table]
+        pairs = [
+            (mine, other)
+            for mine in self._shards
+            for other in _lookup_order(self._plan, self._tower, member)
+            if mine.splits_cols and mine.table == other.table
+        ]
         return sorted(pairs, key=lambda pair: pair[0].table.name)  # one order on both ends
 
 

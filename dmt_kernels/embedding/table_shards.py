@@ -1,6 +1,7 @@
 """The shards that one process holds: looked up in the forward pass, updated in the backward pass."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +132,7 @@ class TableShards(nn.Module):
                 **bags,
             )
 
-    def _bag_layout(self, block_order: list[int]) -> dict:
+    def _bag_layout(self, block_order: list[int]) -> dict[str, Any]:
         return {
             "feature_tables": self._feature_tables,
             "pooling": self._poolings,
@@ -146,13 +147,13 @@ class TableShards(nn.Module):
 class _LookupThenUpdate(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, anchor: Tensor, shards: TableShards, received: Jagged, samples: int, block_order: list[int]
+        ctx: Any, anchor: Tensor, shards: TableShards, received: Jagged, samples: int, block_order: list[int]
     ) -> Tensor:
         ctx.shards, ctx.received, ctx.block_order = shards, received, block_order
         return shards.lookup(received, samples, block_order)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
         ctx.shards.update(grad, ctx.received, ctx.block_order)
         return None, None, None, None, None
 

@@ -5,6 +5,7 @@ written and in the collectives that carry them.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,7 +42,7 @@ class WiredExchange(EmbeddingExchange):
         *,
         mesh: Mesh,
         bounds: str = "error",
-        **shards_options,
+        **shards_options: Any,
     ) -> None:
         super().__init__(plan, tower_modules, bounds)
         if mesh.topology != plan.topology:
@@ -77,7 +78,7 @@ class SpttExchange(WiredExchange):
     Parameters are those of :class:`WiredExchange`.
     """
 
-    def __init__(self, plan: Plan, tower_modules: Mapping[int, TowerModule] | None, **options) -> None:
+    def __init__(self, plan: Plan, tower_modules: Mapping[int, TowerModule] | None, **options: Any) -> None:
         super().__init__(plan, tower_modules, **options)
         if tower_modules is not None:
             t = self.mesh.tower_index
@@ -110,7 +111,7 @@ class FlatExchange(WiredExchange):
         If tower modules are given.
     """
 
-    def __init__(self, plan: Plan, tower_modules: Mapping[int, TowerModule] | None, **options) -> None:
+    def __init__(self, plan: Plan, tower_modules: Mapping[int, TowerModule] | None, **options: Any) -> None:
         if tower_modules is not None:
             raise InputError("a flat exchange has no towers to put tower modules in; use exchange 'sptt'")
         super().__init__(plan, None, **options)
@@ -142,12 +143,12 @@ class _KeepOwn(torch.autograd.Function):
     """Take the own member's block; backward gathers the tower's gradients, so that all replicas see all of them."""
 
     @staticmethod
-    def forward(ctx, blocks: Tensor, member: int, group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, blocks: Tensor, member: int, group: dist.ProcessGroup) -> Tensor:
         ctx.members, ctx.group = blocks.shape[0], group
         return blocks[member].clone()
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         # A gather is an all-to-all in which everyone is sent the same.
         grad = grad.contiguous()
         copies = grad.expand(ctx.members, *grad.shape)

@@ -5,6 +5,7 @@ sends its gradient back over the same road.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,11 +68,11 @@ def _start_fake(input: Tensor, output_splits: list[int], input_splits: list[int]
     return input.new_empty(sum(output_splits))
 
 
-def _start_context(ctx, inputs, output) -> None:
+def _start_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     _, ctx.output_splits, ctx.input_splits, ctx.group = inputs
 
 
-def _start_backward(ctx, grad: Tensor):
+def _start_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     return all_to_all(grad, ctx.input_splits, ctx.output_splits, ctx.group), None, None, None
 
 

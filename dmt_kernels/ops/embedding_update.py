@@ -116,9 +116,9 @@ def embedding_row_squares(
     """Return what a column shard contributes to the statistic of row-wise Adagrad.
 
     The shards of a table add up their results (they touch the same rows, hence results of one shape), divide by the dim
-    of the whole table and hand all tables', concatenated, to `embedding_update_` as `row_mean_squares`. The sum is kept in float64, where the
-    squares of float32 are exact: the shards then give the whole table's bits unless the mean lies within some 1e-15
-    (relative) of a rounding boundary of float32. For float64 tables they agree to rounding.
+    of the whole table and hand all tables' means, concatenated, to `embedding_update_` as `row_mean_squares`. The sum
+    is kept in float64, where the squares of float32 are exact: the shards then give the whole table's bits unless the
+    mean lies within some 1e-15 (relative) of a rounding boundary of float32. For float64 they agree to rounding.
 
     Parameters
     ----------

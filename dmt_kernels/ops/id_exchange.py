@@ -107,7 +107,16 @@ def _id_exchange(
     return all_to_all(sent.ids, received_ids, sent_ids, group), received_offsets, received_weights
 
 
-def _fake(ids, offsets, weights, features, routes, route_sizes, rank, group):
+def _fake(
+    ids: Tensor,
+    offsets: Tensor,
+    weights: Tensor | None,
+    features: int,
+    routes: list[int],
+    route_sizes: list[int],
+    rank: int,
+    group: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     samples = (offsets.numel() - 1) // features
     received = torch.library.get_ctx().new_dynamic_size()
     bags = len(route_sizes) * route_sizes[rank] * samples

@@ -1,5 +1,6 @@
 """Towers of features."""
 
+import itertools
 from collections.abc import Sequence
 
 from dmt_kernels.spec import InputError, Partition, Table
@@ -39,7 +40,7 @@ def partition_features(tables: Sequence[Table], towers: int, strategy: str = "st
         dealt = [tables[t::towers] for t in range(towers)]
     elif strategy == "contiguous":
         cuts = [len(tables) * t // towers for t in range(towers + 1)]
-        dealt = [tables[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+        dealt = [tables[a:b] for a, b in itertools.pairwise(cuts)]
     else:
         raise InputError(f"partition strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
     return Partition(tuple(tuple(f for table in tower for f in table.features) for tower in dealt))

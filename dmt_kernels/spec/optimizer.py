@@ -30,7 +30,7 @@ class TableOptimizer:
     """
 
     kind: TableOptimizerKind = "rowwise_adagrad"
-    lr: float = 0.05
+    lr: float = 0.02
     eps: float = 1e-8
     weight_decay: float = 0.0
 

@@ -71,5 +71,7 @@ class Partition:
         except FileNotFoundError:
             raise InputError(f"partition file {path} does not exist") from None
         except (ValueError, KeyError, TypeError):
-            raise InputError(f'partition file {path} is not of the form {{"towers": [["feature", ...], ...]}}') from None
+            raise InputError(
+                f'partition file {path} is not of the form {{"towers": [["feature", ...], ...]}}'
+            ) from None
         return cls(tuple(tuple(tower) for tower in towers))

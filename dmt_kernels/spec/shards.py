@@ -1,5 +1,6 @@
 """Which rank holds which piece of which table."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -140,13 +141,17 @@ def whole(table: Table, tower: int, member: int) -> Shard:
 def column_shards(table: Table, tower: int, members: Sequence[int]) -> list[Shard]:
     """Split a table's columns as evenly as integers allow over members."""
     cuts = _cuts(table.dim, len(members))
-    return [Shard(table, tower, m, 0, table.rows, a, b) for m, a, b in zip(members, cuts, cuts[1:], strict=False)]
+    return [
+        Shard(table, tower, m, 0, table.rows, a, b) for m, (a, b) in zip(members, itertools.pairwise(cuts), strict=True)
+    ]
 
 
 def row_shards(table: Table, tower: int, members: Sequence[int]) -> list[Shard]:
     """Split a table's rows as evenly as integers allow over members."""
     cuts = _cuts(table.rows, len(members))
-    return [Shard(table, tower, m, a, b, 0, table.dim) for m, a, b in zip(members, cuts, cuts[1:], strict=False)]
+    return [
+        Shard(table, tower, m, a, b, 0, table.dim) for m, (a, b) in zip(members, itertools.pairwise(cuts), strict=True)
+    ]
 
 
 def replicas(table: Table, tower: int, members: Sequence[int]) -> list[Shard]:

@@ -63,6 +63,8 @@ def tables_by_feature(tables: Sequence[Table]) -> dict[str, Table]:
         names.add(table.name)
         for feature in table.features:
             if feature in owners:
-                raise InputError(f"feature {feature!r} belongs to two tables, {owners[feature].name!r} and {table.name!r}")
+                raise InputError(
+                    f"feature {feature!r} belongs to two tables, {owners[feature].name!r} and {table.name!r}"
+                )
             owners[feature] = table
     return owners

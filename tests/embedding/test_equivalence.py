@@ -88,9 +88,7 @@ def test_every_optimizer_is_the_same_on_both_roads(optimizer: TableOptimizer, we
 @pytest.mark.parametrize("compress", [False, True], ids=["pass-through", "tower-modules"])
 @pytest.mark.parametrize("splits", ["default", "every-split"])
 def test_ranks_equal_one_process_with_plain_torch(topology: Topology, compress: bool, splits: str) -> None:
-    world = World(
-        topology, SPLITS[splits], dtype=torch.float64, compress=compress, weighted=splits == "every-split"
-    )
+    world = World(topology, SPLITS[splits], dtype=torch.float64, compress=compress, weighted=splits == "every-split")
     expected = _plain_torch(world)
     local = train(world, "sptt", None)
     _assert_close(_whole_tables(world, [local]), expected)
@@ -115,7 +113,9 @@ def test_replicas_stay_equal() -> None:
 
 def _assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name in actual.keys() & expected.keys() - {"outputs"}:
-        torch.testing.assert_close(actual[name], expected[name], rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            actual[name], expected[name], rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
+        )
     assert {f"table.{table.name}" for table in TABLES} <= actual.keys() & expected.keys()
 
 

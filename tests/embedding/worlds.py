@@ -23,6 +23,7 @@ TABLES = (
     Table("times", 4, 8, ("time",)),
     Table("shops", 9, 4, ("shop",), pooling="mean"),
 )
+ADAGRAD = TableOptimizer("rowwise_adagrad", lr=0.1)
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class World:
     topology: Topology
     splits: tuple[tuple[str, str], ...] = ()
     dtype: torch.dtype = torch.float32
-    optimizer: TableOptimizer = TableOptimizer("rowwise_adagrad", lr=0.1)
+    optimizer: TableOptimizer = ADAGRAD
     weighted: bool = False
     compress: bool = False
 
@@ -61,8 +62,10 @@ class _Halve(TowerModule):
         return torch.tanh(self.linear(x))
 
 
-def global_batch(world: World, features: tuple[str, ...], step: int) -> tuple[list[list[Tensor]], list[list[Tensor]], Tensor]:
-    """Ids and weights ``[feature][sample]`` and targets ``[W * B]`` of one step; bags are skewed and sometimes empty."""
+def global_batch(
+    world: World, features: tuple[str, ...], step: int
+) -> tuple[list[list[Tensor]], list[list[Tensor]], Tensor]:
+    """Ids and weights ``[feature][sample]`` and targets ``[W * B]`` of one step; bags are skewed, some empty."""
     generator = torch.Generator().manual_seed(1000 + step)
     samples = SAMPLES * world.topology.world
     rows = {feature: table.rows for table in TABLES for feature in table.features}

@@ -25,9 +25,7 @@ def _flat_oracle(pooled: Tensor, rank: int) -> Tensor:
     """``[B, sum(D_r)]`` by one all-to-all over the world."""
     by_rank = pooled.transpose(0, 1).reshape(WORLD, -1)
     out = pooled.new_empty(SAMPLES * sum(WIDTHS))
-    dist.all_to_all_single(
-        out, by_rank.flatten(), [SAMPLES * w for w in WIDTHS], [SAMPLES * WIDTHS[rank]] * WORLD
-    )
+    dist.all_to_all_single(out, by_rank.flatten(), [SAMPLES * w for w in WIDTHS], [SAMPLES * WIDTHS[rank]] * WORLD)
     pieces = out.split([SAMPLES * w for w in WIDTHS])
     return torch.cat([piece.view(SAMPLES, w) for piece, w in zip(pieces, WIDTHS, strict=True)], dim=1)
 
@@ -121,9 +119,7 @@ def _opcheck(rank: int) -> None:
         test_utils="test_autograd_registration",
     )
     ids, offsets = torch.arange(4), torch.tensor([0, 1, 2, 3, 4])
-    torch.library.opcheck(
-        torch.ops.dmt.id_exchange.default, (ids, offsets, None, 2, [0, 1], [1, 1], rank, group)
-    )
+    torch.library.opcheck(torch.ops.dmt.id_exchange.default, (ids, offsets, None, 2, [0, 1], [1, 1], rank, group))
 
 
 def test_opcheck() -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from dmt_kernels.ops import embedding_row_squares, embedding_update_
-from dmt_kernels.ops.reference import embedding_update as reference
 from tests.ops.bags import DTYPES
 from tests.ops.updates import (
     MANY,

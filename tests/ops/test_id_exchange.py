@@ -32,9 +32,7 @@ def _exchange(rank: int, id_dtype: torch.dtype, weighted: bool, samples: int) ->
     received = ops.id_exchange(sparse, FEATURES, ROUTES, rank, mesh.ids.group_name)
     everyone: list = [None] * WORLD
     dist.all_gather_object(everyone, _bags(sparse, sparse.ids))
-    expected = [
-        bags[feature * samples + b] for bags in everyone for feature in ROUTES[rank] for b in range(samples)
-    ]
+    expected = [bags[feature * samples + b] for bags in everyone for feature in ROUTES[rank] for b in range(samples)]
     assert received.ids.dtype == id_dtype
     assert received.offsets.numel() == WORLD * len(ROUTES[rank]) * samples + 1
     assert _bags(received, received.ids) == expected

@@ -5,19 +5,6 @@
 namespace dmt::cpu {
 namespace {
 
-// Touched rows lie far apart: ask for a row this many rows before it is due.
-constexpr int64_t rows_ahead = 4;
-
-template <class Weight>
-void prefetch_row(const TableUpdate& table, const RowGroups& groups, int64_t u) {
-  if (u >= groups.num_rows) return;
-  const Weight* const row = static_cast<const Weight*>(table.table) + groups.rows[u] * table.table_stride;
-  const char* const first = reinterpret_cast<const char*>(row);
-  for (int64_t line = 0; line < table.dim * static_cast<int64_t>(sizeof(Weight)); line += 64) {
-    __builtin_prefetch(first + line, 1);
-  }
-}
-
 // One after the other, in the order of the sources: the bits of a row's gradient depend on nothing else.
 template <class Grad, class A>
 void sum_sources(const RowGroups& groups, int64_t group, const Grad* grad, int64_t dim, A* __restrict sum) {
@@ -74,7 +61,6 @@ void update_rows(const TableUpdate& table, const RowGroups& groups, int64_t begi
                                          static_cast<A>(table.weight_decay)};
   A* const g = static_cast<A*>(scratch);
   for (int64_t u = begin; u < end; ++u) {
-    prefetch_row<Weight>(table, groups, u + rows_ahead);
     sum_sources(groups, u, static_cast<const Grad*>(table.grad), table.dim, g);
     Weight* const row = static_cast<Weight*>(table.table) + groups.rows[u] * table.table_stride;
     A* const state = static_cast<A*>(table.state) + groups.rows[u] * table.state_stride;
@@ -103,7 +89,6 @@ void square_rows(const TableUpdate& table, const RowGroups& groups, int64_t begi
   using A = accumulator_t<Weight>;
   A* const g = static_cast<A*>(scratch);
   for (int64_t u = begin; u < end; ++u) {
-    prefetch_row<Weight>(table, groups, u + rows_ahead);
     sum_sources(groups, u, static_cast<const Grad*>(table.grad), table.dim, g);
     const Weight* const row = static_cast<const Weight*>(table.table) + groups.rows[u] * table.table_stride;
     squares[u] = sum_of_squares(row, g, table.dim, static_cast<A>(table.weight_decay));

@@ -1,0 +1,188 @@
+"""From options to a model on its ranks: data, plan, process groups, exchange, over-arch."""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from dmt_kernels.comm import Mesh, build_mesh
+from dmt_kernels.embedding import build_exchange
+from dmt_kernels.models import DCN, DLRM
+from dmt_kernels.planner import STRATEGIES, partition_features, place
+from dmt_kernels.spec import InputError, Partition, Plan, Table, Topology, tables_by_feature
+from dmt_kernels.towers import TowerModule, build_tower_module, common_out_dim
+from dmt_kernels.train.config import TrainConfig
+from dmt_kernels.train.data import Dataset, open_dataset
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run is about, checked: everything that can be wrong has been found out by now."""
+
+    config: TrainConfig
+    dataset: Dataset
+    plan: Plan
+
+
+def set_up(config: TrainConfig) -> Setup:
+    """Open the data, lay out the tables and try the model's shapes, without a process group or a table.
+
+    Raises
+    ------
+    InputError
+        Naming what is wrong with the options or the data.
+    """
+    assert config.towers is not None and config.members is not None
+    choose_device(config)
+    dataset = open_dataset(config.data, seed=config.seed, rank=int(os.environ.get("RANK", "0")))
+    tables = _tables(config, dataset)
+    if config.partition in STRATEGIES:
+        partition = partition_features(tables, config.towers, config.partition)
+    else:
+        partition = Partition.load(Path(config.partition))
+    splits = {} if config.split == "auto" else {table.name: config.split for table in tables}
+    setup = Setup(config, dataset, place(tables, partition, Topology(config.towers, config.members), splits))
+    with torch.device("meta"):
+        _over_arch(setup, _Widths([module.out_width for module in _tower_modules(setup).values()]))
+    return setup
+
+
+def save_layout(setup: Setup, path: Path) -> None:
+    """Write tables and towers as JSON, in the form that ``--tables`` and ``--partition`` read."""
+    layout = {
+        "tables": [dataclasses.asdict(table) for table in setup.plan.tables],
+        "towers": setup.plan.partition.towers,
+        "dense_width": setup.dataset.dense_width,
+    }
+    path.write_text(json.dumps(layout, indent=1) + "\n")
+
+
+def choose_device(config: TrainConfig) -> torch.device:
+    """This rank's device: under ``auto`` a GPU if there is one for every rank of this host and the ops run on it.
+
+    Raises
+    ------
+    InputError
+        If CUDA is asked for and cannot be had.
+    """
+    assert config.towers is not None and config.members is not None
+    alone = 1 if config.local else config.towers * config.members
+    ranks, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", alone)), torch.cuda.device_count()
+    obstacle = ""
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("dmt::embedding_bag", "CUDA"):
+        obstacle = "the ops are not built for CUDA"
+    elif gpus < ranks:
+        obstacle = f"{gpus} GPUs are too few for {ranks} ranks"
+    if config.device == "cuda" and obstacle:
+        raise InputError(f"--device cuda: {obstacle}")
+    if config.device == "cpu" or obstacle:
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def connect(config: TrainConfig) -> Mesh | None:
+    """Join the other ranks of this run; None for ``--local``, which is alone."""
+    device = choose_device(config)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if config.local:
+        return None
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return build_mesh(config.towers, config.members, device=device)
+
+
+def build_model(setup: Setup, mesh: Mesh | None) -> DLRM | DCN:
+    """Build this rank's part of the model; same seed, same model, whatever the ranks."""
+    config = setup.config
+    with _default_dtype(config.torch_dtype()):
+        exchange = build_exchange(
+            config.exchange,
+            setup.plan,
+            tower_modules=None if config.tower_module == "none" else _tower_modules(setup),
+            optimizer=config.table_optimizer_spec(),
+            seed=config.seed,
+            mesh=mesh,
+            dtype=config.torch_dtype(),
+        )
+        model = _over_arch(setup, exchange)
+    return model.to(choose_device(config))
+
+
+class _Widths(nn.Module):
+    """What an over-arch has to know of an exchange before there is one."""
+
+    def __init__(self, out_widths: list[int]) -> None:
+        super().__init__()
+        self.out_widths = out_widths
+
+
+def _tables(config: TrainConfig, dataset: Dataset) -> tuple[Table, ...]:
+    rows = {feature.name: feature.rows for feature in dataset.features}
+    if config.tables is None:
+        return tuple(Table(name, n, config.embedding_dim, (name,)) for name, n in rows.items())
+    try:
+        entries = json.loads(Path(config.tables).read_text())["tables"]
+        tables = tuple(Table(**(entry | {"features": tuple(entry["features"])})) for entry in entries)
+    except OSError as error:
+        raise InputError(f"--tables {config.tables} cannot be read: {error.strerror}") from None
+    except InputError as error:
+        raise InputError(f"--tables {config.tables}: {error}") from None
+    except (ValueError, TypeError, KeyError):
+        form = '{"tables": [{"name": "t", "rows": 10, "dim": 16, "features": ["a", "b"], "pooling": "sum"}, ...]}'
+        raise InputError(f"--tables {config.tables} is not of the form {form}") from None
+    owners = tables_by_feature(tables)
+    for feature, table in owners.items():
+        if feature not in rows:
+            raise InputError(f"feature {feature!r} of table {table.name!r} is not in {dataset.name}")
+        if rows[feature] > table.rows:
+            raise InputError(f"feature {feature!r} needs {rows[feature]} rows, table {table.name!r} has {table.rows}")
+    if missing := rows.keys() - owners.keys():
+        raise InputError(f"feature {min(missing)!r} of {dataset.name} has no table in {config.tables}")
+    return tables
+
+
+def _out_dim(setup: Setup) -> int:
+    """Width of a feature in the DLRM's dot products."""
+    config, plan = setup.config, setup.plan
+    dims = [plan.tower_dims(t) for t in range(plan.topology.towers)]
+    return common_out_dim(config.tower_module, dims, config.compression)
+
+
+def _tower_modules(setup: Setup) -> dict[int, TowerModule]:
+    config, plan = setup.config, setup.plan
+    return {
+        t: build_tower_module(
+            config.tower_module,
+            plan.tower_dims(t),
+            compression=config.compression,
+            out_dim=_out_dim(setup) if config.model == "dlrm" else None,
+            seed=config.seed,
+            name=f"tower{t}",
+        )
+        for t in range(plan.topology.towers)
+    }
+
+
+def _over_arch(setup: Setup, exchange: nn.Module) -> DLRM | DCN:
+    config, dense_width = setup.config, setup.dataset.dense_width
+    if config.model == "dlrm":
+        return DLRM(exchange, dense_width, _out_dim(setup), seed=config.seed)
+    return DCN(exchange, dense_width, seed=config.seed)
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Modules built inside have parameters of this dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

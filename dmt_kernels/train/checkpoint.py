@@ -1,0 +1,67 @@
+"""The model on disk: tables, their optimizer states, tower modules and over-arch, by torch.distributed.checkpoint."""
+
+import contextlib
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+
+from dmt_kernels.comm import Mesh
+from dmt_kernels.spec import InputError
+
+
+def save(model: nn.Module, folder: Path, mesh: Mesh | None) -> None:
+    """Write the model to ``folder``, replacing what is there once the new one is complete.
+
+    All ranks call it together. Every shard and every tower module has a name of its own, so each rank writes
+    what it holds and what several ranks hold is written once. On several hosts ``folder`` must be
+    on a file system they share.
+    """
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    if mesh is None or mesh.rank == 0:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    _wait(mesh)
+    with _no_warning():
+        dcp.save(model.state_dict(), checkpoint_id=unfinished, process_group=_group(mesh), no_dist=mesh is None)
+    if mesh is None or mesh.rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    _wait(mesh)
+
+
+def load(model: nn.Module, folder: Path, mesh: Mesh | None) -> None:
+    """Read in place what :func:`save` wrote for the same towers and members; all ranks call it together.
+
+    Raises
+    ------
+    InputError
+        If the folder does not hold the model.
+    """
+    if not (folder / ".metadata").is_file():
+        raise InputError(f"{folder} holds no finished model")
+    state = model.state_dict()
+    with _no_warning():
+        dcp.load(state, checkpoint_id=folder, process_group=_group(mesh), no_dist=mesh is None)
+    model.load_state_dict(state)
+
+
+@contextlib.contextmanager
+def _no_warning() -> Iterator[None]:
+    """One process that saves for itself is what ``no_dist`` asks for, not an oversight to be warned of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _group(mesh: Mesh | None) -> dist.ProcessGroup | None:
+    return None if mesh is None else mesh.dense
+
+
+def _wait(mesh: Mesh | None) -> None:
+    if mesh is not None:
+        dist.all_reduce(torch.zeros(1, device=mesh.device), group=mesh.dense)

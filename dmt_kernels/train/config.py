@@ -1,0 +1,152 @@
+"""Everything a training run is told: the command line, ``config.json`` and the code share one frozen dataclass."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmt_kernels.spec import InputError, TableOptimizer, Topology
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+SOURCES = "criteo:PATH|npz:PATH|columns:DIR|synthetic[:ROWS]"
+PARTITIONS = "strided|contiguous|FILE"
+SPLITS = ("auto", "whole", "columns", "rows", "replicated")
+
+
+def _option(default: Any, help: str, choices: tuple[str, ...] | None = None, metavar: str | None = None) -> Any:
+    """A field that the command line shows as ``--name`` with this help."""
+    return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of a run; every field is a command-line option of the same name.
+
+    Raises
+    ------
+    InputError
+        For a value that cannot be trained with, as far as it shows without the data.
+    """
+
+    data: str = _option("synthetic", "where the click log comes from", metavar=SOURCES)
+    out: str | None = _option(None, "folder for metrics, model and summary (none: nothing is written)", metavar="DIR")
+    overwrite: bool = _option(False, "empty DIR first if it holds an earlier run")
+    model: str = _option("dlrm", "over-arch", ("dlrm", "dcn"))
+    exchange: str = _option("sptt", "road the embeddings take", ("flat", "sptt"))
+    tower_module: str = _option("none", "what stands between the two stages", ("none", "dlrm", "dcn"))
+    towers: int | None = _option(None, "T (default: hosts under torchrun, else 1)", metavar="T")
+    members: int | None = _option(None, "R, ranks per tower (default: what the ranks allow, else 1)", metavar="R")
+    local: bool = _option(False, "hold all towers in this one process")
+    partition: str = _option(
+        "strided", "features of a tower: dealt out, in runs, or as a JSON file says", metavar=PARTITIONS
+    )
+    tables: str | None = _option(None, "JSON file of tables (default: one per feature)", metavar="FILE")
+    split: str = _option("auto", "how a table lies inside its tower", SPLITS)
+    batch_size: int = _option(1024, "global batch", metavar="B")
+    epochs: int | None = _option(None, "passes over the training split (default 1)", metavar="N")
+    steps: int | None = _option(None, "training steps, instead of epochs", metavar="N")
+    early_stop: int | None = _option(None, "end after N epochs without a better validation AUC", metavar="N")
+    embedding_dim: int = _option(16, "D of every table", metavar="D")
+    compression: float = _option(2.0, "how many times narrower a tower module makes its tower", metavar="CR")
+    dense_optimizer: str = _option("adam", "optimizer of everything but the tables", ("adam", "adagrad"))
+    dense_lr: float = _option(1e-3, "its learning rate", metavar="LR")
+    table_optimizer: str = _option("rowwise_adagrad", "optimizer of the tables", ("rowwise_adagrad", "adagrad", "sgd"))
+    table_lr: float = _option(0.02, "its learning rate", metavar="LR")
+    table_weight_decay: float = _option(0.0, "its L2 decay of the rows a step touches", metavar="WD")
+    dtype: str = _option("float32", "of parameters and arithmetic", tuple(DTYPES))
+    device: str = _option("auto", "where to train", ("auto", "cpu", "cuda"))
+    threads: int | None = _option(None, "CPU threads per rank (default: cores / local ranks)", metavar="N")
+    log_every: int = _option(20, "steps per line of metrics.jsonl", metavar="N")
+    seed: int = _option(0, "of tables, parameters and the order of rows", metavar="S")
+
+    def __post_init__(self) -> None:
+        for option in dataclasses.fields(self):
+            value, choices = getattr(self, option.name), option.metadata["choices"]
+            if choices and value not in choices:
+                raise InputError(f"{_flag(option.name)} {value!r} is unknown; choose one of {', '.join(choices)}")
+            if isinstance(value, int) and not isinstance(value, bool) and option.name != "seed" and value < 1:
+                raise InputError(f"{_flag(option.name)} {value} is below 1")
+        if not (self.compression > 0 and math.isfinite(self.compression)):
+            raise InputError(f"--compression {self.compression:g} is not a positive number")
+        if not (self.dense_lr > 0 and math.isfinite(self.dense_lr)):
+            raise InputError(f"--dense-lr {self.dense_lr:g} is not a positive number")
+        if self.epochs is not None and self.steps is not None:
+            raise InputError("--epochs and --steps exclude each other")
+        if self.early_stop is not None and self.out is None:
+            raise InputError("--early-stop needs --out, where the best epoch's model is kept")
+        if self.exchange == "flat" and self.tower_module != "none":
+            raise InputError(f"--tower-module {self.tower_module} needs --exchange sptt: flat has no towers to stop at")
+        self.table_optimizer_spec()
+
+    def table_optimizer_spec(self) -> TableOptimizer:
+        """The tables' optimizer."""
+        return TableOptimizer(self.table_optimizer, self.table_lr, weight_decay=self.table_weight_decay)  # type: ignore[arg-type]
+
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of parameters and arithmetic."""
+        return DTYPES[self.dtype]
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "TrainConfig":
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        InputError
+            If the file is missing or holds something else.
+        """
+        try:
+            return cls(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            raise InputError(f"{path.parent} holds no finished run: {path.name} is missing") from None
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{path} is not the configuration of a run: {error}") from None
+
+
+def resolve_topology(config: TrainConfig, world: int | None, local_world: int | None) -> TrainConfig:
+    """Fill in the towers and members that were not given.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        Options as given.
+    world, local_world : int or None
+        Ranks, and ranks per host, that torchrun started; None when nothing did.
+
+    Raises
+    ------
+    InputError
+        If towers times members is not the number of ranks, or does not divide it, or the batch cannot
+        be cut into equal shares.
+    """
+    towers, members = config.towers, config.members
+    if config.local:
+        if world not in (None, 1):
+            raise InputError(f"--local is one process and torchrun started {world}")
+        towers, members, shares = towers or 1, members or 1, 1
+    else:
+        if world is not None:
+            if members is None:
+                members = world // towers if towers else local_world or world
+            towers = towers or max(1, world // members)
+            if towers * members != world:
+                raise InputError(f"a world of {world} ranks is not {towers} towers x {members} members")
+        towers, members = towers or 1, members or 1
+        shares = Topology(towers, members).world
+    if config.batch_size % shares:
+        raise InputError(f"--batch-size {config.batch_size} cannot be shared out evenly to {shares} ranks")
+    return dataclasses.replace(config, towers=towers, members=members)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

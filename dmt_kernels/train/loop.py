@@ -1,0 +1,201 @@
+"""A training run on one rank, from options to summary."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dmt_kernels.comm import Mesh, traffic
+from dmt_kernels.spec import Batch, InputError
+from dmt_kernels.train import checkpoint
+from dmt_kernels.train.assemble import Setup, build_model, connect, save_layout, set_up
+from dmt_kernels.train.config import TrainConfig
+from dmt_kernels.train.data import Loader
+from dmt_kernels.train.metrics import Scores
+from dmt_kernels.train.output import RunFolder
+from dmt_kernels.train.predict import evaluate
+from dmt_kernels.train.progress import TrainProgress
+from dmt_kernels.train.step import TrainStep
+from dmt_kernels.train.summary import count_parameters, embedding_parameters, loader_samples_per_s, traffic_per_step
+from dmt_kernels.train.timing import StepTimer
+
+
+class Trainer:
+    """Trains one model; all ranks do the same, rank 0 also writes and shows.
+
+    Parameters
+    ----------
+    setup : Setup
+        Data and plan.
+    mesh : Mesh or None
+        The ranks; None for one process.
+    """
+
+    def __init__(self, setup: Setup, mesh: Mesh | None) -> None:
+        self.setup, self.config, self.mesh = setup, setup.config, mesh
+        self.leads = mesh is None or mesh.rank == 0
+        self.folder = None if self.config.out is None else RunFolder(self.config.out)
+        self.model = build_model(setup, mesh)
+        self.train_step = TrainStep(self.model, mesh, optimizer=self.config.dense_optimizer, lr=self.config.dense_lr)
+        self.loaders = {split: self._loader(split) for split in ("train", "valid", "test")}
+        self.timer = StepTimer(next(self.model.parameters()).device)
+        self.steps = self.config.steps or (self.config.epochs or 1) * len(self.loaders["train"])
+        self.step = 0
+        self.sent: Counter[tuple[str, str]] = Counter()
+
+    def run(self) -> dict[str, Any]:
+        """Train, evaluate and return the summary."""
+        if self.folder is not None and self.leads:
+            self.folder.clear()
+            self.config.save(self.folder.config)
+            save_layout(self.setup, self.folder.layout)
+        best: Scores | None = None
+        best_epoch, epoch = 0, 0
+        with TrainProgress(self.title, self.steps, show=self.leads) as self.progress:
+            while self.step < self.steps:
+                self._train_epoch(epoch)
+                epoch += 1
+                valid = evaluate(self.model, self.loaders["valid"], self.mesh)
+                self._log({"epoch": epoch, "step": self.step, "valid_auc": valid.auc, "valid_logloss": valid.logloss})
+                self.progress.step(self.step, f"epoch {epoch} valid AUC {_number(valid.auc)}")
+                if self.config.early_stop is None or valid.beats(best):
+                    best, best_epoch = valid, epoch
+                    if self.config.early_stop is not None:
+                        self._save()
+                elif epoch - best_epoch >= self.config.early_stop:
+                    break
+        assert best is not None
+        if self.config.early_stop is None:
+            self._save()
+        elif self.folder is not None and best_epoch != epoch:
+            checkpoint.load(self.model, self.folder.model, self.mesh)
+        summary = self._summary(best, best_epoch, epoch)
+        if self.folder is not None and self.leads:
+            self.folder.write_summary(summary)
+        return summary
+
+    @property
+    def title(self) -> str:
+        """What the run is, in a few words."""
+        module = "" if self.config.tower_module == "none" else f" + {self.config.tower_module} towers"
+        return f"{self.config.model} {self.config.exchange}{module}"
+
+    def _train_epoch(self, epoch: int) -> None:
+        losses: list[torch.Tensor] = []
+        samples, began = 0, time.perf_counter()
+        traffic.reset()
+        self.timer.restart()
+        for batch in self._batches(epoch):
+            losses.append(self.train_step(batch))
+            samples += batch.global_samples
+            self.timer.step(batch.global_samples)
+            self.step += 1
+            self.progress.step(self.step)
+            if self.step % self.config.log_every == 0 or self.step == self.steps:
+                loss = torch.stack(losses).mean().item()  # waits for the device, hence not every step
+                rate = samples / (time.perf_counter() - began)
+                self._log({"epoch": epoch + 1, "step": self.step, "loss": loss, "samples_per_s": rate})
+                self.progress.step(self.step, f"loss {loss:.4f}")
+                losses, samples, began = [], 0, time.perf_counter()
+        self.sent.update(traffic.sent_bytes())
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        loader = self.loaders["train"]
+        loader.set_epoch(epoch)
+        for batch in loader:
+            if self.step >= self.steps:
+                return
+            yield batch
+
+    def _loader(self, split: str) -> Loader:
+        mesh = self.mesh
+        return Loader(
+            self.setup.dataset,
+            split,
+            global_batch=self.config.batch_size,
+            rank=0 if mesh is None else mesh.rank,
+            world=1 if mesh is None else mesh.topology.world,
+            feature_order=self.setup.plan.partition.features,
+            seed=self.config.seed,
+            shuffle=split == "train",
+            device=next(self.model.parameters()).device,
+        )
+
+    def _save(self) -> None:
+        if self.folder is not None:
+            checkpoint.save(self.model, self.folder.model, self.mesh)
+
+    def _log(self, line: dict[str, Any]) -> None:
+        if self.folder is not None and self.leads:
+            self.folder.append_metrics(line)
+
+    def _summary(self, valid: Scores, best_epoch: int, epochs: int) -> dict[str, Any]:
+        test = evaluate(self.model, self.loaders["test"], self.mesh) if self.loaders["test"].samples else valid
+        step_ms, samples_per_s = self.timer.figures()
+        config, topology = self.config, self.setup.plan.topology
+        return {
+            "auc": test.auc,
+            "logloss": test.logloss,
+            "valid_auc": valid.auc,
+            "valid_logloss": valid.logloss,
+            "best_auc": self.setup.dataset.best_auc,
+            "step_ms_median": step_ms,
+            "samples_per_s": samples_per_s,
+            "loader_samples_per_s": loader_samples_per_s(self.loaders["train"], self.mesh),
+            **traffic_per_step(self.sent, self.step, self.mesh),
+            "compression": self.model.exchange.realised_compression,
+            "world_size": 1 if self.mesh is None else topology.world,
+            "towers": topology.towers,
+            "members": topology.members,
+            "dense_params": count_parameters(self.model, self.mesh),
+            "embedding_params": embedding_parameters(self.setup.plan),
+            "epochs": epochs,
+            "best_epoch": best_epoch,
+            "steps": self.step,
+            "seed": config.seed,
+            "model": config.model,
+            "exchange": config.exchange,
+            "tower_module": config.tower_module,
+            "data": self.setup.dataset.name,
+        }
+
+
+def train_rank(config: TrainConfig) -> dict[str, Any] | InputError:
+    """Do one rank's part of a run.
+
+    Returns
+    -------
+    dict or InputError
+        The summary; or what some rank found wrong before anything was written, on all ranks alike.
+    """
+    setup, wrong = None, None
+    try:
+        setup = set_up(config)
+        if config.out is not None:
+            RunFolder(config.out).check_writable(config.overwrite)
+    except InputError as error:
+        wrong = error
+    mesh = connect(config)
+    if (wrong := agree(wrong, mesh)) is not None:
+        return wrong
+    assert setup is not None
+    summary = Trainer(setup, mesh).run()
+    if mesh is not None:
+        dist.destroy_process_group()
+    return summary
+
+
+def agree(wrong: InputError | None, mesh: Mesh | None) -> InputError | None:
+    """What the first rank with a complaint complains of, on every rank."""
+    if mesh is None:
+        return wrong
+    verdicts: list[InputError | None] = [None] * mesh.topology.world
+    dist.all_gather_object(verdicts, wrong, group=mesh.dense)
+    return next((verdict for verdict in verdicts if verdict is not None), None)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

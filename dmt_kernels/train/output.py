@@ -1,0 +1,69 @@
+"""The folder of a run: which files it has, and when it may be written to."""
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dmt_kernels.spec import InputError
+
+
+class RunFolder:
+    """``config.json``, ``layout.json``, ``metrics.jsonl``, ``model/`` and ``summary.json`` of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.layout = self.path / "layout.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.model = self.path / "model"
+        self.summary = self.path / "summary.json"
+
+    def check_writable(self, overwrite: bool) -> None:
+        """Check that a run may be written here, without writing anything.
+
+        Raises
+        ------
+        InputError
+            If the path is a file or cannot be written to, or holds a run and ``overwrite`` is not set.
+        """
+        base = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"--out {self.path} is a file, not a folder")
+        if not base.is_dir() or not os.access(base, os.W_OK):
+            raise InputError(f"--out {self.path}: {base} is not a folder that can be written to")
+        if not overwrite and (found := [p.name for p in self._files() if p.exists()]):
+            raise InputError(f"--out {self.path} already holds a run ({found[0]}); give another folder or --overwrite")
+
+    def clear(self) -> None:
+        """Make the folder, without an earlier run's files; files of another kind stay."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for file in self._files():
+            if file.is_dir():
+                shutil.rmtree(file)
+            else:
+                file.unlink(missing_ok=True)
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Add a line to ``metrics.jsonl``."""
+        with self.metrics.open("a") as file:
+            file.write(_json(line) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of ``metrics.jsonl``."""
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write ``summary.json``."""
+        self.summary.write_text(_json(summary, indent=1) + "\n")
+
+    def _files(self) -> list[Path]:
+        return [self.config, self.layout, self.metrics, self.model, self.summary]
+
+
+def _json(value: dict[str, Any], indent: int | None = None) -> str:
+    """JSON has no NaN: a number that is none becomes null."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in value.items()}
+    return json.dumps(finite, indent=indent)

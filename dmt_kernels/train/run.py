@@ -1,0 +1,98 @@
+"""Train or evaluate from one process: check everything, start the ranks, report."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dmt_kernels.spec import InputError
+from dmt_kernels.train.assemble import set_up
+from dmt_kernels.train.config import TrainConfig, resolve_topology
+from dmt_kernels.train.evaluate import evaluate_rank, saved_config, set_up_as_trained
+from dmt_kernels.train.launch import launched, run_ranks, speaks
+from dmt_kernels.train.loop import train_rank
+from dmt_kernels.train.output import RunFolder
+
+
+def train(config: TrainConfig, *, show: bool = True) -> dict[str, Any]:
+    """Train on as many ranks as the options, or torchrun, say.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        The options.
+    show : bool
+        Whether to print the summary as a table.
+
+    Returns
+    -------
+    dict
+        What ``summary.json`` holds.
+
+    Raises
+    ------
+    InputError
+        If options or data are wrong; nothing has then been started or written.
+    RankFailed
+        With the failing rank's traceback; every process has then ended.
+    """
+    config = _placed(config)
+    if not launched() and not config.local:  # a rank, or this very process, does this for itself
+        set_up(config)
+        if config.out is not None:
+            RunFolder(config.out).check_writable(config.overwrite)
+    summary = _on_ranks(config, train_rank, config)
+    if show and speaks():
+        _show(summary, "trained" if config.out is None else f"trained: {config.out}")
+    return summary
+
+
+def evaluate(folder: str, split: str | None, **changes: Any) -> dict[str, Any]:
+    """Score the model of a finished run, on the ranks it was trained on or, with ``local``, in one process.
+
+    Returns
+    -------
+    dict
+        ``split``, ``auc``, ``logloss`` and ``samples``.
+
+    Raises
+    ------
+    InputError, RankFailed
+        As :func:`train`.
+    """
+    config = _placed(saved_config(folder, **changes))
+    if not launched() and not config.local:
+        set_up_as_trained(config, folder, split)
+    scores = _on_ranks(config, evaluate_rank, config, folder, split)
+    if speaks():
+        _show(scores, f"evaluated: {folder}")
+    return scores
+
+
+def _placed(config: TrainConfig) -> TrainConfig:
+    world = int(os.environ["WORLD_SIZE"]) if launched() else None
+    local_world = int(os.environ["LOCAL_WORLD_SIZE"]) if launched() else None
+    return resolve_topology(config, world, local_world)
+
+
+def _on_ranks(config: TrainConfig, work: Callable[..., Any], *args: Any) -> dict[str, Any]:
+    assert config.towers is not None and config.members is not None
+    if config.local:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        result = work(*args)
+    else:
+        result = run_ranks(work, *args, world=config.towers * config.members, threads=config.threads)
+    if isinstance(result, InputError):
+        raise result
+    return result
+
+
+def _show(figures: dict[str, Any], title: str) -> None:
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:,.6g}" if isinstance(value, float) else str(value))
+    Console().print(table)

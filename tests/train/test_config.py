@@ -1,0 +1,60 @@
+"""Options and the ranks they ask for."""
+
+import json
+
+import pytest
+
+from dmt_kernels.spec import InputError
+from dmt_kernels.train.config import TrainConfig, resolve_topology
+
+
+def test_json_round_trip(tmp_path):
+    config = TrainConfig(data="npz:x", towers=3, compression=1.5, out="somewhere", early_stop=2)
+    config.save(tmp_path / "config.json")
+    assert TrainConfig.load(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize("content", [None, "{", json.dumps({"colour": "red"})], ids=["missing", "no JSON", "foreign"])
+def test_not_a_config(content, tmp_path):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match="config.json"):
+        TrainConfig.load(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "world", "local_world", "expected"),
+    [
+        ((None, None), None, None, (1, 1)),
+        ((2, 3), None, None, (2, 3)),
+        ((None, None), 8, 4, (2, 4)),
+        ((4, None), 8, 4, (4, 2)),
+        ((None, 2), 8, 4, (4, 2)),
+        ((None, None), 4, 4, (1, 4)),
+    ],
+    ids=["alone", "alone, as given", "a tower per host", "towers given", "members given", "one host"],
+)
+def test_towers_and_members(given, world, local_world, expected):
+    config = TrainConfig(towers=given[0], members=given[1], batch_size=48)
+    placed = resolve_topology(config, world, local_world)
+    assert (placed.towers, placed.members) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "world", "sentence"),
+    [
+        ({"towers": 2, "members": 2}, 6, "6 ranks"),
+        ({"towers": 4}, 6, "6 ranks"),
+        ({"local": True}, 2, "--local"),
+        ({"towers": 3, "batch_size": 8}, None, "--batch-size 8"),
+    ],
+    ids=["too few", "does not divide", "local", "uneven shares"],
+)
+def test_ranks_that_do_not_fit(options, world, sentence):
+    with pytest.raises(InputError, match=sentence):
+        resolve_topology(TrainConfig(**options), world, world)
+
+
+def test_local_towers_need_no_even_shares():
+    assert resolve_topology(TrainConfig(local=True, towers=3, batch_size=8), None, None).towers == 3

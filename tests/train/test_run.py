@@ -1,0 +1,187 @@
+"""Whole runs from the command line: four ranks, one process, and two agents of torchrun."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dmt_kernels.cli import main
+from tests.train.processes import without_ranks
+
+pytestmark = pytest.mark.distributed
+DATA = ["--data", "synthetic:3000", "--batch-size", "256", "--embedding-dim", "8", "--log-every", "5"]
+LOCAL = ["--local", "--threads", "1"]
+RANKS = ["--towers", "2", "--members", "2"]
+PASS_THROUGH = [*DATA, *RANKS, "--steps", "15"]
+COMPRESSED = [*DATA, *RANKS, "--epochs", "1", "--tower-module", "dlrm", "--compression", "2", "--dtype", "float64"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Train with some arguments, once per module; returns the folder."""
+    done = {}
+
+    def train(*arguments):
+        if arguments not in done:
+            done[arguments] = tmp_path_factory.mktemp("run")
+            assert main(["train", *arguments, "--out", str(done[arguments])]) == 0
+        return done[arguments]
+
+    return train
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def evaluated(capsys, *arguments):
+    """The AUC that eval prints, as text."""
+    assert main(["eval", *map(str, arguments)]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if " auc " in line)
+    return line.split("│")[2].strip()
+
+
+def test_flat_and_pass_through_towers_are_the_same_to_the_last_digit(run):
+    flat, sptt = (run(*PASS_THROUGH, "--exchange", kind) for kind in ("flat", "sptt"))
+    for name in ("auc", "logloss", "valid_auc", "valid_logloss", "peer_bytes_per_step", "id_bytes_per_step"):
+        assert summary(flat)[name] == summary(sptt)[name], name
+    assert summary(sptt)["auc"] > 0.55, "it has learnt something"
+    for ours, theirs in zip(metrics(flat), metrics(sptt), strict=True):
+        assert [ours.get(k) for k in ("step", "loss", "valid_auc")] == [
+            theirs.get(k) for k in ("step", "loss", "valid_auc")
+        ]
+
+
+def test_a_tower_module_saves_what_it_compresses(run):
+    flat, towers = summary(run(*PASS_THROUGH, "--exchange", "flat")), summary(run(*COMPRESSED))
+    assert towers["compression"] == 2
+    # float64 against float32: twice the bytes.
+    assert towers["peer_bytes_per_step"] == 2 * flat["peer_bytes_per_step"] / towers["compression"]
+
+
+def test_summary_and_metrics(run):
+    folder = run(*PASS_THROUGH, "--exchange", "sptt")
+    figures = summary(folder)
+    assert (figures["world_size"], figures["towers"], figures["members"]) == (4, 2, 2)
+    assert (figures["epochs"], figures["steps"], figures["seed"]) == (2, 15, 0)
+    assert 0.5 < figures["auc"] < figures["best_auc"] < 1
+    for name in ("step_ms_median", "samples_per_s", "loader_samples_per_s", "tower_bytes_per_step", "dense_params"):
+        assert figures[name] > 0, name
+    lines = metrics(folder)
+    assert [line["step"] for line in lines if "loss" in line] == [5, 10, 15]
+    assert [line["epoch"] for line in lines if "valid_auc" in line] == [1, 2]
+    assert lines[0]["loss"] > lines[-2]["loss"]
+
+
+def test_towers_in_one_process_are_the_towers_on_four_ranks(run):
+    spread, local = summary(run(*COMPRESSED)), summary(run(*COMPRESSED, *LOCAL))
+    for name in ("auc", "logloss", "valid_auc", "valid_logloss"):
+        assert spread[name] == pytest.approx(local[name], rel=1e-9), name
+    for name in ("dense_params", "embedding_params", "compression"):
+        assert spread[name] == local[name], name
+    assert local["world_size"] == 1
+    assert local["peer_bytes_per_step"] == 0
+
+
+def test_eval_reproduces_the_auc_on_ranks_and_in_one_process(run, capsys):
+    folder = run(*COMPRESSED)
+    capsys.readouterr()
+    expected = f"{summary(folder)['auc']:.6g}"
+    assert evaluated(capsys, folder) == expected
+    assert evaluated(capsys, folder, "--local") == expected
+    assert evaluated(capsys, folder, "--local", "--split", "valid") == f"{summary(folder)['valid_auc']:.6g}"
+    assert evaluated(capsys, folder, "--local", "--data", "synthetic:400", "--split", "train") != expected
+
+
+def test_eval_on_data_of_another_kind(run, tmp_path, capsys):
+    folder = run(*COMPRESSED, *LOCAL)
+    capsys.readouterr()
+    rows = {
+        "sparse": np.zeros((8, 1), np.int32),
+        "cards": np.array([1]),
+        "label": np.zeros(8),
+        "names": np.array(["x"]),
+    }
+    np.savez(tmp_path / "rows.npz", **rows)
+    assert main(["eval", str(folder), "--data", f"npz:{tmp_path}/rows.npz"]) == 2
+    assert "is not in rows.npz" in capsys.readouterr().err
+
+
+def test_torchrun_on_two_hosts_gives_the_metrics_of_the_local_launch(run, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "2"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "-m", "dmt_kernels", "train"]
+    # Towers and members are not given: a host is a tower.
+    arguments = COMPRESSED[: len(DATA)] + COMPRESSED[len(DATA) + len(RANKS) :]
+    agents = [
+        subprocess.Popen(
+            [*command, *arguments, "--out", str(tmp_path / "out")],
+            env=without_ranks(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [agent.communicate(timeout=120)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(said)
+    assert sum("trained:" in text for text in said) == 1, "rank 0 alone reports"
+    ours, theirs = summary(tmp_path / "out"), summary(run(*COMPRESSED))
+    assert (ours["towers"], ours["members"]) == (2, 2)
+    for name in ("auc", "logloss", "valid_auc", "valid_logloss", "peer_bytes_per_step"):
+        assert ours[name] == theirs[name], name
+
+
+def test_early_stop_reports_and_keeps_the_best_epoch(tmp_path, capsys):
+    out = tmp_path / "out"
+    # A few hundred rows are learnt by heart: the validation AUC soon falls.
+    arguments = ["--data", "synthetic:500", "--batch-size", "50", "--table-lr", "0.3", *LOCAL]
+    assert main(["train", *arguments, "--epochs", "40", "--early-stop", "2", "--out", str(out)]) == 0
+    figures = summary(out)
+    valid = [line["valid_auc"] for line in metrics(out) if "valid_auc" in line]
+    assert figures["epochs"] == len(valid) < 40
+    assert figures["valid_auc"] == max(valid)
+    assert figures["best_epoch"] == valid.index(max(valid)) + 1 == len(valid) - 2
+    capsys.readouterr()
+    assert evaluated(capsys, out) == f"{figures['auc']:.6g}"
+    assert evaluated(capsys, out, "--split", "valid") == f"{max(valid):.6g}"
+
+
+def test_overwrite(tmp_path, capsys):
+    arguments = [
+        "train",
+        "--data",
+        "synthetic:200",
+        "--local",
+        "--steps",
+        "2",
+        "--batch-size",
+        "32",
+        "--out",
+        str(tmp_path),
+    ]
+    assert main(arguments) == 0
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(arguments) == 2
+    assert main([*arguments, "--overwrite"]) == 0
+    assert (tmp_path / "notes.txt").exists()
+    assert (tmp_path / "model").is_dir()
+    assert not (tmp_path / "model.unfinished").exists()
+
+
+@pytest.mark.parametrize("model", ["dlrm", "dcn"])
+@pytest.mark.parametrize("tower_module", ["none", "dlrm", "dcn"])
+def test_every_model_trains_with_every_tower_module(model, tower_module, tmp_path):
+    arguments = ["--model", model, "--tower-module", tower_module, "--towers", "3", *LOCAL]
+    assert main(["train", *arguments, "--data", "synthetic:500", "--batch-size", "64", "--out", str(tmp_path)]) == 0
+    losses = [line["loss"] for line in metrics(tmp_path) if "loss" in line]
+    assert all(0 < loss < 1 for loss in losses)
