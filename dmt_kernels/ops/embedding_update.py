@@ -66,7 +66,7 @@ def embedding_update_(
     lr, eps, weight_decay : float
     row_mean_squares : Tensor [U], float64, optional
         For rowwise_adagrad of tables split by columns: ``mean(h**2)`` over the whole row, for every touched row in the
-        order of `embedding_row_squares`. Default: computed from the columns that are here.
+        order of `embedding_row_squares`, concatenated. Default: computed from the columns that are here.
 
     Raises
     ------
