@@ -7,6 +7,7 @@ layers above it (``dmt_kernels.embedding``, ``dmt_kernels.train``, ...) are impo
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -48,5 +49,5 @@ def __dir__() -> list[str]:
 
 
 # A checkout that was not built can still be asked for `python -m dmt_kernels info`; using an op says what to do.
-if (Path(__file__).parent / "_lib" / "libdmt_cpu.so").exists():
+if (Path(__file__).parent / "_lib" / "libdmt_cpu.so").exists() and importlib.util.find_spec("torch"):
     from dmt_kernels import ops  # noqa: F401

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dmt_kernels.spec import InputError
-from dmt_kernels.train.launch import RankFailed
+from dmt_kernels.spec import InputError, NotBuilt, RankFailed
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 PAUSE_S = 2.0
@@ -24,10 +23,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     # A rank that torchrun started says nothing that rank 0 says too.
     speaks = os.environ.get("RANK", "0") == "0"
+    arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        arguments = vars(_parser().parse_args(argv))
-        arguments.pop("command")(**arguments)
+        if arguments == ["info"]:  # answers also where nothing else can be imported
+            _info()
+            return 0
+        options = vars(_parser().parse_args(arguments))
+        options.pop("command")(**options)
         return 0
+    except NotBuilt as error:
+        print(error, file=sys.stderr)
+        return BAD_INPUT
     except InputError as error:
         if speaks:
             print(f"dmt_kernels: {error}", file=sys.stderr)
@@ -35,9 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             time.sleep(PAUSE_S)  # torchrun ends all ranks when one has ended: rank 0 is to have spoken by then
         return BAD_INPUT
     except ModuleNotFoundError as error:
-        if error.name not in ("sklearn", "rich", "matplotlib"):
+        if error.name not in ("torch", "sklearn", "rich", "matplotlib"):
             raise
-        print(f"dmt_kernels: {error.name} is not installed; pip install 'dmt_kernels[train]'", file=sys.stderr)
+        what = "torch" if error.name == "torch" else "'dmt_kernels[train]'"
+        print(f"dmt_kernels: {error.name} is not installed; pip install {what}", file=sys.stderr)
         return BAD_INPUT
     except RankFailed as error:
         print(f"dmt_kernels: {error}", file=sys.stderr)
@@ -45,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dmt_kernels: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
 
 
 def _train(**options: Any) -> None:
@@ -113,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
 
     convert = commands.add_parser("convert", help="turn data into columns that are mapped, not read")
     convert.add_argument("source", metavar="DATA", help="as for train --data")
-    convert.add_argument("out", metavar="DIR", help="folder to create")
+    convert.add_argument("--out", required=True, metavar="DIR", help="folder to create")
     convert.add_argument("--hash-rows", type=int, default=100_000, metavar="E", help="rows of a Criteo log's tables")
     convert.add_argument("--workers", type=int, default=1, metavar="N", help="processes")
     convert.add_argument("--seed", type=int, default=0, metavar="S", help="of a split that the data does not bring")

@@ -1,11 +1,16 @@
 """The command line finds bad input before it starts or writes anything, and says it in one sentence."""
 
 import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dmt_kernels.cli import main
+from dmt_kernels.cli import _parser, main
 
 ROWS = 64
 
@@ -70,8 +75,17 @@ BAD_INPUT = {
     "compression not a number": (lambda f: ["--compression", "nan"], "--compression nan"),
     "learning rate 0": (lambda f: ["--dense-lr", "0"], "--dense-lr"),
     "negative table rate": (lambda f: ["--table-lr", "-1"], "lr"),
+    "table rate not a number": (lambda f: ["--table-lr", "nan"], "lr nan"),
+    "table decay not finite": (lambda f: ["--table-weight-decay", "inf"], "weight_decay inf"),
+    "early stop without rows to validate": (
+        lambda f: ["--early-stop", "1", "--data", write_npz(f, split=np.zeros(ROWS, int))],
+        "--early-stop",
+    ),
+    "table with half a row": (lambda f: ["--tables", write_json(f, tables(("t", "abc"), rows=7.5))], "7.5"),
+    "table without a name": (lambda f: ["--tables", write_json(f, tables(("", "abc")))], "named ''"),
     "tower module on the flat road": (lambda f: ["--exchange", "flat", "--tower-module", "dlrm"], "--tower-module"),
     "CUDA where there is none": (lambda f: ["--device", "cuda", "--towers", "97", "--batch-size", "97"], "cuda"),
+    "more towers than features or rows of a batch": (lambda f: ["--towers", "100"], "100 towers"),
     "more towers than features": (lambda f: ["--towers", "4"], "4 towers"),
     "npz of other shapes": (lambda f: ["--data", write_npz(f, label=np.zeros(ROWS + 1))], "sparse"),
     "npz with other cards": (lambda f: ["--data", write_npz(f, cards=np.array([5, 5]))], "cards"),
@@ -167,7 +181,22 @@ def test_every_option_of_a_run_is_on_the_command_line(capsys):
 
 
 def test_convert_then_info(tmp_path, capsys):
-    assert main(["convert", write_npz(tmp_path), str(tmp_path / "columns")]) == 0
+    assert main(["convert", write_npz(tmp_path), "--out", str(tmp_path / "columns")]) == 0
     assert (tmp_path / "columns" / "meta.json").is_file()
     assert main(["info"]) == 0
     assert "torch" in capsys.readouterr().out
+
+
+def test_info_answers_without_torch():
+    # Written to a module of its own: the import of torch must fail from the first line on.
+    script = "import sys; sys.modules['torch'] = None; from dmt_kernels.cli import main; sys.exit(main(['info']))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "unknown without torch" in done.stdout
+
+
+def test_every_command_of_the_readme_parses():
+    readme = (Path(__file__).parents[1] / "README.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"(?:python )?-m dmt_kernels (.*?)(?:#.*)?$", readme, flags=re.MULTILINE)
+    parsed = [_parser().parse_args(shlex.split(command)) for command in commands if not command.startswith("train`")]
+    assert len(parsed) >= 5

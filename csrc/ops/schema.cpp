@@ -1,6 +1,7 @@
 // Every op's signature: the table of contents. Letters, the order of bags and the meaning of ids are those of
-// kernels/cpu/bag_layout.h; poolings: 0 sum, 1 mean; bounds: 0 error, 1 warn, 2 none. The Python functions of the same
-// names, in dmt_kernels/ops, carry the documentation.
+// kernels/cpu/bag_layout.h; poolings: 0 sum, 1 mean; bounds: 0 error, 1 warn, 2 none (1 and 2
+// are one to an op: it is the Python function that counts and warns). The Python functions of the same names, in
+// dmt_kernels/ops, carry the documentation.
 #include <torch/csrc/stable/library.h>
 
 // clang-format off

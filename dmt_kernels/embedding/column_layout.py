@@ -4,6 +4,7 @@ A *lookup* is one feature in one shard. A member's pooled block has its lookups 
 through the tower stage, then those of replicated tables, which it looks up for itself and keeps.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,24 +80,30 @@ class TowerLayout:
             row order.
         """
         pieces: list[Tensor] = []
-        for feature in self.features:
-            parts = [
-                (lookup.shard, block[:, lookup.column : lookup.column + lookup.shard.dim])
-                for member, block in zip(self.members, blocks, strict=True)
-                for lookup in member.sent
-                if lookup.feature == feature
+        for sources in self._sources:
+            columns = [
+                (kept if member is None else blocks[member])[:, lookup.column : lookup.column + lookup.shard.dim]  # type: ignore[index]
+                for member, lookup in sources
             ]
-            if not parts:  # replicated
-                assert kept is not None
-                lookup = next(lookup for lookup in self.members[0].kept if lookup.feature == feature)
-                pieces.append(kept[:, lookup.column : lookup.column + lookup.shard.dim])
-                continue
-            parts.sort(key=lambda part: (part[0].row_start, part[0].col_start))
-            if parts[0][0].splits_rows:
-                pieces.append(sum((columns for _, columns in parts[1:]), start=parts[0][1]))
+            if sources[0][1].shard.splits_rows:
+                pieces.append(sum(columns[1:], start=columns[0]))
             else:
-                pieces.extend(columns for _, columns in parts)
+                pieces.extend(columns)
         return torch.cat(pieces, dim=1)
+
+    @functools.cached_property
+    def _sources(self) -> list[list[tuple[int | None, Lookup]]]:
+        """For every feature the members (None: kept) and lookups that it comes from, in row and column order."""
+        found: dict[str, list[tuple[int | None, Lookup]]] = {feature: [] for feature in self.features}
+        for m, member in enumerate(self.members):
+            for lookup in member.sent:
+                found[lookup.feature].append((m, lookup))
+        for lookup in self.members[0].kept:
+            found[lookup.feature].append((None, lookup))
+        return [
+            sorted(found[feature], key=lambda source: (source[1].shard.row_start, source[1].shard.col_start))
+            for feature in self.features
+        ]
 
 
 def tower_layouts(plan: Plan) -> list[TowerLayout]:

@@ -29,38 +29,28 @@ class TowerRowMeans:
     """
 
     def __init__(self, plan: Plan, tower: int, member: int, group: dist.ProcessGroup) -> None:
-        self._plan, self._tower, self._member, self._group = plan, tower, member, group.group_name
+        self._plan, self._group = plan, group.group_name
         self._shards = _lookup_order(plan, tower, member)
+        # For every member: own shards and its shards that are other columns of one table, in one order on both ends.
+        self._shared = [
+            self._pairs(_lookup_order(plan, tower, other) if other != member else [])
+            for other in range(plan.topology.members)
+        ]
 
     def __call__(self, squares: list[Tensor]) -> Tensor:
         """Exchange and complete; takes and returns the local shards' values in lookup order."""
-        mine = dict(zip(self._shards, squares, strict=True))
-        # Towards every member: the columns' sums of the tables that it has other columns of, in the plan's order.
-        shared = [self._shared_with(member) for member in range(self._plan.topology.members)]
-        splits = [sum(mine[shard].numel() for shard, _ in pairs) for pairs in shared]
-        sent = [mine[shard] for pairs in shared for shard, _ in pairs]
-        arrived = all_to_all(
-            torch.cat(sent) if sent else torch.zeros(0, dtype=torch.float64), splits, splits, self._group
-        )
-        theirs = dict(
-            zip(
-                [other for pairs in shared for _, other in pairs],
-                arrived.split([mine[shard].numel() for pairs in shared for shard, _ in pairs]),
-                strict=True,
-            )
-        )
-        return complete_row_means(self._plan, self._shards, mine | theirs)
+        own = dict(zip(self._shards, squares, strict=True))
+        pairs = [pair for shared in self._shared for pair in shared]
+        splits = [sum(own[shard].numel() for shard, _ in shared) for shared in self._shared]
+        sent = torch.cat([own[shard] for shard, _ in pairs]) if pairs else torch.zeros(0, dtype=torch.float64)
+        arrived = all_to_all(sent, splits, splits, self._group).split([own[shard].numel() for shard, _ in pairs])
+        others = {other: values for (_, other), values in zip(pairs, arrived, strict=True)}
+        return complete_row_means(self._plan, self._shards, own | others)
 
-    def _shared_with(self, member: int) -> list[tuple[Shard, Shard]]:
-        if member == self._member:
-            return []
-        pairs = [
-            (mine, other)
-            for mine in self._shards
-            for other in _lookup_order(self._plan, self._tower, member)
-            if mine.splits_cols and mine.table == other.table
-        ]
-        return sorted(pairs, key=lambda pair: pair[0].table.name)  # one order on both ends
+    def _pairs(self, others: Sequence[Shard]) -> list[tuple[Shard, Shard]]:
+        split = [shard for shard in self._shards if shard.splits_cols]
+        pairs = [(own, other) for own in split for other in others if own.table == other.table]
+        return sorted(pairs, key=lambda pair: pair[0].table.name)
 
 
 def complete_row_means(plan: Plan, shards: Sequence[Shard], squares: dict[Shard, Tensor]) -> Tensor:

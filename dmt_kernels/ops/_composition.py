@@ -10,19 +10,10 @@ from dmt_kernels.ops import _library  # noqa: F401  (the schemas come with it)
 _dmt = torch.library.Library("dmt", "IMPL")
 
 
-def implement(
-    name: str,
-    forward: Callable[..., Any],
-    *,
-    fake: Callable[..., Any],
-    backward: Callable[..., Any] | None = None,
-    setup_context: Callable[..., None] | None = None,
-) -> None:
-    """Register the implementation, the fake and, where the op is differentiable, the backward of ``dmt::name``."""
+def implement(name: str, forward: Callable[..., Any], *, fake: Callable[..., Any]) -> None:
+    """Register an implementation of ``dmt::name`` that stays one op when traced, and its fake."""
     _dmt.impl(name, forward, "CompositeExplicitAutograd")
     torch.library.register_fake(f"dmt::{name}", fake, lib=_dmt)
-    if backward is not None:
-        torch.library.register_autograd(f"dmt::{name}", backward, setup_context=setup_context, lib=_dmt)
 
 
 def compose(name: str, forward: Callable[..., Any]) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from dmt_kernels.spec import NotBuilt
+
 _CPU_LIBRARY = Path(__file__).parents[1] / "_lib" / "libdmt_cpu.so"
 
 
@@ -14,11 +16,11 @@ def load() -> None:
 
     Raises
     ------
-    ImportError
+    NotBuilt
         The compiled library is missing.
     """
     if not _CPU_LIBRARY.exists():
-        raise ImportError("dmt_kernels is not compiled; run `pip install .`, or `make build` in a checkout.")
+        raise NotBuilt("dmt_kernels is not compiled; run `pip install .`, or `make build` in a checkout.")
     torch.ops.load_library(str(_CPU_LIBRARY))
 
 

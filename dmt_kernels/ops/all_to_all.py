@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dmt_kernels.ops import traffic
-from dmt_kernels.ops._composition import compose, implement
+from dmt_kernels.ops._composition import compose
 
 # gloo moves these as they are; every other dtype travels as bytes.
 _WIRE_DTYPES = (torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8)
@@ -48,40 +48,46 @@ def all_to_all(input: Tensor, output_splits: Sequence[int], input_splits: Sequen
     return all_to_all_wait(all_to_all_start(input, output_splits, input_splits, group))
 
 
-def _start(input: Tensor, output_splits: list[int], input_splits: list[int], group: str) -> Tensor:
-    torch._check(input.dim() == 1, lambda: f"all_to_all: input has {input.dim()} dimensions, 1 expected")
-    torch._check(
-        input.numel() == sum(input_splits),
-        lambda: f"all_to_all: input has {input.numel()} elements, its splits add up to {sum(input_splits)}",
-    )
-    traffic.count_sent(group, [n * input.element_size() for n in input_splits])
-    payload, scale = input.contiguous(), 1
-    if input.dtype not in _WIRE_DTYPES:
-        payload, scale = payload.view(torch.uint8), input.element_size()
-    out = torch.ops._c10d_functional.all_to_all_single(
-        payload, [n * scale for n in output_splits], [n * scale for n in input_splits], group
-    )
-    return out.view(input.dtype)
+class _Start(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, output_splits: list[int], input_splits: list[int], group: str) -> Tensor:
+        ctx.output_splits, ctx.input_splits, ctx.group = output_splits, input_splits, group
+        torch._check(input.dim() == 1, lambda: f"all_to_all: input has {input.dim()} dimensions, 1 expected")
+        torch._check(
+            input.numel() == sum(input_splits),
+            lambda: f"all_to_all: input has {input.numel()} elements, its splits add up to {sum(input_splits)}",
+        )
+        if not torch.compiler.is_compiling():  # a compiled graph runs without this line, and is not counted
+            traffic.count_sent(group, [n * input.element_size() for n in input_splits])
+        payload, scale = input.contiguous(), 1
+        if input.dtype not in _WIRE_DTYPES:
+            payload, scale = payload.view(torch.uint8), input.element_size()
+        out = torch.ops._c10d_functional.all_to_all_single(
+            payload, [n * scale for n in output_splits], [n * scale for n in input_splits], group
+        )
+        return out.view(input.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return all_to_all(grad, ctx.input_splits, ctx.output_splits, ctx.group), None, None, None
 
 
-def _start_fake(input: Tensor, output_splits: list[int], input_splits: list[int], group: str) -> Tensor:
-    return input.new_empty(sum(output_splits))
+class _Wait(torch.autograd.Function):
+    """The functional wait has no gradient of its own. The gradient's road begins in the backward of start."""
+
+    @staticmethod
+    def forward(ctx: Any, started: Tensor) -> Tensor:
+        return torch.ops._c10d_functional.wait_tensor(started)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
 
 
-def _start_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    _, ctx.output_splits, ctx.input_splits, ctx.group = inputs
-
-
-def _start_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-    return all_to_all(grad, ctx.input_splits, ctx.output_splits, ctx.group), None, None, None
-
-
-def _wait(started: Tensor) -> Tensor:
-    return torch.ops._c10d_functional.wait_tensor(started)
-
-
-implement("all_to_all_start", _start, fake=_start_fake, backward=_start_backward, setup_context=_start_context)
-implement("all_to_all_wait", _wait, fake=torch.empty_like, backward=lambda ctx, grad: grad)
+# Compositions, not opaque ops: under torch.compile the functional collectives stand in the graph themselves, and
+# inductor knows of those that their buffers are in flight.
+compose("all_to_all_start", _Start.apply)
+compose("all_to_all_wait", _Wait.apply)
 
 
 def start_blocks(blocks: Tensor, widths: Sequence[int], group: str) -> Tensor:

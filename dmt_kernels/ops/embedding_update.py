@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -188,3 +189,14 @@ def _(
 ) -> list[Tensor]:
     # How many rows are touched is known only once the ids are.
     return [grad.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.float64) for _ in tables]
+
+
+def _mutate(keyset: torch._C.DispatchKeySet, tables: list[Tensor], states: list[Tensor], *rest: Any) -> None:
+    """Tell autograd that tables and states change: what saved them must not be differentiated any more."""
+    torch.autograd.graph.increment_version([*tables, *states])
+    op = torch.ops.dmt.embedding_update_.default
+    op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, tables, states, *rest)
+
+
+_dmt = torch.library.Library("dmt", "IMPL")
+_dmt.impl("embedding_update_", _mutate, "ADInplaceOrView", with_keyset=True)

@@ -1,8 +1,12 @@
 """One rank's share of a global batch."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # so that what is asked without a torch, `info` above all, can be answered without one
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,13 @@
-"""The error that bad input of the user's raises."""
+"""Errors that end in a message for the user, not in a traceback of ours."""
 
 
 class InputError(ValueError):
     """Something the user gave is wrong; the message is one sentence that names the culprit."""
+
+
+class RankFailed(RuntimeError):
+    """A rank ended with an error; the message is that rank's traceback."""
+
+
+class NotBuilt(ImportError):
+    """The compiled library is not there; the message says how to get it."""

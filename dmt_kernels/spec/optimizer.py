@@ -1,5 +1,6 @@
 """How tables are updated in the backward pass."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -26,7 +27,7 @@ class TableOptimizer:
     Raises
     ------
     InputError
-        For an unknown kind, a negative rate, eps or decay.
+        For an unknown kind; a rate, eps or decay that is negative or not finite.
     """
 
     kind: TableOptimizerKind = "rowwise_adagrad"
@@ -38,5 +39,7 @@ class TableOptimizer:
         kinds = get_args(TableOptimizerKind)
         if self.kind not in kinds:
             raise InputError(f"table optimizer {self.kind!r} is unknown; choose one of {', '.join(kinds)}")
-        if min(self.lr, self.eps, self.weight_decay) < 0:
-            raise InputError(f"table optimizer has a negative lr, eps or weight decay: {self}")
+        for name in ("lr", "eps", "weight_decay"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"{name} {value} of the table optimizer is not a number of at least 0")

@@ -105,6 +105,8 @@ class Plan:
             if not whole or members != list(range(self.topology.members)):
                 raise InputError(f"table {table.name!r} is replicated but not whole on every member of tower {tower}")
             return
+        if len({s.member for s in mine}) < len(mine):
+            raise InputError(f"two shards of table {table.name!r} lie on one member of tower {tower}")
         if any(s.splits_rows and s.splits_cols for s in mine):
             raise InputError(f"table {table.name!r} is split by rows and by columns; choose one")
         pieces = sorted((s.row_start, s.row_stop) if s.splits_rows else (s.col_start, s.col_stop) for s in mine)

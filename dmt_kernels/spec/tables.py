@@ -29,7 +29,7 @@ class Table:
     Raises
     ------
     InputError
-        For a table without features, without rows or without columns, or an unknown pooling.
+        For a table without a name, features, rows or columns, or an unknown pooling.
     """
 
     name: str
@@ -39,6 +39,10 @@ class Table:
     pooling: Pooling = "sum"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise InputError(f"a table is named {self.name!r}; a name is a text that is not empty")
+        if not all(isinstance(extent, int) for extent in (self.rows, self.dim)):
+            raise InputError(f"table {self.name!r} has {self.rows!r} rows of width {self.dim!r}; both must be integers")
         if not self.features:
             raise InputError(f"table {self.name!r} has no feature")
         if self.rows < 1 or self.dim < 1:

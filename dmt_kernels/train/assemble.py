@@ -19,7 +19,7 @@ from dmt_kernels.planner import STRATEGIES, partition_features, place
 from dmt_kernels.spec import InputError, Partition, Plan, Table, Topology, tables_by_feature
 from dmt_kernels.towers import TowerModule, build_tower_module, common_out_dim
 from dmt_kernels.train.config import TrainConfig
-from dmt_kernels.train.data import Dataset, open_dataset
+from dmt_kernels.train.data import Dataset, Loader, open_dataset
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,20 @@ def set_up(config: TrainConfig) -> Setup:
     """
     assert config.towers is not None and config.members is not None
     choose_device(config)
-    dataset = open_dataset(config.data, seed=config.seed, rank=int(os.environ.get("RANK", "0")))
+    rank = int(os.environ.get("RANK", "0"))
+    dataset = open_dataset(config.data, seed=config.seed, hash_rows=config.hash_rows, rank=rank)
+    if config.early_stop is not None and not dataset.rows("valid"):
+        raise InputError(f"--early-stop needs validation rows, and {dataset.name} has none")
     tables = _tables(config, dataset)
     if config.partition in STRATEGIES:
         partition = partition_features(tables, config.towers, config.partition)
     else:
         partition = Partition.load(Path(config.partition))
     splits = {} if config.split == "auto" else {table.name: config.split for table in tables}
-    setup = Setup(config, dataset, place(tables, partition, Topology(config.towers, config.members), splits))
+    topology = Topology(config.towers, config.members)
+    setup = Setup(config, dataset, place(tables, partition, topology, splits))
+    if not config.local and config.batch_size % topology.world:
+        raise InputError(f"--batch-size {config.batch_size} cannot be shared out evenly to {topology.world} ranks")
     with torch.device("meta"):
         _over_arch(setup, _Widths([module.out_width for module in _tower_modules(setup).values()]))
     return setup
@@ -113,6 +119,21 @@ def build_model(setup: Setup, mesh: Mesh | None) -> DLRM | DCN:
         )
         model = _over_arch(setup, exchange)
     return model.to(choose_device(config))
+
+
+def make_loader(setup: Setup, split: str, mesh: Mesh | None, device: torch.device, *, shuffle: bool = False) -> Loader:
+    """This rank's batches of a split, features in the plan's order."""
+    return Loader(
+        setup.dataset,
+        split,
+        global_batch=setup.config.batch_size,
+        rank=0 if mesh is None else mesh.rank,
+        world=1 if mesh is None else mesh.topology.world,
+        feature_order=setup.plan.partition.features,
+        seed=setup.config.seed,
+        shuffle=shuffle,
+        device=device,
+    )
 
 
 class _Widths(nn.Module):

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from dmt_kernels.spec import InputError, TableOptimizer, Topology
+from dmt_kernels.spec import InputError, TableOptimizer
+from dmt_kernels.train.data import DEFAULT_HASH_ROWS
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -49,6 +50,7 @@ class TrainConfig:
     tables: str | None = _option(None, "JSON file of tables (default: one per feature)", metavar="FILE")
     split: str = _option("auto", "how a table lies inside its tower", SPLITS)
     batch_size: int = _option(1024, "global batch", metavar="B")
+    hash_rows: int = _option(DEFAULT_HASH_ROWS, "rows of every table of a Criteo log", metavar="E")
     epochs: int | None = _option(None, "passes over the training split (default 1)", metavar="N")
     steps: int | None = _option(None, "training steps, instead of epochs", metavar="N")
     early_stop: int | None = _option(None, "end after N epochs without a better validation AUC", metavar="N")
@@ -78,8 +80,6 @@ class TrainConfig:
             raise InputError(f"--dense-lr {self.dense_lr:g} is not a positive number")
         if self.epochs is not None and self.steps is not None:
             raise InputError("--epochs and --steps exclude each other")
-        if self.early_stop is not None and self.out is None:
-            raise InputError("--early-stop needs --out, where the best epoch's model is kept")
         if self.exchange == "flat" and self.tower_module != "none":
             raise InputError(f"--tower-module {self.tower_module} needs --exchange sptt: flat has no towers to stop at")
         self.table_optimizer_spec()
@@ -126,26 +126,20 @@ def resolve_topology(config: TrainConfig, world: int | None, local_world: int | 
     Raises
     ------
     InputError
-        If towers times members is not the number of ranks, or does not divide it, or the batch cannot
-        be cut into equal shares.
+        If towers times members is not the number of ranks.
     """
     towers, members = config.towers, config.members
     if config.local:
         if world not in (None, 1):
             raise InputError(f"--local is one process and torchrun started {world}")
-        towers, members, shares = towers or 1, members or 1, 1
-    else:
-        if world is not None:
-            if members is None:
-                members = world // towers if towers else local_world or world
-            towers = towers or max(1, world // members)
-            if towers * members != world:
-                raise InputError(f"a world of {world} ranks is not {towers} towers x {members} members")
-        towers, members = towers or 1, members or 1
-        shares = Topology(towers, members).world
-    if config.batch_size % shares:
-        raise InputError(f"--batch-size {config.batch_size} cannot be shared out evenly to {shares} ranks")
-    return dataclasses.replace(config, towers=towers, members=members)
+    elif world is not None:
+        # What is not given is what the ranks leave, at least 1: the check below then names the mismatch.
+        if members is None:
+            members = max(1, world // towers) if towers else local_world or world
+        towers = towers or max(1, world // members)
+        if towers * members != world:
+            raise InputError(f"a world of {world} ranks is not {towers} towers x {members} members")
+    return dataclasses.replace(config, towers=towers or 1, members=members or 1)
 
 
 def _flag(name: str) -> str:

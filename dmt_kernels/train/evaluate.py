@@ -8,9 +8,8 @@ import torch.distributed as dist
 
 from dmt_kernels.spec import InputError
 from dmt_kernels.train import checkpoint
-from dmt_kernels.train.assemble import Setup, build_model, connect, set_up
+from dmt_kernels.train.assemble import Setup, build_model, connect, make_loader, set_up
 from dmt_kernels.train.config import TrainConfig
-from dmt_kernels.train.data import Loader
 from dmt_kernels.train.loop import agree
 from dmt_kernels.train.output import RunFolder
 from dmt_kernels.train.predict import evaluate
@@ -85,15 +84,7 @@ def evaluate_rank(config: TrainConfig, folder: str, split: str | None) -> dict[s
     split = _split(setup, split)
     model = build_model(setup, mesh)
     checkpoint.load(model, RunFolder(folder).model, mesh)
-    loader = Loader(
-        setup.dataset,
-        split,
-        global_batch=config.batch_size,
-        rank=0 if mesh is None else mesh.rank,
-        world=1 if mesh is None else mesh.topology.world,
-        feature_order=setup.plan.partition.features,
-        device=next(model.parameters()).device,
-    )
+    loader = make_loader(setup, split, mesh, next(model.parameters()).device)
     scores = evaluate(model, loader, mesh)
     if mesh is not None:
         dist.destroy_process_group()

@@ -20,14 +20,10 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from dmt_kernels.spec import InputError
+from dmt_kernels.spec import InputError, RankFailed
 
 SHUTDOWN_TIMEOUT_S = 10  # from a polite signal to SIGKILL
 BYSTANDER_PAUSE_S = 3.0  # a rank that lost its peer speaks this much later than the peer
-
-
-class RankFailed(RuntimeError):
-    """A rank ended with an error; the message is that rank's traceback."""
 
 
 def launched() -> bool:
@@ -102,6 +98,7 @@ def _as_rank(work: Callable[..., Any], args: tuple[Any, ...], threads: int | Non
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if (launcher := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_follow, args=(launcher,), daemon=True).start()
+        logging.getLogger("dmt_kernels.data").setLevel(logging.ERROR)  # the launcher has read the data and warned
     torch.set_num_threads(threads or max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     try:
         return work(*args)

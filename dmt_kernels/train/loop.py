@@ -11,9 +11,8 @@ import torch.distributed as dist
 from dmt_kernels.comm import Mesh, traffic
 from dmt_kernels.spec import Batch, InputError
 from dmt_kernels.train import checkpoint
-from dmt_kernels.train.assemble import Setup, build_model, connect, save_layout, set_up
+from dmt_kernels.train.assemble import Setup, build_model, connect, make_loader, save_layout, set_up
 from dmt_kernels.train.config import TrainConfig
-from dmt_kernels.train.data import Loader
 from dmt_kernels.train.metrics import Scores
 from dmt_kernels.train.output import RunFolder
 from dmt_kernels.train.predict import evaluate
@@ -40,8 +39,12 @@ class Trainer:
         self.folder = None if self.config.out is None else RunFolder(self.config.out)
         self.model = build_model(setup, mesh)
         self.train_step = TrainStep(self.model, mesh, optimizer=self.config.dense_optimizer, lr=self.config.dense_lr)
-        self.loaders = {split: self._loader(split) for split in ("train", "valid", "test")}
-        self.timer = StepTimer(next(self.model.parameters()).device)
+        device = next(self.model.parameters()).device
+        self.loaders = {
+            split: make_loader(setup, split, mesh, device, shuffle=split == "train")
+            for split in ("train", "valid", "test")
+        }
+        self.timer = StepTimer(device)
         self.steps = self.config.steps or (self.config.epochs or 1) * len(self.loaders["train"])
         self.step = 0
         self.sent: Counter[tuple[str, str]] = Counter()
@@ -64,14 +67,14 @@ class Trainer:
                 if self.config.early_stop is None or valid.beats(best):
                     best, best_epoch = valid, epoch
                     if self.config.early_stop is not None:
-                        self._save()
+                        self._keep()
                 elif epoch - best_epoch >= self.config.early_stop:
                     break
         assert best is not None
         if self.config.early_stop is None:
             self._save()
-        elif self.folder is not None and best_epoch != epoch:
-            checkpoint.load(self.model, self.folder.model, self.mesh)
+        elif best_epoch != epoch:
+            self._return_to_kept()
         summary = self._summary(best, best_epoch, epoch)
         if self.folder is not None and self.leads:
             self.folder.write_summary(summary)
@@ -110,19 +113,18 @@ class Trainer:
                 return
             yield batch
 
-    def _loader(self, split: str) -> Loader:
-        mesh = self.mesh
-        return Loader(
-            self.setup.dataset,
-            split,
-            global_batch=self.config.batch_size,
-            rank=0 if mesh is None else mesh.rank,
-            world=1 if mesh is None else mesh.topology.world,
-            feature_order=self.setup.plan.partition.features,
-            seed=self.config.seed,
-            shuffle=split == "train",
-            device=next(self.model.parameters()).device,
-        )
+    def _keep(self) -> None:
+        """Keep the model as it is: in its folder, or in memory where there is none."""
+        if self.folder is not None:
+            self._save()
+        else:
+            self._kept = {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def _return_to_kept(self) -> None:
+        if self.folder is not None:
+            checkpoint.load(self.model, self.folder.model, self.mesh)
+        else:
+            self.model.load_state_dict(self._kept)
 
     def _save(self) -> None:
         if self.folder is not None:

@@ -74,7 +74,7 @@ def evaluate(folder: str, split: str | None, **changes: Any) -> dict[str, Any]:
 
 def _placed(config: TrainConfig) -> TrainConfig:
     world = int(os.environ["WORLD_SIZE"]) if launched() else None
-    local_world = int(os.environ["LOCAL_WORLD_SIZE"]) if launched() else None
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or None  # other launchers may not say
     return resolve_topology(config, world, local_world)
 
 

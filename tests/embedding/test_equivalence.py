@@ -112,15 +112,16 @@ def test_replicas_stay_equal() -> None:
 
 
 def _assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    for name in actual.keys() & expected.keys() - {"outputs"}:
+    # Table by table, "outputs" apart (a rank has only its share of them); and nothing may be missing on either side.
+    assert actual.keys() == expected.keys()
+    for name in actual.keys() - {"outputs"}:
         torch.testing.assert_close(
             actual[name], expected[name], rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
         )
-    assert {f"table.{table.name}" for table in TABLES} <= actual.keys() & expected.keys()
 
 
 def _whole_tables(world: World, results: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Shards of all processes put together: ``table.NAME``, plus everything that is not a shard."""
+    """Shards put together, ``table.NAME`` and ``state.NAME``, and everything that is not a shard."""
     plan = world.plan()
     found: dict[str, Tensor] = {}
     for result in results:
@@ -128,10 +129,13 @@ def _whole_tables(world: World, results: list[dict[str, Tensor]]) -> dict[str, T
     joined = {name: value for name, value in found.items() if not name.startswith("shards.")}
     for table in TABLES:
         parts = plan.table_shards(table)
-        values = [found[f"shards.tables.{part.key}"] for part in parts]
-        if parts[0].replicated:
-            values = values[:1]
-        joined[f"table.{table.name}"] = torch.cat(values, dim=1 if parts[0].splits_cols else 0)
+        parts = parts[:1] if parts[0].replicated else parts
+        for kind in ("table", "state"):
+            values = [found[f"shards.{kind}s.{part.key}"] for part in parts]
+            if kind == "state" and parts[0].splits_cols:  # of whole rows, on every shard
+                assert all(torch.equal(values[0], value) for value in values)
+                values = values[:1]
+            joined[f"{kind}.{table.name}"] = torch.cat(values, dim=1 if parts[0].splits_cols and len(values) > 1 else 0)
     return joined
 
 
@@ -171,7 +175,8 @@ def _plain_torch(world: World) -> dict[str, Tensor]:
                 table.grad = None
     named = {f"over_arch.{k}": v for k, v in over_arch.state_dict().items()}
     named |= {f"tower_modules.{k}": v for k, v in modules.state_dict().items()}
-    return named | {f"table.{k}": v.detach() for k, v in tables.items()} | {"outputs": torch.stack(outputs)}
+    named |= {f"table.{k}": v.detach() for k, v in tables.items()} | {f"state.{k}": v for k, v in states.items()}
+    return named | {"outputs": torch.stack(outputs)}
 
 
 def _pool(table: Tensor, bags: list[Tensor], weights: list[Tensor], pooling: str, world: World) -> Tensor:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dmt_kernels.ops import embedding_row_squares, embedding_update_
+from dmt_kernels.ops import embedding_bag, embedding_row_squares, embedding_update_
 from dmt_kernels.ops.reference import embedding_update as reference
 from tests.ops.bags import DTYPES
 from tests.ops.updates import (
@@ -236,6 +236,15 @@ def test_opcheck_update(optimizer: int) -> None:
     arguments = (case.tables, new_states(OPTIMIZERS[optimizer], case.tables), case.grad, case.ids, case.offsets)
     layout = (case.weights, case.feature_tables, [0, 1, 1, 0], None, case.block_order)
     torch.library.opcheck(torch.ops.dmt.embedding_update_, (*arguments, *layout, 0, optimizer, 0.1, 1e-6, 0.1, None))
+
+
+def test_a_table_that_was_saved_for_backward_is_seen_to_change() -> None:
+    table, ids, offsets = torch.ones(3, 2), torch.tensor([0, 2]), torch.tensor([0, 1, 2])
+    weights = torch.ones(2, requires_grad=True)
+    pooled = embedding_bag([table], ids, offsets, per_sample_weights=weights)  # keeps the table for their gradient
+    embedding_update_([table], [], torch.ones(2, 2), ids, offsets, optimizer="sgd")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        pooled.sum().backward()
 
 
 def test_opcheck_row_squares() -> None:

@@ -47,9 +47,9 @@ def test_towers_and_members(given, world, local_world, expected):
         ({"towers": 2, "members": 2}, 6, "6 ranks"),
         ({"towers": 4}, 6, "6 ranks"),
         ({"local": True}, 2, "--local"),
-        ({"towers": 3, "batch_size": 8}, None, "--batch-size 8"),
+        ({"towers": 3}, 2, "2 ranks is not 3 towers x 1 members"),
     ],
-    ids=["too few", "does not divide", "local", "uneven shares"],
+    ids=["too few", "does not divide", "local", "more towers than ranks"],
 )
 def test_ranks_that_do_not_fit(options, world, sentence):
     with pytest.raises(InputError, match=sentence):

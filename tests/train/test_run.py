@@ -1,9 +1,12 @@
 """Whole runs from the command line: four ranks, one process, and two agents of torchrun."""
 
 import json
+import re
+import shlex
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +60,18 @@ def test_flat_and_pass_through_towers_are_the_same_to_the_last_digit(run):
         assert [ours.get(k) for k in ("step", "loss", "valid_auc")] == [
             theirs.get(k) for k in ("step", "loss", "valid_auc")
         ]
+
+
+@pytest.mark.parametrize(("towers", "members"), [(1, 4), (4, 1), (2, 3)], ids=["1x4", "4x1", "2x3"])
+def test_topologies_and_column_splits_change_no_digit(towers, members, tmp_path):
+    arguments = ["--towers", str(towers), "--members", str(members), "--split", "columns", "--data", "synthetic:480"]
+    figures = []
+    for kind in ("flat", "sptt"):
+        out = tmp_path / kind
+        assert main(["train", *arguments, "--exchange", kind, "--batch-size", "24", "--out", str(out)]) == 0
+        figures.append([summary(out)[name] for name in ("auc", "logloss", "valid_auc", "steps")])
+    assert figures[0] == figures[1]
+    assert figures[0][-1] == 20
 
 
 def test_a_tower_module_saves_what_it_compresses(run):
@@ -114,17 +129,19 @@ def test_eval_on_data_of_another_kind(run, tmp_path, capsys):
     assert "is not in rows.npz" in capsys.readouterr().err
 
 
-def test_torchrun_on_two_hosts_gives_the_metrics_of_the_local_launch(run, tmp_path):
+def test_the_readmes_torchrun_on_two_hosts_gives_the_metrics_of_the_local_launch(tmp_path):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (command,) = re.findall(r"^torchrun (.*?)$(?<!\\)", readme.replace("\\\n", " "), flags=re.MULTILINE)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "2"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "-m", "dmt_kernels", "train"]
-    # Towers and members are not given: a host is a tower.
-    arguments = COMPRESSED[: len(DATA)] + COMPRESSED[len(DATA) + len(RANKS) :]
+    # As it stands, but for the name of the first host and, to be quick, the number of steps.
+    words = shlex.split(command.replace("HOST0:29500", f"localhost:{port}"))
+    words[words.index("--steps") + 1] = "8"
+    words[words.index("--out") + 1] = str(tmp_path / "two hosts")
     agents = [
         subprocess.Popen(
-            [*command, *arguments, "--out", str(tmp_path / "out")],
+            [sys.executable, "-m", "torch.distributed.run", *words],
             env=without_ranks(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -135,7 +152,10 @@ def test_torchrun_on_two_hosts_gives_the_metrics_of_the_local_launch(run, tmp_pa
     said = [agent.communicate(timeout=120)[0] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], "\n".join(said)
     assert sum("trained:" in text for text in said) == 1, "rank 0 alone reports"
-    ours, theirs = summary(tmp_path / "out"), summary(run(*COMPRESSED))
+    words = words[words.index("train") :]
+    words[words.index("--out") + 1] = str(tmp_path / "one host")
+    assert main(words) == 0
+    ours, theirs = summary(tmp_path / "two hosts"), summary(tmp_path / "one host")
     assert (ours["towers"], ours["members"]) == (2, 2)
     for name in ("auc", "logloss", "valid_auc", "valid_logloss", "peer_bytes_per_step"):
         assert ours[name] == theirs[name], name

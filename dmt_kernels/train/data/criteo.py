@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from dmt_kernels.spec.errors import InputError
-from dmt_kernels.train.data.column_files import PartWriter, open_columns, part_name, write_json, write_meta
+from dmt_kernels.train.data.column_files import FORMAT, PartWriter, open_columns, part_name, write_json, write_meta
 from dmt_kernels.train.data.columns import ColumnDataset
 from dmt_kernels.train.data.criteo_text import CATEGORICALS, LABEL_AND_INTEGERS, Parsed, explain, parse
 from dmt_kernels.train.data.dataset import FeatureInfo, Rows
@@ -45,6 +45,7 @@ CHUNK_BYTES = 2 << 20  # about 10,000 rows, whose arrays stay in the L3 cache
 MALFORMED_LIMIT = 0.01
 # A file of another kind is refused here already, and not after hours; a short burst of bad lines is not enough.
 EARLY_LINES = 1_000_000
+CACHE_VERSION = 1  # of what parsing and hashing make of a line: another one leaves old caches alone
 SHOWN_LINES = 5  # malformed lines reported in full
 DENSE_WIDTH = LABEL_AND_INTEGERS - 1
 
@@ -80,7 +81,7 @@ def open_criteo(pattern: str, *, hash_rows: int, cache_dir: Path, rank: int = 0)
     """
     files = find_files(pattern)
     stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = blake2b(repr((hash_rows, stamps)).encode(), digest_size=12).hexdigest()
+    key = blake2b(repr((CACHE_VERSION, FORMAT, hash_rows, stamps)).encode(), digest_size=12).hexdigest()
     directory = cache_dir / f"criteo-{key}"
     try:
         convert_files(files, directory, hash_rows=hash_rows, first=rank)

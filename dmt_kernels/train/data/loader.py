@@ -1,7 +1,5 @@
 """From rows to one rank's batches."""
 
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -82,8 +80,6 @@ class Loader:
         self._device = torch.device(device)
         self._workers, self._prefetch = workers, prefetch
         self._rows = dataset.rows(split)
-        self._clock = threading.Lock()
-        self._made_samples, self._made_seconds = 0, 0.0
 
     def __len__(self) -> int:
         """Return the number of global batches in an epoch."""
@@ -97,15 +93,6 @@ class Loader:
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration follows."""
         self._epoch = epoch
-
-    def samples_per_s(self) -> float:
-        """Rows that one thread of this rank makes per second of its own work, waiting for the consumer excluded.
-
-        Measured over all batches so far; 0 before the first. The thread is timed by the clock on the wall, so a
-        busy machine shows.
-        """
-        with self._clock:
-            return self._made_samples / self._made_seconds if self._made_seconds else 0.0
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield one epoch."""
@@ -125,7 +112,6 @@ class Loader:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _make(self, order: SequentialOrder | ShuffledOrder, step: int) -> Batch:
-        began = time.perf_counter()
         first = step * self._global_batch
         global_samples = min(self._global_batch, self._rows - first)
         start = min(self._rank * self._share, global_samples)
@@ -146,9 +132,6 @@ class Loader:
         )
         if self._device.type == "cuda":
             batch = _map(batch, torch.Tensor.pin_memory)
-        with self._clock:
-            self._made_samples += stop - start
-            self._made_seconds += time.perf_counter() - began
         return batch
 
     def _to_device(self, batch: Batch) -> Batch:

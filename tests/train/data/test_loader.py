@@ -91,9 +91,7 @@ def test_background_threads_change_nothing(dataset, workers):
     options = {"global_batch": 64, "feature_order": names(dataset), "shuffle": True}
     expected = samples(Loader(dataset, "train", **options, workers=0))
     loader = Loader(dataset, "train", **options, workers=workers)
-    assert loader.samples_per_s() == 0
     assert samples(loader) == expected
-    assert loader.samples_per_s() > 0
 
 
 def test_an_epoch_may_be_left_early(dataset):
