@@ -1,0 +1,90 @@
+"""FBGEMM's table-batched embedding on CPU, on the tables that ours reads, or on a copy in pages of the same kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fbgemm_gpu  # noqa: F401  (registers the operators)
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    ComputeDevice,
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
+from torch import Tensor
+
+from bench.bags import Bags
+from bench.registry import Run
+
+_DTYPES = (torch.float32, torch.float16)  # of tables, on CPU
+
+
+def embedding_bag(bags: Bags) -> Run | None:
+    if bags.spec.dtype not in _DTYPES:
+        return None
+    batched = table_batched(bags, bags.memory)
+    offsets = bags.offsets.to(bags.ids.dtype)
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        return batched(bags.ids, offsets, bags.weights)
+
+    return run
+
+
+def tower_pool(bags: Bags, weight: Tensor) -> Run | None:
+    pooled = embedding_bag(bags)
+    transposed = weight.t()
+    return None if pooled is None else lambda: torch.mm(pooled(), transposed)
+
+
+def embedding_update(bags: Bags, memory: Tensor, grad: Tensor, **optimizer: Any) -> Run | None:
+    """The backward pass with the optimizer in it; `memory` holds the tables that it updates."""
+    if bags.spec.dtype not in _DTYPES:
+        return None
+    pooled = table_batched(bags, memory, **optimizer)(bags.ids, bags.offsets.to(bags.ids.dtype), bags.weights)
+    return lambda: torch.autograd.backward(pooled, grad, retain_graph=True)
+
+
+def tower_pool_backward(bags: Bags, memory: Tensor, weight: Tensor, grad: Tensor, **optimizer: Any) -> Run | None:
+    if bags.spec.dtype not in _DTYPES:
+        return None
+    parameter = weight.clone().requires_grad_()
+    pooled = table_batched(bags, memory, **optimizer)(bags.ids, bags.offsets.to(bags.ids.dtype), bags.weights)
+    out = torch.mm(pooled, parameter.t())
+
+    def run() -> Tensor:
+        [weight_grad] = torch.autograd.grad(out, parameter, grad, retain_graph=True)
+        return weight_grad
+
+    return run
+
+
+def empty_batch(tables: list[Tensor]) -> Run:
+    batched = _module([tuple(table.shape) for table in tables], torch.float32, "sum")
+    ids, offsets = torch.empty(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    return lambda: batched(ids, offsets)
+
+
+def table_batched(bags: Bags, memory: Tensor, **optimizer: Any) -> SplitTableBatchedEmbeddingBagsCodegen:
+    """A module whose weights are `memory`."""
+    shape = bags.spec.shape
+    batched = _module([(shape.rows, dim) for dim in shape.dims], memory.dtype, bags.options["pooling"], **optimizer)
+    batched.weights_host.data = memory
+    return batched
+
+
+def _module(
+    sizes: list[tuple[int, ...]], dtype: torch.dtype, pooling: str, *, optimizer: str = "sgd", **settings: float
+) -> SplitTableBatchedEmbeddingBagsCodegen:
+    kind = SparseType.from_dtype(dtype)
+    return SplitTableBatchedEmbeddingBagsCodegen(
+        [(rows, dim, EmbeddingLocation.HOST, ComputeDevice.CPU) for rows, dim in sizes],
+        weights_precision=kind,
+        output_dtype=kind,
+        optimizer=EmbOptimType[f"EXACT_{optimizer.upper()}"],
+        pooling_mode=PoolingMode[pooling.upper()],
+        stochastic_rounding=False,
+        **({"learning_rate": settings["lr"], "eps": settings["eps"]} if settings else {}),
+    )
