@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_ops(filters: Sequence[str], effort: int, peers: Sequence[str]) -> dict[str, Any]:
     ceilings, results, failures = Ceilings(), [], {}
-    cases = registry.load("ops").select(filters, effort)
+    selected = registry.load("ops").select(filters, effort)
+    cases = registry.in_running_order(selected)
     try:
         for number, case in enumerate(cases, 1):
             _progress(f"{number}/{len(cases)} {case.name}")
@@ -74,6 +75,8 @@ def _run_ops(filters: Sequence[str], effort: int, peers: Sequence[str]) -> dict[
         failures["interrupted"] = "the cases that are missing were not run"
     _progress("")
     free_tables()
+    order = [case.name for case in selected]
+    results.sort(key=lambda result: order.index(result["case"]))
     if any(result["floor_ms"] for result in results):
         ceilings.survey()
     facts: dict[str, Any] = dict(ceilings.rates)

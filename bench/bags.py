@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.memory import OneSlot, random_values
+from bench.memory import OneSlot, huge, random_values
 
 ZIPF_EXPONENT = 1.05
 _tables = OneSlot()
@@ -55,16 +56,39 @@ class BagSpec:
         words = (self.shape.name, self.ids, short(self.id_dtype), short(self.dtype), self.pooling)
         return "/".join(words)
 
+    @property
+    def tables_key(self) -> Hashable:
+        """The same for cases that can share tables."""
+        return self.shape.rows, self.shape.dims, self.dtype
+
+
+class Tables:
+    """All tables of a shape, one after the other in `memory`, which nobody may write to, and copies to be updated."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
+        self.memory = random_values(shape.rows * sum(shape.dims), dtype, seed=0)
+        self._copies: dict[str, Tensor] = {}
+
+    def copy(self, owner: str) -> Tensor:
+        """What `memory` holds, in the owner's own pages; they are kept, since new ones take longer than a copy."""
+        if owner not in self._copies:
+            self._copies[owner] = huge(tuple(self.memory.shape), self.memory.dtype)
+        return self._copies[owner].copy_(self.memory)
+
 
 @dataclass
 class Bags:
-    """Arguments of the ops. Tables are views of `memory`, one after the other; nobody may write to them."""
+    """Arguments of the ops."""
 
     spec: BagSpec
-    memory: Tensor
+    source: Tables
     ids: Tensor
     offsets: Tensor
     weights: Tensor | None
+
+    @property
+    def memory(self) -> Tensor:
+        return self.source.memory
 
     @property
     def tables(self) -> list[Tensor]:
@@ -119,8 +143,7 @@ class Bags:
 def make_bags(spec: BagSpec) -> Bags:
     """Tables are those of the case before if they have the same shape and dtype."""
     shape = spec.shape
-    key = (shape.rows, shape.dims, spec.dtype)
-    memory = _tables.get(key, lambda: random_values(shape.rows * sum(shape.dims), spec.dtype, seed=0))
+    source = _tables.get(spec.tables_key, lambda: Tables(shape, spec.dtype))
     generator = torch.Generator().manual_seed(1)
     bags = len(shape.dims) * shape.samples
     lengths = torch.full((bags,), shape.length)
@@ -130,7 +153,7 @@ def make_bags(spec: BagSpec) -> Bags:
     count = int(offsets[-1])
     ids = draw_ids(spec.ids, count, shape.rows, generator).to(spec.id_dtype)
     weights = torch.rand(count, generator=generator) if spec.pooling == "weighted" else None
-    return Bags(spec, memory, ids, offsets, weights)
+    return Bags(spec, source, ids, offsets, weights)
 
 
 def draw_ids(distribution: str, count: int, rows: int, generator: torch.Generator) -> Tensor:

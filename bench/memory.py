@@ -29,8 +29,12 @@ def random_values(count: int, dtype: torch.dtype, seed: int) -> Tensor:
     """``[count]`` values in [-1, 1): a random stretch over and over, since drawing gigabytes takes long."""
     pattern = torch.rand(min(count, _PATTERN), generator=torch.Generator().manual_seed(seed)).mul_(2).sub_(1).to(dtype)
     values = huge((count,), dtype)
-    for piece in values.split(_PATTERN):
-        piece.copy_(pattern[: len(piece)])
+    values[: len(pattern)] = pattern
+    done = len(pattern)
+    while done < count:  # a few large copies, which all threads share
+        more = min(done, count - done)
+        values[done : done + more] = values[:more]
+        done += more
     return values
 
 

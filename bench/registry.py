@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -53,16 +53,17 @@ class Case:
     name: str  # words separated by slashes, the op first
     build: Callable[[Setting], Work] = field(repr=False, compare=False)
     effort: int = FULL
+    shares: Hashable = None  # what it has in common with other cases: they run one after the other
 
 
 class Registry:
     def __init__(self) -> None:
         self._cases: dict[str, Case] = {}
 
-    def add(self, name: str, build: Callable[[Setting], Work], effort: int = FULL) -> None:
+    def add(self, name: str, build: Callable[[Setting], Work], effort: int = FULL, shares: Hashable = None) -> None:
         if name in self._cases:
             raise ValueError(f"two cases are named {name!r}")
-        self._cases[name] = Case(name, build, effort)
+        self._cases[name] = Case(name, build, effort, shares)
 
     def __iter__(self) -> Iterator[Case]:
         return iter(self._cases.values())
@@ -72,6 +73,12 @@ class Registry:
         if filters:
             return [case for case in self if all(word in case.name for word in filters)]
         return [case for case in self if case.effort <= effort]
+
+
+def in_running_order(cases: Sequence[Case]) -> list[Case]:
+    """Those that share tables side by side; otherwise as they come."""
+    first = {case.shares: number for number, case in reversed(list(enumerate(cases)))}
+    return sorted(cases, key=lambda case: first[case.shares])
 
 
 def load(suite: str) -> Registry:

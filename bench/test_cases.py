@@ -17,7 +17,8 @@ _built = OneSlot()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    cases = registry.load("ops").select(metafunc.config.getoption("--bench-filter").split())
+    selected = registry.load("ops").select(metafunc.config.getoption("--bench-filter").split())
+    cases = registry.in_running_order(selected)
     pairs = [(case, who) for case in cases for who in ("ours", *PEERS)]
     metafunc.parametrize(("case", "who"), pairs, ids=[f"{case.name}-{who}" for case, who in pairs])
 

@@ -13,11 +13,14 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from bench.bags import Bags
+from bench.memory import huge
 from bench.registry import Run
 
 _DTYPES = (torch.float32, torch.float16)  # of tables, on CPU
+_SMALL = 1 << 16
 
 
 def embedding_bag(bags: Bags) -> Run | None:
@@ -75,16 +78,27 @@ def table_batched(bags: Bags, memory: Tensor, **optimizer: Any) -> SplitTableBat
     return batched
 
 
+class _HugeZeros(TorchFunctionMode):
+    """Gives the module's weights and optimizer states the pages that ours have."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = None
+        if func is torch.zeros and len(args) == 1 and isinstance(args[0], int) and args[0] > _SMALL:
+            result = huge((args[0],), kwargs["dtype"])
+        return func(*args, **(kwargs or {})) if result is None else result
+
+
 def _module(
     sizes: list[tuple[int, ...]], dtype: torch.dtype, pooling: str, *, optimizer: str = "sgd", **settings: float
 ) -> SplitTableBatchedEmbeddingBagsCodegen:
     kind = SparseType.from_dtype(dtype)
-    return SplitTableBatchedEmbeddingBagsCodegen(
-        [(rows, dim, EmbeddingLocation.HOST, ComputeDevice.CPU) for rows, dim in sizes],
-        weights_precision=kind,
-        output_dtype=kind,
-        optimizer=EmbOptimType[f"EXACT_{optimizer.upper()}"],
-        pooling_mode=PoolingMode[pooling.upper()],
-        stochastic_rounding=False,
-        **({"learning_rate": settings["lr"], "eps": settings["eps"]} if settings else {}),
-    )
+    with _HugeZeros():
+        return SplitTableBatchedEmbeddingBagsCodegen(
+            [(rows, dim, EmbeddingLocation.HOST, ComputeDevice.CPU) for rows, dim in sizes],
+            weights_precision=kind,
+            output_dtype=kind,
+            optimizer=EmbOptimType[f"EXACT_{optimizer.upper()}"],
+            pooling_mode=PoolingMode[pooling.upper()],
+            stochastic_rounding=False,
+            **({"learning_rate": settings["lr"], "eps": settings["eps"]} if settings else {}),
+        )

@@ -28,7 +28,7 @@ def register(registry: Registry) -> None:
         for ids in IDS
     ]
     for spec in specs:
-        registry.add(f"embedding_bag/{spec.name}", partial(build, spec), _effort(spec))
+        registry.add(f"embedding_bag/{spec.name}", partial(build, spec), _effort(spec), spec.tables_key)
 
 
 # In the order in which tables are shared by neighbours.
@@ -44,7 +44,7 @@ def _effort(spec: BagSpec) -> int:
     if shape == "tiny":
         return FULL
     if not changed:
-        return QUICK if spec.ids == "uniform" and shape in ("S1", "S2", "S3") else DEFAULT
+        return QUICK if spec.ids == "uniform" and shape in ("S1", "S3") else DEFAULT
     # One change at a time from int64 ids, fp32 tables and sums.
     alone = spec in {
         BagSpec(spec.shape, id_dtype=torch.int32),

@@ -32,16 +32,21 @@ def register(registry: Registry) -> None:
                     if dtype == torch.float32 and (shape == "S1" or (shape == "S2" and optimizer != "sgd")):
                         quick = (shape, optimizer, ids) == ("S1", "rowwise_adagrad", "uniform")
                         effort = QUICK if quick else DEFAULT
-                    registry.add(f"embedding_update_/{spec.name}/{optimizer}", partial(build, spec, optimizer), effort)
+                    registry.add(
+                        f"embedding_update_/{spec.name}/{optimizer}",
+                        partial(build, spec, optimizer),
+                        effort,
+                        spec.tables_key,
+                    )
 
 
 def build(spec: BagSpec, optimizer: str, setting: Setting) -> Work:
     bags = make_bags(spec)
-    tables, states = copy_of_tables(bags), zero_states(bags, optimizer)
+    tables, states = bags.source.copy("ours"), zero_states(bags, optimizer)
     generator = torch.Generator().manual_seed(2)
     grad = torch.randn(spec.shape.samples, bags.width, generator=generator).to(spec.dtype)
     views = tables_in(tables, spec.shape)
-    theirs = copy_of_tables(bags) if setting.peers else tables
+    theirs = bags.source.copy("theirs") if setting.peers else tables
     peers = baselines.contenders("embedding_update", setting.peers, bags, theirs, grad, optimizer=optimizer, **SETTINGS)
 
     def ours() -> None:
@@ -57,7 +62,7 @@ def build(spec: BagSpec, optimizer: str, setting: Setting) -> Work:
         ours,
         peers,
         check,
-        partial(update_floor, bags, optimizer),
+        partial(update_floor, bags, tables, optimizer),
         work_bytes=2 * float(touched_places(bags)[1].sum()) + grad.numel() * grad.element_size(),
     )
 
@@ -87,10 +92,10 @@ def check_update(bags: Bags, after: Tensor, theirs: Tensor | None, grad: Tensor,
             agree(f"ours and fbgemm, table {f}", mine[touched], peer[touched])
 
 
-def update_floor(bags: Bags, optimizer: str, ceilings: Ceilings) -> dict[str, float]:
+def update_floor(bags: Bags, tables: Tensor, optimizer: str, ceilings: Ceilings) -> dict[str, float]:
     """Touched rows and states read and written once, gradients read row by row of the tables, ids sorted once."""
     offsets, sizes = touched_places(bags)
-    parts = {"rows": ceilings.rewrite_rows(copy_of_tables(bags), offsets, sizes)}
+    parts = {"rows": ceilings.rewrite_rows(tables, offsets, sizes)}
     if optimizer == "rowwise_adagrad":
         shape = bags.spec.shape
         states = huge((bags.features * shape.rows,), torch.float32).fill_(0)
@@ -117,10 +122,6 @@ def gradient_places(bags: Bags) -> tuple[Tensor, Tensor, Tensor]:
     order = places.argsort(stable=True)
     starts = (sample * bags.width + columns[feature]) * item
     return grad, starts[order], sizes[order]
-
-
-def copy_of_tables(bags: Bags) -> Tensor:
-    return huge(tuple(bags.memory.shape), bags.memory.dtype).copy_(bags.memory)
 
 
 def zero_states(bags: Bags, optimizer: str) -> list[Tensor]:

@@ -12,7 +12,7 @@ from bench.agreement import agree
 from bench.bags import SHAPES, BagSpec, make_bags, tables_in
 from bench.ceilings import Ceilings
 from bench.ops.embedding_bag import CHECKED_SAMPLES, IDS, lookup_floor
-from bench.ops.embedding_update import SETTINGS, check_update, copy_of_tables, update_floor, zero_states
+from bench.ops.embedding_update import SETTINGS, check_update, update_floor, zero_states
 from bench.registry import DEFAULT, FULL, QUICK, Registry, Setting, Work
 from dmt_kernels import ops
 from dmt_kernels.ops.reference.tower_pool import tower_pool as oracle
@@ -28,10 +28,10 @@ def register(registry: Registry) -> None:
                 common = shape == "S3" and dtype == torch.float32 and ids == "uniform"
                 effort = (QUICK if columns == 832 else DEFAULT) if common else FULL
                 name = f"tower_pool/{spec.name}/{sum(spec.shape.dims)}to{columns}"
-                registry.add(name, partial(build, spec, columns), effort)
+                registry.add(name, partial(build, spec, columns), effort, spec.tables_key)
                 if dtype == torch.float32:
                     effort = DEFAULT if common and columns == 832 else FULL
-                    registry.add(f"{name}/backward", partial(build_backward, spec, columns), effort)
+                    registry.add(f"{name}/backward", partial(build_backward, spec, columns), effort, spec.tables_key)
 
 
 def build(spec: BagSpec, columns: int, setting: Setting) -> Work:
@@ -69,10 +69,10 @@ def build(spec: BagSpec, columns: int, setting: Setting) -> Work:
 def build_backward(spec: BagSpec, columns: int, setting: Setting) -> Work:
     """From the gradient of the output to that of the weight and to updated tables."""
     bags = make_bags(spec)
-    tables, states = copy_of_tables(bags), zero_states(bags, OPTIMIZER)
+    tables, states = bags.source.copy("ours"), zero_states(bags, OPTIMIZER)
     views, weight = tables_in(tables, spec.shape), make_weight(columns, bags.width, spec.dtype)
     grad = torch.randn(spec.shape.samples, columns, generator=torch.Generator().manual_seed(3))
-    theirs = copy_of_tables(bags) if setting.peers else tables
+    theirs = bags.source.copy("theirs") if setting.peers else tables
     arguments = (bags, theirs, weight, grad)
     peers = baselines.contenders("tower_pool_backward", setting.peers, *arguments, optimizer=OPTIMIZER, **SETTINGS)
 
@@ -96,7 +96,7 @@ def build_backward(spec: BagSpec, columns: int, setting: Setting) -> Work:
         products = ceilings.product(samples, columns, bags.width, spec.dtype)
         products += ceilings.product(columns, samples, bags.width, spec.dtype)
         rows = lookup_floor(bags, ceilings)["rows"]
-        return {"products": products, "rows again": rows, **update_floor(bags, OPTIMIZER, ceilings)}
+        return {"products": products, "rows again": rows, **update_floor(bags, tables, OPTIMIZER, ceilings)}
 
     return Work(ours, peers, check, floor, work_flops=4.0 * spec.shape.samples * bags.width * columns)
 
