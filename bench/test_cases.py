@@ -11,9 +11,11 @@ import pytest
 from bench import baselines, registry
 from bench.memory import OneSlot
 from bench.registry import Case, Setting, Work
+from bench.timing import evict
 
 PEERS = tuple(name for name in baselines.NAMES if baselines.obstacle(name) is None)
 _built = OneSlot()
+ROUNDS = 15
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -29,7 +31,7 @@ def test_case(case: Case, who: str, benchmark: Any) -> None:
     if run is None:
         pytest.skip(f"{who} has nothing for this case")
     benchmark.group = case.name
-    benchmark(run)
+    benchmark.pedantic(run, setup=evict, rounds=ROUNDS, warmup_rounds=2)
 
 
 def _checked(case: Case) -> Work:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import time
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from bench.memory import huge
 from bench.registry import Run
 
 if TYPE_CHECKING:
@@ -20,10 +22,14 @@ if TYPE_CHECKING:
 MIN_SAMPLE_S = 1e-3  # shorter calls are repeated until a sample lasts this long
 MIN_ROUNDS, MAX_ROUNDS = 7, 201
 WARM_UP = 2
+EVICT_BYTES = 128 << 20  # several times what a CPU's last cache holds for a few cores
 
 
 class Clock:
     """Seconds of a call, on all ranks: they start together, and the slowest counts.
+
+    In one process the caches hold something else at the start, as they do after the rest of a training step: the same
+    batch again and again would otherwise find its rows there.
 
     Parameters
     ----------
@@ -36,7 +42,9 @@ class Clock:
         self._device = torch.device("cpu") if mesh is None else mesh.device
 
     def seconds(self, run: Run, calls: int = 1) -> float:
-        if self._mesh is not None:
+        if self._mesh is None:
+            evict()
+        else:
             dist.all_reduce(torch.zeros(1, device=self._device), group=self._mesh.dense)
         self._settle()
         start = time.perf_counter_ns()
@@ -66,10 +74,12 @@ def interleave(runs: Mapping[str, Run], budget_s: float, clock: Clock | None = N
     for name, run in runs.items():
         for _ in range(WARM_UP):
             clock.seconds(run)
+        began = time.perf_counter()
+        once = clock.seconds(run)
         # Every rank decides alike, since all go by the slowest.
-        [once] = clock.slowest([clock.seconds(run)])
+        once, around = clock.slowest([once, time.perf_counter() - began])
         calls[name] = max(1, math.ceil(MIN_SAMPLE_S / max(once, 1e-9)))
-        round_s += once * calls[name]
+        round_s += around + once * (calls[name] - 1)
     rounds = min(max(int(budget_s / round_s), MIN_ROUNDS), MAX_ROUNDS)
     samples: dict[str, list[float]] = {name: [] for name in runs}
     with _no_garbage_collection():
@@ -77,6 +87,16 @@ def interleave(runs: Mapping[str, Run], budget_s: float, clock: Clock | None = N
             for name, run in runs.items():
                 samples[name].append(clock.seconds(run, calls[name]))
     return {name: clock.slowest(times) for name, times in samples.items()}
+
+
+def evict() -> None:
+    """Fill the CPU's caches with something that nobody will ask for."""
+    _scratch().add_(1)
+
+
+@functools.cache
+def _scratch() -> torch.Tensor:
+    return huge((EVICT_BYTES,), torch.uint8)
 
 
 def best(run: Callable[[], object], rounds: int = 5) -> float:
