@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dmt_kernels.comm import Mesh
 
 MIN_SAMPLE_S = 1e-3  # shorter calls are repeated until a sample lasts this long
-MIN_ROUNDS, MAX_ROUNDS = 7, 201
+MIN_ROUNDS, MAX_ROUNDS = 5, 201
 WARM_UP = 2
 EVICT_BYTES = 128 << 20  # several times what a CPU's last cache holds for a few cores
 
