@@ -28,13 +28,13 @@ class Ceilings:
     def __init__(self) -> None:
         self.rates: dict[str, float] = {}
 
-    def read_rows(self, memory: Tensor, offsets: Tensor, sizes: Tensor) -> float:
+    def read_rows(self, memory: Tensor, offsets: Tensor, sizes: Tensor, of: str = "table rows") -> float:
         """Reading `sizes[i]` bytes at byte `offsets[i]` of `memory`, all i, in this order."""
-        return self._rows("read", memory, offsets, sizes)
+        return self._rows("read", of, memory, offsets, sizes)
 
-    def rewrite_rows(self, memory: Tensor, offsets: Tensor, sizes: Tensor) -> float:
+    def rewrite_rows(self, memory: Tensor, offsets: Tensor, sizes: Tensor, of: str = "table rows") -> float:
         """Reading them and writing them back; they must not overlap."""
-        return self._rows("rewrite", memory, offsets, sizes)
+        return self._rows("rewrite", of, memory, offsets, sizes)
 
     def write(self, size_bytes: int) -> float:
         """Writing a result of this size into pages that are there."""
@@ -59,7 +59,7 @@ class Ceilings:
         for dtype in (torch.float32, torch.bfloat16):
             self.product(2048, 2048, 2048, dtype)
 
-    def _rows(self, what: str, memory: Tensor, offsets: Tensor, sizes: Tensor) -> float:
+    def _rows(self, what: str, of: str, memory: Tensor, offsets: Tensor, sizes: Tensor) -> float:
         probe = _probe()
         if probe is None or not len(offsets):
             return 0.0
@@ -73,7 +73,7 @@ class Ceilings:
         offsets, sizes = offsets.contiguous(), sizes.to(torch.int32).contiguous()
         seconds = min(visit(distance) for distance in DISTANCES)
         total = float(sizes.sum(dtype=torch.int64))
-        name = f"random rows of {total / len(sizes):.0f} bytes, {what}, GB/s"
+        name = f"{of} of {total / len(sizes):.0f} bytes, {what} at random, GB/s"
         self.rates[name] = max(self.rates.get(name, 0), total / seconds * 1e-9)
         return seconds
 

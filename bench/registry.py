@@ -43,6 +43,7 @@ class Work:
     floor: Callable[[Ceilings], dict[str, float]] | None = None
     work_bytes: float = 0
     work_flops: float = 0
+    cold: bool = True  # whether the caches hold something else before each sample
 
     def contenders(self) -> dict[str, Run]:
         return {"ours": self.ours, **self.peers}

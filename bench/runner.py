@@ -59,7 +59,7 @@ def run_case(case: Case, setting: Setting, ceilings: Ceilings | None, budget_s: 
     """
     work = case.build(setting)
     _check(work, setting.mesh)
-    samples = interleave(work.contenders(), budget_s, Clock(setting.mesh))
+    samples = interleave(work.contenders(), budget_s, Clock(setting.mesh, cold=work.cold))
     timings = {
         name: Timing(*percentiles([MS * seconds for seconds in times]), len(times)) for name, times in samples.items()
     }

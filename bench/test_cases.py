@@ -31,7 +31,7 @@ def test_case(case: Case, who: str, benchmark: Any) -> None:
     if run is None:
         pytest.skip(f"{who} has nothing for this case")
     benchmark.group = case.name
-    benchmark.pedantic(run, setup=evict, rounds=ROUNDS, warmup_rounds=2)
+    benchmark.pedantic(run, setup=evict if work.cold else None, rounds=ROUNDS, warmup_rounds=2)
 
 
 def _checked(case: Case) -> Work:

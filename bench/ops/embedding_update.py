@@ -100,8 +100,8 @@ def update_floor(bags: Bags, tables: Tensor, optimizer: str, ceilings: Ceilings)
         shape = bags.spec.shape
         states = huge((bags.features * shape.rows,), torch.float32).fill_(0)
         places = (bags.feature_of_ids() * shape.rows + bags.ids).unique() * 4
-        parts["states"] = ceilings.rewrite_rows(states, places, torch.full_like(places, 4))
-    parts["gradients"] = ceilings.read_rows(*gradient_places(bags))
+        parts["states"] = ceilings.rewrite_rows(states, places, torch.full_like(places, 4), of="states")
+    parts["gradients"] = ceilings.read_rows(*gradient_places(bags), of="gradient pieces")
     parts["sort"] = ceilings.copy(SORTING_BYTES * len(bags.ids))
     return parts
 

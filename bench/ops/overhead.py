@@ -38,4 +38,4 @@ def build(count: int, grad: bool, setting: Setting) -> Work:
             if result.shape != (0, 16 * count) or (who != "fbgemm" and result.requires_grad != grad):
                 raise Disagreement(f"{who}: shape {tuple(result.shape)}, requires_grad {result.requires_grad}")
 
-    return Work(ours, peers, check)
+    return Work(ours, peers, check, cold=False)
