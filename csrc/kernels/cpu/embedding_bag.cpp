@@ -8,6 +8,51 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 10;     // ids and bags per piece: some tens of microseconds
 constexpr int64_t kTileColumns = 1024;  // of sums on the stack: wider rows are pooled a tile at a time
+constexpr int64_t kIdsAhead = 32;       // rows on their way at once
+constexpr int64_t kBytesAhead = 1024;   // of each row: what follows the hardware fetches by itself
+
+// Asks for the rows of ids some way ahead in the stream of ids, across the ends of bags and tables.
+template <class T, class Id>
+class RowsAhead {
+ public:
+  // Of the ids of bags [bag, end_bag), which are not empty as a range.
+  RowsAhead(const BagLayout& bags, const TableData& tables, int64_t bag, int64_t end_bag)
+      : bags_(bags),
+        tables_(tables),
+        position_(bags.offsets[bag]),
+        end_(bags.offsets[end_bag]),
+        group_(bag / bags.num_samples - 1),
+        group_end_(position_) {
+    for (int64_t i = 0; i < kIdsAhead; ++i) step();
+  }
+
+  void step() {
+    if (position_ == end_) return;
+    while (position_ == group_end_) next_group();
+    const int64_t row = rows_.window.row(typed_ids<Id>(bags_)[position_++]);
+    if (row < 0) return;
+    const char* begin = reinterpret_cast<const char*>(rows_.data + row * rows_.stride);
+    for (int64_t byte = 0; byte < row_bytes_; byte += 64) __builtin_prefetch(begin + byte);
+  }
+
+ private:
+  void next_group() {
+    ++group_;  // = k*F + f
+    group_end_ = bags_.offsets[(group_ + 1) * bags_.num_samples];
+    rows_ = feature_rows<T>(bags_, tables_, group_ % bags_.num_features);
+    const int64_t bytes = rows_.dim * static_cast<int64_t>(sizeof(T));
+    row_bytes_ = bytes < kBytesAhead ? bytes : kBytesAhead;
+  }
+
+  const BagLayout& bags_;
+  const TableData& tables_;
+  int64_t position_;
+  int64_t end_;
+  int64_t group_;
+  int64_t group_end_;
+  FeatureRows<T> rows_ = {};
+  int64_t row_bytes_ = 0;
+};
 
 template <class T, class Out, class Id>
 int64_t pool_typed(const BagLayout& bags, const TableData& tables, Out* out, const ParallelFor& threads) {
@@ -18,10 +63,14 @@ int64_t pool_typed(const BagLayout& bags, const TableData& tables, Out* out, con
   const Acc* weights = static_cast<const Acc*>(bags.weights);
   int64_t missing = 0;
   parallel_for(threads, 0, cost_before(bags, bags.num_blocks * F * B), kGrain, [&](int64_t begin, int64_t end) {
+    int64_t bag = bag_at_cost(bags, begin);
     const int64_t end_bag = bag_at_cost(bags, end);
+    if (bag == end_bag) return;
+    RowsAhead<T, Id> ahead(bags, tables, bag, end_bag);
+    NothingAhead nothing;
     Acc sums[kTileColumns];
     int64_t found = 0;
-    for (int64_t bag = bag_at_cost(bags, begin); bag < end_bag;) {
+    while (bag < end_bag) {
       const int64_t group = bag / B;  // = k*F + f
       const FeatureRows<T> rows = feature_rows<T>(bags, tables, group % F);
       const int64_t group_end = (group + 1) * B < end_bag ? (group + 1) * B : end_bag;
@@ -31,14 +80,15 @@ int64_t pool_typed(const BagLayout& bags, const TableData& tables, Out* out, con
         const int64_t first_id = bags.offsets[bag];
         const int64_t length = bags.offsets[bag + 1] - first_id;
         const Acc* bag_weights = weights != nullptr ? weights + first_id : nullptr;
-        int64_t column = 0;
-        do {  // once at least, so that a table without columns still counts its missing ids
+        const auto pool_columns = [&](int64_t column, auto& columns_ahead) {
           const int64_t columns = rows.dim - column < kTileColumns ? rows.dim - column : kTileColumns;
-          const int64_t here = pool_bag(rows, column, columns, ids + first_id, length, bag_weights, sums);
+          const int64_t here =
+              pool_bag(rows, column, columns, ids + first_id, length, bag_weights, sums, columns_ahead);
           for (int64_t c = 0; c < columns; ++c) store(target + column + c, sums[c]);
-          found += column == 0 ? here : 0;
-          column += columns;
-        } while (column < rows.dim);
+          return here;
+        };
+        found += pool_columns(0, ahead);  // also of a table without columns: its missing ids count
+        for (int64_t column = kTileColumns; column < rows.dim; column += kTileColumns) pool_columns(column, nothing);
       }
     }
     __atomic_fetch_add(&missing, found, __ATOMIC_RELAXED);
