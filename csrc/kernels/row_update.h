@@ -49,14 +49,6 @@ static DMT_HOST_DEVICE A adagrad_weight(A w, A g, A& state, const OptimizerSetti
   return w - settings.lr * decayed / (square_root(state) + settings.eps);
 }
 
-/// One element's share of a row's statistic. In double, where the square of a float is exact: the sum then hardly
-/// depends on its order, so shards of a row that add up their parts agree with the whole row.
-template <typename A>
-static DMT_HOST_DEVICE double rowwise_square(A w, A g, A weight_decay) {
-  const double decayed = static_cast<double>(decayed_gradient(w, g, weight_decay));
-  return decayed * decayed;
-}
-
 /// What row-wise Adagrad applies to every element of one row.
 template <typename A>
 struct RowwiseFactors {

@@ -55,27 +55,87 @@ void check_states(const char* op, Optimizer optimizer, const TableArguments& tab
   }
 }
 
-// Table i, without what only some of the callers read.
-cpu::TableUpdate table_update(const TableArguments& tables, size_t i, const Tensor& grad, double weight_decay) {
-  const cpu::TableData data = tables.data();
-  return {
-      .table = data.data[i],
-      .table_stride = data.strides[i],
-      .dim = tables.dims()[i],
-      .dtype = data.dtype,
-      .state = nullptr,
-      .state_stride = 0,
-      .grad = grad.const_data_ptr(),
-      .grad_dtype = kernel_dtype(grad.scalar_type()),
-      .optimizer = Optimizer::sgd,
-      .lr = 0,
-      .eps = 0,
-      .weight_decay = weight_decay,
-      .row_mean_squares = nullptr,
-  };
-}
+// The batch's contributions to the rows of all tables, in pieces that are worked on in any order.
+class RowPieces {
+ public:
+  RowPieces(const TableArguments& tables, const BagArguments& bags, const Tensor& grad, double weight_decay)
+      : threads_(torch_threads()),
+        batch_(cpu::sort_by_row(bags.layout(), tables.dtype() == ScalarType::Double, threads_)),
+        pieces_(cpu::cut_rows(bags.layout(), batch_, sums_, threads_)) {
+    const cpu::TableData data = tables.data();
+    for (size_t i = 0; i < batch_.tables.size(); ++i) {
+      tables_.push_back({
+          .table = data.data[i],
+          .table_stride = data.strides[i],
+          .dim = tables.dims()[i],
+          .dtype = data.dtype,
+          .state = nullptr,
+          .state_stride = 0,
+          .grad = grad.const_data_ptr(),
+          .grad_dtype = kernel_dtype(grad.scalar_type()),
+          .optimizer = Optimizer::sgd,
+          .lr = 0,
+          .eps = 0,
+          .weight_decay = weight_decay,
+          .contributions = batch_.tables[i],
+      });
+      widest_ = std::max(widest_, tables.dims()[i]);
+    }
+  }
+  RowPieces(const RowPieces&) = delete;
+  RowPieces& operator=(const RowPieces&) = delete;
 
-int64_t scratch_bytes(const cpu::TableUpdate& table) { return table.dim * static_cast<int64_t>(sizeof(double)); }
+  std::vector<cpu::TableUpdate>& tables() { return tables_; }
+
+  const std::vector<cpu::TablePiece>& pieces() const { return pieces_; }
+
+  // The touched rows of each piece.
+  std::vector<int64_t> count_rows() const {
+    std::vector<int64_t> counts(pieces_.size());
+    cpu::for_tasks(static_cast<int64_t>(pieces_.size()), threads_, [&](int64_t i, int64_t) {
+      counts[i] = cpu::count_rows(batch_.tables[pieces_[i].table], pieces_[i].rows);
+    });
+    return counts;
+  }
+
+  // Calls function(table, rows, index of the piece, scratch) for all pieces.
+  template <class Function>
+  void run(const Function& function) {
+    sum_expensive_rows();
+    std::vector<double> scratch(static_cast<size_t>(threads_.num_threads * widest_));
+    cpu::for_tasks(static_cast<int64_t>(pieces_.size()), threads_, [&](int64_t i, int64_t worker) {
+      function(tables_[pieces_[i].table], pieces_[i].rows, i, scratch.data() + worker * widest_);
+    });
+  }
+
+ private:
+  // All threads together, each some of the columns.
+  void sum_expensive_rows() {
+    constexpr int64_t columns = 16;
+    struct Task {
+      const cpu::TablePiece* piece;
+      int64_t first_column;
+    };
+    std::vector<Task> tasks;
+    for (const cpu::TablePiece& piece : pieces_) {
+      if (piece.rows.sum == nullptr) continue;
+      for (int64_t c = 0; c < tables_[piece.table].dim; c += columns) tasks.push_back({&piece, c});
+    }
+    cpu::for_tasks(static_cast<int64_t>(tasks.size()), threads_, [&](int64_t i, int64_t) {
+      const auto& [piece, first] = tasks[i];
+      const cpu::TableUpdate& table = tables_[piece->table];
+      cpu::embedding_update_kernels().sum_columns(table, piece->rows, first, std::min(first + columns, table.dim),
+                                                  const_cast<void*>(piece->rows.sum));
+    });
+  }
+
+  cpu::ParallelFor threads_;
+  cpu::SortedBatch batch_;
+  std::vector<double> sums_;
+  std::vector<cpu::TablePiece> pieces_;
+  std::vector<cpu::TableUpdate> tables_;
+  int64_t widest_ = 1;
+};
 
 void embedding_update_(const std::vector<Tensor>& tables, const std::vector<Tensor>& states, const Tensor& grad,
                        const Tensor& ids, const Tensor& offsets, const OptionalTensor& per_sample_weights,
@@ -99,40 +159,32 @@ void embedding_update_(const std::vector<Tensor>& tables, const std::vector<Tens
   }
   if (mode == Bounds::error) check_ids_in_bounds(op, bags.layout());
 
-  const cpu::ParallelFor threads = torch_threads();
-  const auto group = [&](size_t i) {
-    return cpu::group_by_row(bags.layout(), static_cast<int64_t>(i), rows.dtype() == ScalarType::Double, threads);
-  };
-  // A statistic from outside has to fit the rows of all tables before the first one is written; otherwise the groups of
-  // one table at a time are enough.
+  RowPieces pieces(rows, bags, bag_grad, weight_decay);
+  // A statistic from outside has to fit the rows of all tables before the first one is written.
   OptionalTensor statistic;
-  std::vector<cpu::RowGroupsStorage> all_groups;
+  std::vector<const double*> mean_squares(pieces.pieces().size());
   if (row_mean_squares.has_value()) {
     statistic = contiguous_as(*row_mean_squares, ScalarType::Double);
-    int64_t touched = 0;
-    for (size_t i = 0; i < tables.size(); ++i) touched += all_groups.emplace_back(group(i)).view().num_rows;
-    check(statistic->size(0) == touched, op, "row_mean_squares has ", statistic->size(0),
-          " entries, but the batch touches ", touched, " rows");
+    const double* const first = static_cast<const double*>(statistic->const_data_ptr());
+    const double* next = first;
+    const std::vector<int64_t> counts = pieces.count_rows();
+    for (size_t i = 0; i < counts.size(); ++i) mean_squares[i] = std::exchange(next, next + counts[i]);
+    check(statistic->size(0) == next - first, op, "row_mean_squares has ", statistic->size(0),
+          " entries, but the batch touches ", next - first, " rows");
   }
 
-  const double* mean_squares =
-      statistic.has_value() ? static_cast<const double*>(statistic->const_data_ptr()) : nullptr;
   for (size_t i = 0; i < tables.size(); ++i) {
-    const cpu::RowGroupsStorage storage = all_groups.empty() ? group(i) : std::move(all_groups[i]);
-    const cpu::RowGroups groups = storage.view();
-    cpu::TableUpdate table = table_update(rows, i, bag_grad, weight_decay);
+    cpu::TableUpdate& table = pieces.tables()[i];
     table.table = tables[i].mutable_data_ptr();
     table.state = states.empty() ? nullptr : states[i].mutable_data_ptr();
     table.state_stride = states.empty() ? 0 : states[i].stride(0);
     table.optimizer = kind;
     table.lr = lr;
     table.eps = eps;
-    table.row_mean_squares = mean_squares;
-    cpu::for_row_pieces(groups, threads, scratch_bytes(table), [&](int64_t begin, int64_t end, void* scratch) {
-      cpu::embedding_update_kernels().update(table, groups, begin, end, scratch);
-    });
-    if (mean_squares != nullptr) mean_squares += groups.num_rows;
   }
+  pieces.run([&](const cpu::TableUpdate& table, const cpu::RowPiece& piece, int64_t index, void* scratch) {
+    cpu::embedding_update_kernels().update(table, piece, mean_squares[index], scratch);
+  });
 }
 
 std::vector<Tensor> embedding_row_squares(const std::vector<Tensor>& tables, const Tensor& grad, const Tensor& ids,
@@ -145,20 +197,25 @@ std::vector<Tensor> embedding_row_squares(const std::vector<Tensor>& tables, con
   const BagArguments bags(op, rows.rows(), rows.dims(), accumulator(rows.dtype()), ids, offsets, per_sample_weights,
                           feature_tables, poolings, row_starts, block_order);
   const Tensor bag_grad = pooled_grad(op, grad, bags, rows.dtype());
-  const cpu::ParallelFor threads = torch_threads();
 
+  RowPieces pieces(rows, bags, bag_grad, weight_decay);
+  const std::vector<int64_t> counts = pieces.count_rows();
+  std::vector<int64_t> touched(tables.size());
+  for (size_t i = 0; i < counts.size(); ++i) touched[pieces.pieces()[i].table] += counts[i];
   std::vector<Tensor> squares;
-  for (size_t i = 0; i < tables.size(); ++i) {
-    const cpu::RowGroupsStorage storage =
-        cpu::group_by_row(bags.layout(), static_cast<int64_t>(i), rows.dtype() == ScalarType::Double, threads);
-    const cpu::RowGroups groups = storage.view();
-    const cpu::TableUpdate table = table_update(rows, i, bag_grad, weight_decay);
-    squares.push_back(torch::stable::empty({groups.num_rows}, ScalarType::Double));
-    double* const sums = static_cast<double*>(squares.back().mutable_data_ptr());
-    cpu::for_row_pieces(groups, threads, scratch_bytes(table), [&](int64_t begin, int64_t end, void* scratch) {
-      cpu::embedding_update_kernels().row_squares(table, groups, begin, end, scratch, sums);
-    });
+  std::vector<double*> next;
+  for (const int64_t count : touched) {
+    squares.push_back(torch::stable::empty({count}, ScalarType::Double));
+    next.push_back(static_cast<double*>(squares.back().mutable_data_ptr()));
   }
+  std::vector<double*> sums;
+  for (size_t i = 0; i < counts.size(); ++i) {
+    double*& position = next[pieces.pieces()[i].table];
+    sums.push_back(std::exchange(position, position + counts[i]));
+  }
+  pieces.run([&](const cpu::TableUpdate& table, const cpu::RowPiece& piece, int64_t index, void* scratch) {
+    cpu::embedding_update_kernels().row_squares(table, piece, sums[index], scratch);
+  });
   return squares;
 }
 

@@ -6,56 +6,132 @@ namespace dmt::cpu {
 namespace {
 
 // Gradient rows and touched rows lie far apart, and what is done with one depends on all of its gradients: without
-// asking ahead, each waits for memory in turn.
-constexpr int64_t sources_ahead = 8;
-constexpr int64_t rows_ahead = 4;
+// asking ahead, each waits for memory in turn. In contributions.
+constexpr int64_t sources_ahead = 16;
+constexpr int64_t rows_ahead = 24;
+constexpr int64_t block_size = 16;  // contributions that are asked for, and summed, together
 
+#if defined(__AVX512F__)
+constexpr int vector_bytes = 64;
+#elif defined(__AVX2__)
+constexpr int vector_bytes = 32;
+#else
+constexpr int vector_bytes = 16;
+#endif
+
+// GCC removes calls to functions that only prefetch: they have no effect that it knows of. Hence inlined by force.
 template <class T>
-void prefetch(const T* first, int64_t count) {
+inline __attribute__((always_inline)) void prefetch(const T* first, int64_t count) {
   constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
   for (int64_t i = 0; i < count; i += line) __builtin_prefetch(first + i);
 }
 
-template <class Weight>
-void prefetch_touched(const TableUpdate& table, const RowGroups& groups, int64_t u) {
-  if (u >= groups.num_rows) return;
-  prefetch(static_cast<const Weight*>(table.table) + groups.rows[u] * table.table_stride, table.dim);
+template <class Weight, class Grad>
+inline __attribute__((always_inline)) void prefetch_ahead(const TableUpdate& table, int64_t begin, int64_t end) {
+  const Contributions& all = table.contributions;
+  for (int64_t i = begin; i < end; ++i) {
+    if (i + sources_ahead < all.count) {
+      prefetch(static_cast<const Grad*>(table.grad) + all.source(i + sources_ahead).offset, table.dim);
+    }
+    const int64_t next = i + rows_ahead;
+    if (next >= all.count) continue;
+    const int64_t row = all.row(next);
+    if (row == all.row(next - 1)) continue;
+    prefetch(static_cast<const Weight*>(table.table) + row * table.table_stride, table.dim);
+    if (table.state == nullptr) continue;
+    using A = accumulator_t<Weight>;
+    prefetch(static_cast<const A*>(table.state) + row * table.state_stride,
+             table.optimizer == Optimizer::adagrad ? table.dim : 1);
+  }
 }
 
-// One after the other, in the order of the sources: the bits of a row's gradient depend on nothing else.
+template <class A>
+struct Vector {
+  static constexpr int lanes = vector_bytes / static_cast<int>(sizeof(A));
+  typedef A type __attribute__((vector_size(vector_bytes)));
+
+  template <class T>
+  static type load(const T* source) {
+    A values[lanes];
+    for (int l = 0; l < lanes; ++l) values[l] = cpu::load(source[l]);
+    type vector;
+    __builtin_memcpy(&vector, values, sizeof(vector));
+    return vector;
+  }
+};
+
+// Adds contributions [begin, end) to `count` vectors of sums, which stay in registers meanwhile. One contribution after
+// the other: the bits of a row's gradient depend on nothing else.
+template <int count, class Grad, class A>
+void add_vectors(const Contributions& all, int64_t begin, int64_t end, const Grad* grad, A* sum) {
+  using V = Vector<A>;
+  typename V::type sums[count];
+#pragma GCC unroll 8
+  for (int v = 0; v < count; ++v) sums[v] = V::load(sum + v * V::lanes);
+  for (int64_t i = begin; i < end; ++i) {
+    const GradientSource& source = all.source(i);
+    const Grad* const row = grad + source.offset;
+    const A scale = static_cast<A>(source.scale);
+#pragma GCC unroll 8
+    for (int v = 0; v < count; ++v) sums[v] += scale * V::load(row + v * V::lanes);
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < count; ++v) __builtin_memcpy(sum + v * V::lanes, &sums[v], sizeof(sums[v]));
+}
+
+// The same for columns [first, last) of `sum`.
 template <class Grad, class A>
-void sum_sources(const RowGroups& groups, int64_t group, const Grad* grad, int64_t dim, A* __restrict sum) {
-  const int64_t last = groups.starts[groups.num_rows];
-  for (int64_t d = 0; d < dim; ++d) sum[d] = 0;
-  for (int64_t s = groups.starts[group]; s < groups.starts[group + 1]; ++s) {
-    if (s + sources_ahead < last) prefetch(grad + groups.sources[s + sources_ahead].offset, dim);
-    const Grad* __restrict row = grad + groups.sources[s].offset;
-    const A scale = static_cast<A>(groups.sources[s].scale);
-    for (int64_t d = 0; d < dim; ++d) sum[d] += scale * load(row[d]);
+void add_sources(const Contributions& all, int64_t begin, int64_t end, const Grad* grad, int64_t first, int64_t last,
+                 A* sum) {
+  constexpr int64_t lanes = Vector<A>::lanes;
+  int64_t c = first;
+  for (; c + 8 * lanes <= last; c += 8 * lanes) add_vectors<8>(all, begin, end, grad + c, sum + c);
+  if (c + 4 * lanes <= last) {
+    add_vectors<4>(all, begin, end, grad + c, sum + c);
+    c += 4 * lanes;
+  }
+  for (; c + lanes <= last; c += lanes) add_vectors<1>(all, begin, end, grad + c, sum + c);
+  if (c == last) return;
+  for (int64_t i = begin; i < end; ++i) {
+    const GradientSource& source = all.source(i);
+    for (int64_t d = c; d < last; ++d) sum[d] += static_cast<A>(source.scale) * load(grad[source.offset + d]);
   }
 }
 
-// In eight lanes, whatever the instruction set: its bits are the same for all. Squares pass through a small block so
-// that both loops over it are ones that a compiler turns into vector code.
+// In 32 lanes, whatever the instruction set, so that its bits are the same for all; in double, where the square of a
+// float is exact: the sum then hardly depends on its order, and shards of a row that add up their parts agree with the
+// whole row.
 template <class Weight, class A>
-double sum_of_squares(const Weight* __restrict row, const A* __restrict g, int64_t dim, A weight_decay) {
-  constexpr int64_t num_lanes = 8;
-  constexpr int64_t block = 8 * num_lanes;
-  typedef double Lanes __attribute__((vector_size(num_lanes * sizeof(double))));
-  Lanes sums = {};
-  for (int64_t first = 0; first < dim; first += block) {
-    const int64_t count = dim - first < block ? dim - first : block;
-    double squares[block] = {};
-    for (int64_t d = 0; d < count; ++d) {
-      squares[d] = rowwise_square<A>(load(row[first + d]), g[first + d], weight_decay);
+double sum_of_squares(const Weight* row, const A* g, int64_t dim, A weight_decay) {
+  constexpr int lanes = 8;
+  constexpr int chains = 4;
+  constexpr int64_t block = lanes * chains;
+  typedef A Values __attribute__((vector_size(lanes * sizeof(A))));
+  typedef double Squares __attribute__((vector_size(lanes * sizeof(double))));
+  Squares sums[chains] = {};
+  const auto add = [&](const A* decayed) {
+#pragma GCC unroll 4
+    for (int v = 0; v < chains; ++v) {
+      Values values;
+      __builtin_memcpy(&values, decayed + v * lanes, sizeof(values));
+      const Squares wide = __builtin_convertvector(values, Squares);
+      sums[v] += wide * wide;
     }
-    for (int64_t d = 0; d < count; d += num_lanes) {
-      Lanes lanes;
-      __builtin_memcpy(&lanes, squares + d, sizeof(lanes));
-      sums += lanes;
-    }
+  };
+  int64_t first = 0;
+  if (weight_decay == A(0)) {
+    for (; first + block <= dim; first += block) add(g + first);
   }
-  return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+  for (; first < dim; first += block) {
+    const int64_t count = dim - first < block ? dim - first : block;
+    A decayed[block] = {};
+    for (int64_t d = 0; d < count; ++d) {
+      decayed[d] = decayed_gradient(load(row[first + d]), g[first + d], weight_decay);
+    }
+    add(decayed);
+  }
+  const Squares sum = (sums[0] + sums[2]) + (sums[1] + sums[3]);
+  return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
 }
 
 template <class Weight, class A>
@@ -76,74 +152,100 @@ void apply_rowwise_adagrad(Weight* __restrict row, A* __restrict state, const A*
   for (int64_t d = 0; d < dim; ++d) store(row + d, rowwise_weight<A>(load(row[d]), g[d], factors));
 }
 
+// Calls function(row, gradient) for every row of the piece.
+template <class Weight, class Grad, class Function>
+void for_rows(const TableUpdate& table, const RowPiece& piece, void* scratch, const Function& function) {
+  using A = accumulator_t<Weight>;
+  const Contributions& all = table.contributions;
+  if (piece.sum != nullptr) return function(all.row(piece.begin), static_cast<const A*>(piece.sum));
+  A* const sum = static_cast<A*>(scratch);
+  for (int64_t begin = piece.begin; begin < piece.end;) {
+    const int64_t row = all.row(begin);
+    for (int64_t d = 0; d < table.dim; ++d) sum[d] = 0;
+    do {
+      int64_t end = begin + 1;
+      while (end < piece.end && end < begin + block_size && all.row(end) == row) ++end;
+      prefetch_ahead<Weight, Grad>(table, begin, end);
+      add_sources(all, begin, end, static_cast<const Grad*>(table.grad), 0, table.dim, sum);
+      begin = end;
+    } while (begin < piece.end && all.row(begin) == row);
+    function(row, static_cast<const A*>(sum));
+  }
+}
+
 template <class Weight, class Grad>
-void update_rows(const TableUpdate& table, const RowGroups& groups, int64_t begin, int64_t end, void* scratch) {
+void update_rows(const TableUpdate& table, const RowPiece& piece, const double* mean_squares, void* scratch) {
   using A = accumulator_t<Weight>;
   const OptimizerSettings<A> settings = {static_cast<A>(table.lr), static_cast<A>(table.eps),
                                          static_cast<A>(table.weight_decay)};
-  A* const g = static_cast<A*>(scratch);
-  for (int64_t u = begin; u < end; ++u) {
-    prefetch_touched<Weight>(table, groups, u + rows_ahead);
-    sum_sources(groups, u, static_cast<const Grad*>(table.grad), table.dim, g);
-    Weight* const row = static_cast<Weight*>(table.table) + groups.rows[u] * table.table_stride;
-    A* const state = static_cast<A*>(table.state) + groups.rows[u] * table.state_stride;
+  for_rows<Weight, Grad>(table, piece, scratch, [&](int64_t row, const A* g) {
+    Weight* const weights = static_cast<Weight*>(table.table) + row * table.table_stride;
+    A* const state = static_cast<A*>(table.state) + row * table.state_stride;
     switch (table.optimizer) {
       case Optimizer::sgd:
-        apply_sgd(row, g, table.dim, settings);
-        break;
+        return apply_sgd(weights, g, table.dim, settings);
       case Optimizer::adagrad:
-        apply_adagrad(row, state, g, table.dim, settings);
-        break;
+        return apply_adagrad(weights, state, g, table.dim, settings);
       case Optimizer::rowwise_adagrad: {
         const double mean_square =
-            table.row_mean_squares != nullptr
-                ? table.row_mean_squares[u]
-                : sum_of_squares(row, g, table.dim, settings.weight_decay) / static_cast<double>(table.dim);
-        apply_rowwise_adagrad(row, state, g, table.dim, mean_square, settings);
-        break;
+            mean_squares != nullptr
+                ? *mean_squares++
+                : sum_of_squares(weights, g, table.dim, settings.weight_decay) / static_cast<double>(table.dim);
+        return apply_rowwise_adagrad(weights, state, g, table.dim, mean_square, settings);
       }
-    }
-  }
-}
-
-template <class Weight, class Grad>
-void square_rows(const TableUpdate& table, const RowGroups& groups, int64_t begin, int64_t end, void* scratch,
-                 double* squares) {
-  using A = accumulator_t<Weight>;
-  A* const g = static_cast<A*>(scratch);
-  for (int64_t u = begin; u < end; ++u) {
-    prefetch_touched<Weight>(table, groups, u + rows_ahead);
-    sum_sources(groups, u, static_cast<const Grad*>(table.grad), table.dim, g);
-    const Weight* const row = static_cast<const Weight*>(table.table) + groups.rows[u] * table.table_stride;
-    squares[u] = sum_of_squares(row, g, table.dim, static_cast<A>(table.weight_decay));
-  }
-}
-
-void update(const TableUpdate& table, const RowGroups& groups, int64_t begin, int64_t end, void* scratch) {
-  with_type(table.dtype, [&](auto weight) {
-    using Weight = decltype(weight);
-    if (table.grad_dtype == table.dtype) {
-      update_rows<Weight, Weight>(table, groups, begin, end, scratch);
-    } else {
-      update_rows<Weight, accumulator_t<Weight>>(table, groups, begin, end, scratch);
     }
   });
 }
 
-void row_squares(const TableUpdate& table, const RowGroups& groups, int64_t begin, int64_t end, void* scratch,
-                 double* squares) {
+template <class Weight, class Grad>
+void square_rows(const TableUpdate& table, const RowPiece& piece, double* squares, void* scratch) {
+  using A = accumulator_t<Weight>;
+  for_rows<Weight, Grad>(table, piece, scratch, [&](int64_t row, const A* g) {
+    const Weight* const weights = static_cast<const Weight*>(table.table) + row * table.table_stride;
+    *squares++ = sum_of_squares(weights, g, table.dim, static_cast<A>(table.weight_decay));
+  });
+}
+
+// Calls function(Weight{}, Grad{}) with the types of the table and of the gradient.
+template <class Function>
+void with_types(const TableUpdate& table, const Function& function) {
   with_type(table.dtype, [&](auto weight) {
-    using Weight = decltype(weight);
     if (table.grad_dtype == table.dtype) {
-      square_rows<Weight, Weight>(table, groups, begin, end, scratch, squares);
+      function(weight, weight);
     } else {
-      square_rows<Weight, accumulator_t<Weight>>(table, groups, begin, end, scratch, squares);
+      function(weight, accumulator_t<decltype(weight)>{});
+    }
+  });
+}
+
+void update(const TableUpdate& table, const RowPiece& piece, const double* mean_squares, void* scratch) {
+  with_types(table, [&](auto weight, auto grad) {
+    update_rows<decltype(weight), decltype(grad)>(table, piece, mean_squares, scratch);
+  });
+}
+
+void row_squares(const TableUpdate& table, const RowPiece& piece, double* squares, void* scratch) {
+  with_types(table, [&](auto weight, auto grad) {
+    square_rows<decltype(weight), decltype(grad)>(table, piece, squares, scratch);
+  });
+}
+
+void sum_columns(const TableUpdate& table, const RowPiece& piece, int64_t first_column, int64_t last_column,
+                 void* sum) {
+  with_types(table, [&](auto weight, auto grad) {
+    using A = accumulator_t<decltype(weight)>;
+    A* const sums = static_cast<A*>(sum);
+    for (int64_t c = first_column; c < last_column; ++c) sums[c] = 0;
+    for (int64_t begin = piece.begin; begin < piece.end; begin += block_size) {
+      const int64_t end = begin + block_size < piece.end ? begin + block_size : piece.end;
+      add_sources(table.contributions, begin, end, static_cast<const decltype(grad)*>(table.grad), first_column,
+                  last_column, sums);
     }
   });
 }
 
 }  // namespace
 
-DMT_DEFINE_KERNELS(EmbeddingUpdateKernels, embedding_update_kernels) = {update, row_squares};
+DMT_DEFINE_KERNELS(EmbeddingUpdateKernels, embedding_update_kernels) = {update, row_squares, sum_columns};
 
 }  // namespace dmt::cpu

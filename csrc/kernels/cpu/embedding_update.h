@@ -9,18 +9,22 @@
 
 namespace dmt::cpu {
 
-// One id's contribution to its row's gradient: scale * grad[offset : offset + dim].
+// Where an id's contribution to its row's gradient comes from: scale * grad[offset : offset + dim].
 struct GradientSource {
   int64_t offset;  // elements from the start of the gradient
   double scale;    // holds a float for tables that sum in float
 };
 
-// The touched rows of one table and where their gradients come from. U = touched rows, n = contributions.
-struct RowGroups {
-  int64_t num_rows;               // U
-  const int64_t* rows;            // [U] ascending
-  const int64_t* starts;          // [U + 1] contributions of rows[u] are sources[starts[u] : starts[u + 1]]
-  const GradientSource* sources;  // [n] in the order (block, sample, feature, position) within a row
+// All contributions to the rows of one table, one key each: the row in the high bits, the index of its source in the
+// low ones. Ascending by row; the contributions to one row in the order (block, sample, feature, position).
+struct Contributions {
+  const uint64_t* keys;  // [count]
+  int64_t count;
+  int source_bits;
+  const GradientSource* sources;
+
+  int64_t row(int64_t i) const { return static_cast<int64_t>(keys[i] >> source_bits); }
+  const GradientSource& source(int64_t i) const { return sources[keys[i] & ((uint64_t{1} << source_bits) - 1)]; }
 };
 
 // One table and what its update reads. Strides are in elements between rows; columns are contiguous.
@@ -41,17 +45,28 @@ struct TableUpdate {
   double eps;
   double weight_decay;
 
-  const double*
-      row_mean_squares;  // [U] rowwise_adagrad's statistic of the whole rows, or null: the table holds whole rows
+  Contributions contributions;
 };
 
-// Both work on rows[begin : end] with `scratch` for the sum of one row: `dim` elements of up to 8 bytes.
-struct EmbeddingUpdateKernels {
-  void (*update)(const TableUpdate& table, const RowGroups& groups, int64_t begin, int64_t end, void* scratch);
+// Contributions [begin, end) of one table: all those to one or more rows.
+struct RowPiece {
+  int64_t begin;
+  int64_t end;
+  const void* sum;  // the gradient of the piece's only row, or null: not summed yet
+};
 
-  // squares[u] = sum over the table's columns of (gradient + weight_decay * weight)^2
-  void (*row_squares)(const TableUpdate& table, const RowGroups& groups, int64_t begin, int64_t end, void* scratch,
-                      double* squares);
+// `scratch` holds `dim` elements of up to 8 bytes.
+struct EmbeddingUpdateKernels {
+  // mean_squares: one per row of the piece, rowwise_adagrad's statistic of the whole rows; null: the table holds whole
+  // rows.
+  void (*update)(const TableUpdate& table, const RowPiece& piece, const double* mean_squares, void* scratch);
+
+  // squares: one per row of the piece, the sum over the table's columns of (gradient + weight_decay * weight)^2
+  void (*row_squares)(const TableUpdate& table, const RowPiece& piece, double* squares, void* scratch);
+
+  // sum[first_column : last_column] = the gradient of the piece's only row in these columns
+  void (*sum_columns)(const TableUpdate& table, const RowPiece& piece, int64_t first_column, int64_t last_column,
+                      void* sum);
 };
 
 DMT_DECLARE_KERNELS(EmbeddingUpdateKernels, embedding_update_kernels)

@@ -1,8 +1,10 @@
-// Which rows of a table a batch touches, and the contributions to each in the one order in which they are summed.
+// Which rows of the tables a batch touches, the contributions to each in the one order in which they are summed, and
+// how that work is shared out among threads.
 #pragma once
 
-#include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "embedding_update.h"
@@ -10,35 +12,38 @@
 
 namespace dmt::cpu {
 
-// Owns the arrays of a RowGroups.
-struct RowGroupsStorage {
-  std::vector<int64_t> rows;
-  std::vector<int64_t> starts;
-  std::vector<GradientSource> sources;
-
-  RowGroups view() const { return {static_cast<int64_t>(rows.size()), rows.data(), starts.data(), sources.data()}; }
+// The contributions to every table's rows. Missing ids, and ids of rows held elsewhere, are left out.
+struct SortedBatch {
+  std::vector<Contributions> tables;  // borrow from:
+  std::unique_ptr<uint64_t[]> keys;
+  std::unique_ptr<GradientSource[]> sources;
 };
 
-// Groups the ids of all features of `table` by row. Missing ids, and ids of rows held elsewhere, are left out.
-RowGroupsStorage group_by_row(const BagLayout& bags, int64_t table, bool sums_in_double, const ParallelFor& threads);
+SortedBatch sort_by_row(const BagLayout& bags, bool sums_in_double, const ParallelFor& threads);
 
-// A touched row costs its contributions plus a constant for the optimizer: the cost of the rows before rows[u], and the
-// first row before which at least `cost` lies.
-inline int64_t cost_before(const RowGroups& groups, int64_t u) { return groups.starts[u] + u; }
-int64_t row_at_cost(const RowGroups& groups, int64_t cost);
+// A part of one table's rows that one thread works on.
+struct TablePiece {
+  int64_t table;
+  RowPiece rows;
+};
 
-// Calls function(begin, end, scratch) on pieces of equal cost that cover the touched rows, each with `scratch_bytes` of
-// its own.
+// Cuts all rows into pieces of similar cost, tables in order and rows ascending. A row that would make a piece too
+// expensive for one thread is a piece of its own, whose `sum` points to `dim` elements in `sums`: not summed yet.
+std::vector<TablePiece> cut_rows(const BagLayout& bags, const SortedBatch& batch, std::vector<double>& sums,
+                                 const ParallelFor& threads);
+
+// The number of rows in a piece.
+int64_t count_rows(const Contributions& contributions, const RowPiece& piece);
+
+// Calls function(task, worker) for every task in [0, count), each worker (below num_threads) on what comes next. The
+// order of the tasks must not matter.
 template <class Function>
-void for_row_pieces(const RowGroups& groups, const ParallelFor& threads, int64_t scratch_bytes,
-                    const Function& function) {
-  const int64_t cost = cost_before(groups, groups.num_rows);
-  const int64_t pieces = std::clamp<int64_t>(cost / 64, 1, 4 * threads.num_threads);
-  std::vector<double> scratch(static_cast<size_t>(pieces * ((scratch_bytes + 7) / 8)));
-  parallel_for(threads, 0, pieces, 1, [&](int64_t first, int64_t last) {
-    for (int64_t piece = first; piece < last; ++piece) {
-      function(row_at_cost(groups, cost * piece / pieces), row_at_cost(groups, cost * (piece + 1) / pieces),
-               scratch.data() + piece * ((scratch_bytes + 7) / 8));
+void for_tasks(int64_t count, const ParallelFor& threads, const Function& function) {
+  std::atomic<int64_t> next = 0;
+  const int64_t workers = count < threads.num_threads ? count : threads.num_threads;
+  parallel_for(threads, 0, workers, 1, [&](int64_t first, int64_t last) {
+    for (int64_t worker = first; worker < last; ++worker) {
+      for (int64_t task = next++; task < count; task = next++) function(task, worker);
     }
   });
 }
