@@ -19,7 +19,7 @@ STABLE_TORCH_LIBRARY(dmt, ops) {
   ops.def("embedding_row_squares(Tensor[] tables, Tensor grad, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, float weight_decay=0.0) -> Tensor[]");
 
   // embedding_bag(...) @ weight.T + bias: [K*B, C].
-  ops.def("tower_pool(Tensor[] tables, Tensor ids, Tensor offsets, Tensor weight, Tensor? bias=None, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, bool sparse=False) -> Tensor");
+  ops.def("tower_pool(Tensor[] tables, Tensor ids, Tensor offsets, Tensor weight, Tensor? bias=None, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, bool sparse=False, ScalarType? product_dtype=None) -> Tensor");
 
   // Collectives over a process group, by its name: uneven pieces of a flat tensor, and the stages made of it, on blocks
   // [G, N, D] of equal height. Implemented as compositions of functional collectives in dmt_kernels/ops.

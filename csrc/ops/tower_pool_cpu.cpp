@@ -11,7 +11,8 @@ namespace {
 Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Tensor& offsets, const Tensor& weight,
                   const OptionalTensor& bias, const OptionalTensor& per_sample_weights,
                   const OptionalInts& feature_tables, const OptionalInts& poolings, const OptionalInts& row_starts,
-                  const OptionalInts& block_order, int64_t bounds, bool /*sparse: the gradient's layout*/) {
+                  const OptionalInts& block_order, int64_t bounds, bool /*sparse: the gradient's layout*/,
+                  std::optional<ScalarType> product_dtype) {
   const char* op = "tower_pool";
   const Bounds mode = check_bounds_mode(op, bounds);
   const TableArguments rows(op, tables);
@@ -38,16 +39,27 @@ Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Te
     dense_bias = contiguous_as(*bias, dtype);
   }
 
+  const ScalarType sums = accumulator(dtype);
+  const ScalarType products = product_dtype.value_or(sums);
+  check(products == sums || (products == ScalarType::BFloat16 && sums == ScalarType::Float), op, "product_dtype for ",
+        dtype_name(dtype), " tables must be ", dtype_name(sums), sums == ScalarType::Float ? " or bfloat16" : "",
+        ", got ", dtype_name(products));
+
   const cpu::ParallelFor threads = torch_threads();
   const cpu::TowerPoolKernels& kernels = cpu::tower_pool_kernels();
   cpu::TableData data = rows.data();
   data.dtype = kernel_dtype(dtype);
+  const cpu::TowerModule module = {
+      .weight = dense_weight.const_data_ptr(),
+      .bias = dense_bias.has_value() ? dense_bias->const_data_ptr() : nullptr,
+      .out_width = out_width,
+      .bfloat16_products = products != sums,
+  };
   const Tensor out = torch::stable::empty({bags.out_rows(), out_width}, dtype);
-  const Tensor scratch =
-      torch::stable::empty({kernels.scratch_size(bags.layout(), out_width, threads)}, accumulator(dtype));
-  const int64_t missing = kernels.pool(bags.layout(), data, dense_weight.const_data_ptr(),
-                                       dense_bias.has_value() ? dense_bias->const_data_ptr() : nullptr, out_width,
-                                       out.mutable_data_ptr(), scratch.mutable_data_ptr(), threads);
+  const int64_t scratch_size = kernels.scratch_size(bags.layout(), module, data.dtype, threads);
+  const Tensor scratch = torch::stable::empty({scratch_size}, sums);
+  const int64_t missing =
+      kernels.pool(bags.layout(), data, module, out.mutable_data_ptr(), scratch.mutable_data_ptr(), threads);
   if (mode == Bounds::error && missing > 0) check_ids_in_bounds(op, bags.layout());
   return out;
 }

@@ -35,6 +35,10 @@ for dtype in DTYPES:
     for op, oracle, extra in ((embedding_bag, bag_oracle, ()), (tower_pool, tower_oracle, (weight,))):
         actual, expected = op(*batch.args, *extra, **batch.options), oracle(*batch.args, *extra, **batch.options)
         torch.testing.assert_close(actual, expected, **tolerance)
+    if dtype != torch.float64:
+        rounded = {**batch.options, "product_dtype": torch.bfloat16}
+        actual, expected = (op(*batch.args, weight, **rounded) for op in (tower_pool, tower_oracle))
+        torch.testing.assert_close(actual, expected, rtol=2**-7, atol=2**-7)
 print(_C.isa())
 """
 

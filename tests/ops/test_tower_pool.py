@@ -36,6 +36,46 @@ def test_forward_equals_oracle(batch, out_width, bias):
     assert_products_close(actual, oracle(*batch.args, weight, offset, **batch.options))
 
 
+@settings(max_examples=60, deadline=None)
+@given(bags(DTYPES[1:]), st.sampled_from([0, 1, 7, 16, 33]))
+def test_bfloat16_products_equal_oracle(batch, out_width):
+    """The factors are rounded, the sums are not."""
+    weight, offset = linear(batch, out_width)
+    options = {**batch.options, "product_dtype": torch.bfloat16}
+    actual = tower_pool(*batch.args, weight, offset, **options)
+    expected = oracle(*batch.args, weight, offset, **options)
+    # A pooled sum in the other order may round to the neighbour in bfloat16.
+    torch.testing.assert_close(actual, expected, rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize("width", [1, 127, 128, 129, 255, 256, 257, 300])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rounded", [False, True], ids=["plain", "bfloat16 products"])
+def test_widths_around_a_slice(width, dtype, rounded):
+    """One id per bag: nothing but the product is summed, so rounded factors are the same on both sides."""
+    if rounded and dtype == torch.float64:
+        return
+    batch = random_bags(dims=(width, 5), rows=(9, 4), samples=70, dtype=dtype)
+    ids = torch.randint(4, (2 * 70,), generator=torch.Generator().manual_seed(0))
+    args = (batch.tables, ids, torch.arange(2 * 70 + 1))
+    weight, offset = linear(batch, 30)
+    options = {"product_dtype": torch.bfloat16} if rounded else {}
+    assert_products_close(tower_pool(*args, weight, offset, **options), oracle(*args, weight, offset, **options))
+
+
+def test_gradients_with_bfloat16_products():
+    batch = random_bags(samples=80, dims=(24, 40), weighted=True).leaves()
+    weight, offset = linear(batch, 20)
+    wanted = [*batch.differentiable(), weight, offset]
+    plain = tower_pool(*batch.args, weight, offset, **batch.options)
+    rounded = tower_pool(*batch.args, weight, offset, **batch.options, product_dtype=torch.bfloat16)
+    grad = torch.randn_like(plain)
+    for exact, actual in zip(
+        torch.autograd.grad(plain, wanted, grad), torch.autograd.grad(rounded, wanted, grad), strict=True
+    ):
+        assert (actual - exact).norm() <= 2**-7 * exact.norm()
+
+
 @settings(max_examples=40, deadline=None)
 @given(bags(WIDE), st.sampled_from([1, 5, 33]), st.booleans())
 def test_gradients_equal_oracle(batch, out_width, bias):
@@ -126,17 +166,19 @@ def test_update_in_place_before_the_backward():
             out.sum().backward()
 
 
-def test_threads_change_no_bit():
+@pytest.mark.parametrize("product_dtype", [None, torch.bfloat16], ids=str)
+def test_threads_change_no_bit(product_dtype):
     batch = random_bags(
         dims=(33, 7), rows=(50, 300), features=[0, 1, 1], blocks=2, samples=301, weighted=True, block_order=[1, 0]
     )
     weight, offset = linear(batch, 45)
+    options = {**batch.options, "product_dtype": product_dtype}
     before = torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            results.append(tower_pool(*batch.args, weight, offset, **batch.options))
+            results.append(tower_pool(*batch.args, weight, offset, **options))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(results[0], other) for other in results[1:])
@@ -160,6 +202,8 @@ def test_opcheck():
     torch.library.opcheck(
         torch.ops.dmt.tower_pool, (batch.tables, *batch.args[1:], weight), {"feature_tables": [1, 0, 1]}
     )
+    rounded = {"feature_tables": [1, 0, 1], "product_dtype": torch.bfloat16}
+    torch.library.opcheck(torch.ops.dmt.tower_pool, (batch.tables, *batch.args[1:], weight), rounded)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +220,20 @@ def test_opcheck():
 def test_bad_arguments(weight, bias, message):
     with pytest.raises(RuntimeError) as error:
         tower_pool(*random_bags().args, weight, bias)
+    assert str(error.value) == f"tower_pool: {message}"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "product_dtype", "message"),
+    [
+        (torch.float64, torch.bfloat16, "product_dtype for float64 tables must be float64, got bfloat16"),
+        (torch.float16, torch.float16, "product_dtype for float16 tables must be float32 or bfloat16, got float16"),
+    ],
+    ids=["float64", "float16"],
+)
+def test_bad_product_dtype(dtype, product_dtype, message):
+    with pytest.raises(RuntimeError) as error:
+        tower_pool(*random_bags(dtype=dtype).args, torch.ones(3, 8, dtype=dtype), product_dtype=product_dtype)
     assert str(error.value) == f"tower_pool: {message}"
 
 

@@ -15,6 +15,7 @@ Isa best_isa() {
                     __builtin_cpu_supports("bmi2");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) return Isa::avx512bf16;
   if (avx512) return Isa::avx512;
   if (avx2) return Isa::avx2;
 #endif
@@ -27,7 +28,7 @@ Isa choose_isa() {
   const Isa best = best_isa();
   const char* wanted = std::getenv("DMT_CPU_ISA");
   if (wanted == nullptr || *wanted == '\0') return best;
-  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
     if (isa <= best && std::strcmp(wanted, isa_name(isa)) == 0) return isa;
   }
   std::fprintf(stderr, "dmt_kernels: DMT_CPU_ISA=%s is none of the instruction sets that this CPU runs; using %s\n",
@@ -39,6 +40,8 @@ Isa choose_isa() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::avx512bf16:
+      return "avx512bf16";
     case Isa::avx512:
       return "avx512";
     case Isa::avx2:

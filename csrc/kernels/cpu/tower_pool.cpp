@@ -1,138 +1,301 @@
-// A tile of rows is pooled one feature at a time into a small buffer and multiplied at once with that feature's slice
-// of the weight. Buffer [32, D_f], sums [32, C] and slice [D_f, C] stay in the cache.
+// A tile of samples goes through the columns of the weight in slices of kDepth words:
+//
+//   pooled  the slice of the tile's pooled rows, panels [kDepth, kPanel] with a sample per lane, in the L2 cache
+//   block   the slice of kBlockRows rows of the weight, in the L1 cache; read once per tile
+//   sums    all C sums of all samples, blocks [kBlockRows, kPanel], in the L2 cache; sums of a block in registers
+//
+// While a slice is multiplied the rows of the next one are fetched. The weight needs no packing: with a sample per lane
+// its elements are broadcast, in the order in which they lie.
 #include "tower_pool.h"
 
 #include "float_formats.h"
+#include "multiply_block.h"
 #include "pool_bag.h"
 
 namespace dmt::cpu {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int64_t kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int64_t kVectorBytes = 32;
-#else
-constexpr int64_t kVectorBytes = 16;
-#endif
+constexpr int64_t kTileSamples = 256;    // the weight is read once per tile, the sums of a tile fit the L2 cache
+constexpr int64_t kStagedRows = 16;      // pooled rows before they are turned into panels
+constexpr int64_t kPrefetchedIds = 512;  // per slice, at most: bytes that wait in the L2 cache beside the rest
+constexpr int64_t kCacheLine = 64;
 
-constexpr int64_t kTileRows = 32;
-constexpr int64_t kBlockRows = 4;  // times kBlockVectors: accumulators that fit the registers of every instruction set
-constexpr int64_t kBlockVectors = 2;    // vectors side by side
-constexpr int64_t kPaddedColumns = 32;  // C is padded to a multiple: of the widest block, so of every one
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
-int64_t padded(int64_t columns) { return (columns + kPaddedColumns - 1) / kPaddedColumns * kPaddedColumns; }
+// ---- Words: what one lane multiplies --------------------------------------------------------------------------------
 
-// sums[0:Rows, 0:width] += pooled[0:Rows, 0:depth] @ weight[0:depth, 0:width]; width is a multiple of kPaddedColumns.
-// Every sum runs over depth in order, so its bits do not depend on the blocking.
-template <int64_t Rows, class Acc>
-void multiply_rows(const Acc* pooled, int64_t depth, const Acc* weight, int64_t width, Acc* sums) {
-  typedef Acc Vector __attribute__((vector_size(kVectorBytes)));
-  constexpr int64_t lanes = kVectorBytes / static_cast<int64_t>(sizeof(Acc));
-  for (int64_t column = 0; column < width; column += kBlockVectors * lanes) {
-    Vector block[Rows][kBlockVectors];
-    for (int64_t r = 0; r < Rows; ++r) __builtin_memcpy(block[r], sums + r * width + column, sizeof(block[r]));
-    for (int64_t d = 0; d < depth; ++d) {
-      Vector factor[kBlockVectors];
-      __builtin_memcpy(factor, weight + d * width + column, sizeof(factor));
-      for (int64_t r = 0; r < Rows; ++r) {
-        for (int64_t v = 0; v < kBlockVectors; ++v) block[r][v] += pooled[r * depth + d] * factor[v];
-      }
-    }
-    for (int64_t r = 0; r < Rows; ++r) __builtin_memcpy(sums + r * width + column, block[r], sizeof(block[r]));
-  }
-}
-
+// A number as it is.
 template <class Acc>
-void multiply(const Acc* pooled, int64_t rows, int64_t depth, const Acc* weight, int64_t width, Acc* sums) {
-  int64_t row = 0;
-  for (; row + kBlockRows <= rows; row += kBlockRows) {
-    multiply_rows<kBlockRows>(pooled + row * depth, depth, weight, width, sums + row * width);
+struct Plain {
+  using Word = Acc;
+  static constexpr int64_t kColumns = 1;  // of the weight, per word
+  template <class T>
+  static void make(const T* values, int64_t columns, Word* words) {
+    for (int64_t i = 0; i < columns; ++i) words[i] = load(values[i]);
   }
-  for (; row < rows; ++row) multiply_rows<1>(pooled + row * depth, depth, weight, width, sums + row * width);
-}
-
-// packed [D, padded C] = weight^T, so that neighbouring sums read neighbouring factors.
-template <class T>
-void pack_weight(const T* weight, int64_t out_width, int64_t width, accumulator_t<T>* packed,
-                 const ParallelFor& threads) {
-  const int64_t columns = padded(out_width);
-  parallel_for(threads, 0, width, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t d = begin; d < end; ++d) {
-      for (int64_t c = 0; c < out_width; ++c) packed[d * columns + c] = load(weight[c * width + d]);
-      for (int64_t c = out_width; c < columns; ++c) packed[d * columns + c] = 0;
-    }
-  });
-}
-
-// One thread's share of the scratch.
-struct Share {
-  int64_t pooled;  // [kTileRows, widest D_f]
-  int64_t sums;    // [kTileRows, padded C]
-  int64_t size() const { return pooled + sums; }
 };
 
-Share share(const BagLayout& bags, int64_t out_width) {
-  int64_t widest = 0;
-  for (int64_t i = 0; i < bags.num_tables; ++i) widest = bags.table_dims[i] > widest ? bags.table_dims[i] : widest;
-  return {kTileRows * widest, kTileRows * padded(out_width)};
-}
-
-int64_t scratch_size(const BagLayout& bags, int64_t out_width, const ParallelFor& threads) {
-  return bags.width * padded(out_width) + threads.num_threads * share(bags, out_width).size();
-}
-
-template <class T, class Id>
-int64_t pool_typed(const BagLayout& bags, const TableData& tables, const T* weight, const T* bias, int64_t out_width,
-                   T* out, accumulator_t<T>* scratch, const ParallelFor& threads) {
-  using Acc = accumulator_t<T>;
-  const int64_t F = bags.num_features;
-  const int64_t B = bags.num_samples;
-  const int64_t width = padded(out_width);
-  const int64_t tiles_per_block = (B + kTileRows - 1) / kTileRows;
-  const int64_t tiles = bags.num_blocks * tiles_per_block;
-  const int64_t parts = threads.num_threads;
-  const Share buffers = share(bags, out_width);
-  Acc* packed = scratch;
-  Acc* shares = scratch + bags.width * width;
-  const Id* ids = typed_ids<Id>(bags);
-  const Acc* sample_weights = static_cast<const Acc*>(bags.weights);
-  pack_weight(weight, out_width, bags.width, packed, threads);
-
-  // Tile `tile` is the rows [first, first + rows) of block k. Returns the missing ids.
-  const auto pool_tile = [&](int64_t tile, Acc* pooled, Acc* sums) {
-    const int64_t k = tile / tiles_per_block;
-    const int64_t first = tile % tiles_per_block * kTileRows;
-    const int64_t rows = B - first < kTileRows ? B - first : kTileRows;
-    int64_t missing = 0;
-    for (int64_t i = 0; i < rows * width; ++i) sums[i] = 0;
-    for (int64_t f = 0; f < F; ++f) {
-      const FeatureRows<T> feature = feature_rows<T>(bags, tables, f);
-      const int64_t* offsets = bags.offsets + (k * F + f) * B + first;
-      for (int64_t r = 0; r < rows; ++r) {
-        const Acc* weights = sample_weights != nullptr ? sample_weights + offsets[r] : nullptr;
-        missing += pool_bag(feature, 0, feature.dim, ids + offsets[r], offsets[r + 1] - offsets[r], weights,
-                            pooled + r * feature.dim);
-      }
-      multiply(pooled, rows, feature.dim, packed + feature.column * width, width, sums);
+#if defined(__AVX512BF16__)
+// Two columns, rounded to bfloat16; a last odd one is paired with zero.
+struct Rounded {
+  using Word = uint32_t;
+  static constexpr int64_t kColumns = 2;
+  template <class T>
+  static void make(const T* values, int64_t columns, Word* words) {
+    constexpr int64_t lanes = kLanes<float>;
+    int64_t i = 0;
+    for (; i + 2 * lanes <= columns; i += 2 * lanes) {
+      store_vector(words + i / 2, bfloat16_pairs(load_vector(values + i), load_vector(values + i + lanes)));
     }
-    T* target = out + (bags.block_order[k] * B + first) * out_width;
-    for (int64_t r = 0; r < rows; ++r, target += out_width) {
-      for (int64_t c = 0; c < out_width; ++c) {
-        store(target + c, bias != nullptr ? sums[r * width + c] + load(bias[c]) : sums[r * width + c]);
+    if (i == columns) return;
+    float rest[2 * lanes] = {};
+    for (int64_t j = i; j < columns; ++j) rest[j - i] = load(values[j]);
+    const WordBits pairs = bfloat16_pairs(load_vector(rest), load_vector(rest + lanes));
+    for (int64_t j = i; j < columns; j += 2) words[j / 2] = pairs[(j - i) / 2];
+  }
+};
+#else
+// A number rounded to bfloat16; the product of two of them is exact in float.
+struct Rounded {
+  using Word = float;
+  static constexpr int64_t kColumns = 1;
+  template <class T>
+  static void make(const T* values, int64_t columns, Word* words) {
+    for (int64_t i = 0; i < columns; ++i) {
+      BFloat16 rounded;
+      store(&rounded, load(values[i]));
+      words[i] = load(rounded);
+    }
+  }
+};
+#endif
+
+// ---- One tile -------------------------------------------------------------------------------------------------------
+
+// Into the caches.
+template <class T>
+void fetch(const T* first, const T* last) {
+  for (; first < last; first += kCacheLine / sizeof(T)) __builtin_prefetch(first, 0, 3);
+}
+
+// Samples [first, first + samples) of block k.
+struct Tile {
+  int64_t k;
+  int64_t first;
+  int64_t samples;
+};
+
+// Columns [first, last) of the pooled matrix. The last slice also holds the features without columns.
+struct Slice {
+  int64_t first;
+  int64_t last;
+  bool is_last;
+
+  bool holds(int64_t column) const { return column >= first && (column < last || is_last); }
+};
+
+template <class T, class Id, class Words>
+struct TowerPool {
+  using Acc = accumulator_t<T>;
+  using Word = typename Words::Word;
+  static constexpr int64_t kSlice = kDepth * Words::kColumns;  // columns
+  static constexpr int64_t kWidth = kPanel<Word>;
+
+  const BagLayout& bags;
+  const TableData& tables;
+  const TowerModule& module;
+  T* out;
+
+  // Calls function(feature, its first column in the slice, end, offsets of the tile's bags) for the slice's features.
+  template <class Function>
+  void for_features(const Tile& tile, const Slice& slice, const Function& function) const {
+    for (int64_t f = 0; f < bags.num_features; ++f) {
+      const FeatureRows<T> rows = feature_rows<T>(bags, tables, f);
+      const int64_t begin = max(slice.first - rows.column, 0);
+      const int64_t end = min(slice.last - rows.column, rows.dim);
+      if (begin < end || slice.holds(rows.column)) {
+        function(rows, begin, max(begin, end),
+                 bags.offsets + (tile.k * bags.num_features + f) * bags.num_samples + tile.first);
+      }
+    }
+  }
+
+  // pooled = the slice's words of the tile, a panel after the other. Returns the missing ids, each counted in one
+  // slice.
+  int64_t pool_slice(const Tile& tile, const Slice& slice, Word* pooled) const {
+    const Id* ids = typed_ids<Id>(bags);
+    const Acc* weights = static_cast<const Acc*>(bags.weights);
+    const int64_t columns = slice.last - slice.first;
+    const int64_t depth = divide_up(columns, Words::kColumns);
+    alignas(kCacheLine) Acc staged[kStagedRows][kSlice];
+    Word words[kDepth];
+    int64_t missing = 0;
+    for (int64_t first = 0; first < tile.samples; first += kStagedRows) {
+      const int64_t last = min(first + kStagedRows, tile.samples);
+      for_features(tile, slice, [&](const FeatureRows<T>& rows, int64_t begin, int64_t end, const int64_t* offsets) {
+        for (int64_t s = first; s < last; ++s) {
+          const Acc* bag_weights = weights != nullptr ? weights + offsets[s] : nullptr;
+          const int64_t here = pool_bag(rows, begin, end - begin, ids + offsets[s], offsets[s + 1] - offsets[s],
+                                        bag_weights, staged[s - first] + rows.column + begin - slice.first);
+          missing += slice.holds(rows.column) ? here : 0;
+        }
+      });
+      for (int64_t s = first; s < last; ++s) {
+        Word* panel = pooled + s / kWidth * kDepth * kWidth + s % kWidth;
+        Words::make(staged[s - first], columns, words);
+        for (int64_t d = 0; d < depth; ++d) panel[d * kWidth] = words[d];
       }
     }
     return missing;
+  }
+
+  // Fetches piece `piece` of `pieces` of the rows that pool_slice will read.
+  void prefetch(const Tile& tile, const Slice& slice, int64_t piece, int64_t pieces) const {
+    const Id* ids = typed_ids<Id>(bags);
+    for_features(tile, slice, [&](const FeatureRows<T>& rows, int64_t begin, int64_t end, const int64_t* offsets) {
+      const int64_t count = min(offsets[tile.samples] - offsets[0], kPrefetchedIds);
+      const int64_t last = offsets[0] + count * (piece + 1) / pieces;
+      for (int64_t p = offsets[0] + count * piece / pieces; p < last; ++p) {
+        const int64_t row = rows.window.row(ids[p]);
+        if (row < 0) continue;
+        const T* source = rows.data + row * rows.stride;
+        fetch(source + begin, source + end);
+      }
+    });
+  }
+
+  // Fetches the columns of a block of the weight, as far as there is one.
+  void prefetch_weight(const Slice& slice, int64_t row) const {
+    const int64_t last = min(row + kBlockRows, module.out_width);
+    const T* source = static_cast<const T*>(module.weight) + row * bags.width;
+    for (; row < last; ++row, source += bags.width) fetch(source + slice.first, source + slice.last);
+  }
+
+  // sums of rows [row, row + Rows) of the weight for all samples.
+  template <int64_t Rows>
+  void multiply(const Slice& slice, int64_t row, const Word* pooled, int64_t panels, Acc* sums) const {
+    const int64_t columns = slice.last - slice.first;
+    const int64_t rows = min(module.out_width - row, Rows);
+    Word block[Rows * kDepth];
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* source = static_cast<const T*>(module.weight) + (row + r) * bags.width + slice.first;
+      Words::make(source, columns, block + r * kDepth);
+    }
+    for (int64_t r = rows; r < Rows; ++r) {
+      for (int64_t d = 0; d < kDepth; ++d) block[r * kDepth + d] = 0;
+    }
+    const int64_t depth = divide_up(columns, Words::kColumns);
+    for (int64_t p = 0; p < panels; ++p) {
+      multiply_block<Rows>(block, pooled + p * kDepth * kWidth, depth, slice.first == 0,
+                           sums + (row * panels + p * Rows) * kWidth);
+    }
+  }
+
+  // Rounds the sums of rows [row, row + height) of the weight into the output.
+  void finish(const Tile& tile, int64_t row, int64_t height, int64_t panels, const Acc* sums) const {
+    const int64_t C = module.out_width;
+    const int64_t rows = min(C - row, height);
+    const T* bias = static_cast<const T*>(module.bias);
+    T* target = out + (bags.block_order[tile.k] * bags.num_samples + tile.first) * C + row;
+    for (int64_t s = 0; s < tile.samples; ++s, target += C) {
+      const Acc* source = sums + (row * panels + s / kWidth * height) * kWidth + s % kWidth;
+      for (int64_t r = 0; r < rows; ++r) {
+        store(target + r, bias != nullptr ? source[r * kWidth] + load(bias[row + r]) : source[r * kWidth]);
+      }
+    }
+  }
+
+  // Returns the missing ids. The first slice of `next` is fetched on the way, if there is one.
+  int64_t run(const Tile& tile, const Tile* next, Word* pooled, Acc* sums) const {
+    constexpr int64_t half = (kBlockRows + 1) / 2;
+    const int64_t C = module.out_width;
+    const int64_t panels = divide_up(tile.samples, kWidth);
+    const int64_t blocks = divide_up(C, kBlockRows);
+    // The lanes behind the last sample are multiplied, too.
+    if (tile.samples % kWidth != 0) {
+      Word* panel = pooled + (panels - 1) * kDepth * kWidth;
+      for (int64_t i = 0; i < kDepth * kWidth; ++i) panel[i] = 0;
+    }
+    int64_t missing = 0;
+    int64_t first = 0;
+    do {
+      const Slice slice = slice_at(first);
+      missing += pool_slice(tile, slice, pooled);
+      const Tile* ahead = slice.is_last ? next : &tile;
+      const Slice slice_ahead = slice_at(slice.is_last ? 0 : slice.last);
+      for (int64_t i = 0; i < blocks; ++i) {
+        if (ahead != nullptr) prefetch(*ahead, slice_ahead, i, blocks);
+        const int64_t row = i * kBlockRows;
+        if (i + 1 < blocks) prefetch_weight(slice, row + kBlockRows);
+        if (C - row > half) {
+          multiply<kBlockRows>(slice, row, pooled, panels, sums);
+          if (slice.is_last) finish(tile, row, kBlockRows, panels, sums);
+        } else {
+          multiply<half>(slice, row, pooled, panels, sums);
+          if (slice.is_last) finish(tile, row, half, panels, sums);
+        }
+      }
+      first = slice.last;
+    } while (first < bags.width);
+    return missing;
+  }
+
+  Slice slice_at(int64_t first) const {
+    const int64_t last = min(first + kSlice, bags.width);
+    return {first, last, last == bags.width};
+  }
+};
+
+// How the output's rows are cut: fewer per tile when there are more threads than tiles. No result depends on it.
+struct Tiling {
+  int64_t samples;    // of a tile
+  int64_t per_block;  // tiles
+  int64_t sums;       // elements of a thread's sums
+  int64_t pooled;     // words of a thread's pooled slice
+
+  int64_t thread_size() const { return sums + pooled; }
+};
+
+template <class Word>
+Tiling tiling(const BagLayout& bags, int64_t out_width, const ParallelFor& threads) {
+  const int64_t share = divide_up(bags.num_blocks * bags.num_samples, threads.num_threads);
+  const int64_t samples = min(kTileSamples, divide_up(max(share, 1), kPanel<Word>) * kPanel<Word>);
+  const int64_t width = divide_up(out_width, kBlockRows) * kBlockRows;
+  return {samples, divide_up(bags.num_samples, samples), width * samples, kDepth * samples};
+}
+
+int64_t scratch_size(const BagLayout& bags, const TowerModule& module, DType dtype, const ParallelFor& threads) {
+  const Tiling tiles = dtype == DType::f64 ? tiling<double>(bags, module.out_width, threads)
+                                           : tiling<float>(bags, module.out_width, threads);
+  return threads.num_threads * tiles.thread_size();
+}
+
+template <class T, class Id, class Words>
+int64_t pool_typed(const BagLayout& bags, const TableData& tables, const TowerModule& module, T* out,
+                   accumulator_t<T>* scratch, const ParallelFor& threads) {
+  using Job = TowerPool<T, Id, Words>;
+  using Word = typename Words::Word;
+  const Job job{bags, tables, module, out};
+  const Tiling tiles = tiling<Word>(bags, module.out_width, threads);
+  const int64_t count = bags.num_blocks * tiles.per_block;
+  const int64_t parts = threads.num_threads;
+  const auto tile_at = [&](int64_t i) {
+    const int64_t first = i % tiles.per_block * tiles.samples;
+    return Tile{i / tiles.per_block, first, min(tiles.samples, bags.num_samples - first)};
   };
 
   int64_t missing = 0;
   parallel_for(threads, 0, parts, 1, [&](int64_t begin, int64_t end) {
     int64_t found = 0;
     for (int64_t part = begin; part < end; ++part) {
-      Acc* pooled = shares + part * buffers.size();
-      const int64_t last = tiles * (part + 1) / parts;
-      for (int64_t tile = tiles * part / parts; tile < last; ++tile) {
-        found += pool_tile(tile, pooled, pooled + buffers.pooled);
+      accumulator_t<T>* sums = scratch + part * tiles.thread_size();
+      Word* pooled = reinterpret_cast<Word*>(sums + tiles.sums);
+      const int64_t last = count * (part + 1) / parts;
+      for (int64_t i = count * part / parts; i < last; ++i) {
+        const Tile next = i + 1 < last ? tile_at(i + 1) : Tile{};
+        found += job.run(tile_at(i), i + 1 < last ? &next : nullptr, pooled, sums);
       }
     }
     __atomic_fetch_add(&missing, found, __ATOMIC_RELAXED);
@@ -140,15 +303,22 @@ int64_t pool_typed(const BagLayout& bags, const TableData& tables, const T* weig
   return missing;
 }
 
-int64_t pool(const BagLayout& bags, const TableData& tables, const void* weight, const void* bias, int64_t out_width,
-             void* out, void* scratch, const ParallelFor& threads) {
+int64_t pool(const BagLayout& bags, const TableData& tables, const TowerModule& module, void* out, void* scratch,
+             const ParallelFor& threads) {
   int64_t missing = 0;
   with_id_type(bags, [&](auto id) {
     with_type(tables.dtype, [&](auto element) {
       using T = decltype(element);
-      missing = pool_typed<T, decltype(id)>(bags, tables, static_cast<const T*>(weight), static_cast<const T*>(bias),
-                                            out_width, static_cast<T*>(out), static_cast<accumulator_t<T>*>(scratch),
-                                            threads);
+      using Acc = accumulator_t<T>;
+      T* const target = static_cast<T*>(out);
+      Acc* const space = static_cast<Acc*>(scratch);
+      if constexpr (sizeof(Acc) == sizeof(float)) {
+        if (module.bfloat16_products) {
+          missing = pool_typed<T, decltype(id), Rounded>(bags, tables, module, target, space, threads);
+          return;
+        }
+      }
+      missing = pool_typed<T, decltype(id), Plain<Acc>>(bags, tables, module, target, space, threads);
     });
   });
   return missing;

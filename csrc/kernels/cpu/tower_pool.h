@@ -9,17 +9,24 @@
 
 namespace dmt::cpu {
 
-struct TowerPoolKernels {
-  // Elements of Acc that `pool` needs as scratch.
-  int64_t (*scratch_size)(const BagLayout& bags, int64_t out_width, const ParallelFor& threads);
-
-  // out [K*B, C] = pooled [K*B, D] @ weight^T [D, C] + bias [C], C = out_width; weight [C, D], bias (or null) and out
-  // are of the tables' type. Sums are kept in Acc (double for f64 tables, else float), in the order of the columns of
-  // weight, and rounded once. Returns the number of missing ids.
-  int64_t (*pool)(const BagLayout& bags, const TableData& tables, const void* weight, const void* bias,
-                  int64_t out_width, void* out, void* scratch, const ParallelFor& threads);
+// The factors: weight [C, D], bias [C] or null, out [K*B, C], all of the tables' type.
+struct TowerModule {
+  const void* weight;
+  const void* bias;
+  int64_t out_width;       // C
+  bool bfloat16_products;  // pooled rows and weight are rounded to bfloat16 before they are multiplied
 };
 
-DMT_DECLARE_KERNELS(TowerPoolKernels, tower_pool_kernels)
+struct TowerPoolKernels {
+  // Elements of Acc that `pool` needs as scratch, aligned to 64 bytes.
+  int64_t (*scratch_size)(const BagLayout& bags, const TowerModule& module, DType dtype, const ParallelFor& threads);
+
+  // out [K*B, C] = pooled [K*B, D] @ weight^T [D, C] + bias [C]. Sums are kept in Acc (double for f64 tables, else
+  // float), in the order of the columns of weight, and rounded once. Returns the number of missing ids.
+  int64_t (*pool)(const BagLayout& bags, const TableData& tables, const TowerModule& module, void* out, void* scratch,
+                  const ParallelFor& threads);
+};
+
+DMT_DECLARE_BF16_KERNELS(TowerPoolKernels, tower_pool_kernels)
 
 }  // namespace dmt::cpu

@@ -24,6 +24,7 @@ def tower_pool(
     block_order: Sequence[int] | None = None,
     bounds: str = "error",
     sparse: bool = False,
+    product_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Pool the bags and multiply; arguments and result as in `dmt_kernels.tower_pool`."""
     accumulator = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -40,7 +41,8 @@ def tower_pool(
         out_dtype=accumulator,
         sparse=sparse,
     )
-    out = pooled @ weight.to(accumulator).t()
+    rounded = product_dtype or accumulator
+    out = pooled.to(rounded).to(accumulator) @ weight.to(rounded).to(accumulator).t()
     if bias is not None:
         out = out + bias.to(accumulator)
     return out.to(weight.dtype)
