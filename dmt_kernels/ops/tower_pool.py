@@ -108,8 +108,9 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    tables, ids, offsets, weight, bias, weights, *layout, _, sparse, product_dtype = inputs
-    ctx.gradients = BagGradients(tables, *layout, sparse)
+    tables, ids, offsets, weight, bias, weights, feature_tables, poolings, row_starts, block_order = inputs[:10]
+    _, sparse, product_dtype = inputs[10:]
+    ctx.gradients = BagGradients(tables, feature_tables, poolings, row_starts, block_order, sparse)
     ctx.product_dtype = product_dtype or accumulator_dtype(weight.dtype)
     ctx.weighted = weights is not None
     ctx.bias_dtype = None if bias is None else bias.dtype
