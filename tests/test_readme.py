@@ -19,5 +19,5 @@ def _run(rank: int, source: str) -> float:
 def test_the_loop_trains() -> None:
     (loop,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert "init_process_group" in loop
-    short, long = (sum(run_ranks(_run, 4, re.sub(r"range\(20\)", f"range({n})", loop))) for n in (1, 20))
-    assert long < short, "the loss falls"
+    first, last = (sum(run_ranks(_run, 4, re.sub(r"range\(20\)", f"range({n})", loop))) for n in (1, 20))
+    assert first > 0.6 and last < 0.75 * first, "the loss falls"
