@@ -6,90 +6,98 @@
 namespace dmt::cpu {
 namespace {
 
-constexpr int64_t kGrain = 1 << 10;     // ids and bags per piece: some tens of microseconds
-constexpr int64_t kTileColumns = 1024;  // of sums on the stack: wider rows are pooled a tile at a time
-constexpr int64_t kIdsAhead = 32;       // rows on their way at once
-constexpr int64_t kBytesAhead = 1024;   // of each row: what follows the hardware fetches by itself
+constexpr int64_t kGrain = 1 << 10;       // ids and bags per piece: some tens of microseconds
+constexpr int64_t kPiecesPerThread = 16;  // taken one by one: rows differ in width, and threads in speed
+constexpr int64_t kIdsAhead = 24;         // rows on their way at once
+constexpr int64_t kBytesAhead = 512;      // of each of a piece's first rows
 
-// Asks for the rows of ids some way ahead in the stream of ids, across the ends of bags and tables.
+// The rows of ids some way ahead in the stream of ids, across the ends of bags and tables.
 template <class T, class Id>
 class RowsAhead {
  public:
+  static constexpr bool kFetches = true;
+
   // Of the ids of bags [bag, end_bag), which are not empty as a range.
   RowsAhead(const BagLayout& bags, const TableData& tables, int64_t bag, int64_t end_bag)
-      : bags_(bags),
-        tables_(tables),
-        position_(bags.offsets[bag]),
-        end_(bags.offsets[end_bag]),
-        group_(bag / bags.num_samples - 1),
-        group_end_(position_) {
-    for (int64_t i = 0; i < kIdsAhead; ++i) step();
-  }
+      : bags_(&bags),
+        tables_(&tables),
+        id_(typed_ids<Id>(bags) + bags.offsets[bag]),
+        group_end_(id_),
+        end_(typed_ids<Id>(bags) + bags.offsets[end_bag]),
+        group_(bag / bags.num_samples - 1) {}
 
-  void step() {
-    if (position_ == end_) return;
-    while (position_ == group_end_) next_group();
-    const int64_t row = rows_.window.row(typed_ids<Id>(bags_)[position_++]);
-    if (row < 0) return;
-    const char* begin = reinterpret_cast<const char*>(rows_.data + row * rows_.stride);
-    for (int64_t byte = 0; byte < row_bytes_; byte += 64) __builtin_prefetch(begin + byte);
+  // The address of the next row, unchecked.
+  const char* next() {
+    if (id_ == group_end_ && !next_group()) return reinterpret_cast<const char*>(rows_);
+    return reinterpret_cast<const char*>(rows_ + static_cast<uint64_t>(static_cast<int64_t>(*id_++)) * row_bytes_);
   }
 
  private:
-  void next_group() {
-    ++group_;  // = k*F + f
-    group_end_ = bags_.offsets[(group_ + 1) * bags_.num_samples];
-    rows_ = feature_rows<T>(bags_, tables_, group_ % bags_.num_features);
-    const int64_t bytes = rows_.dim * static_cast<int64_t>(sizeof(T));
-    row_bytes_ = bytes < kBytesAhead ? bytes : kBytesAhead;
+  __attribute__((noinline)) bool next_group() {
+    if (id_ == end_) return false;
+    while (id_ == group_end_) {
+      ++group_;  // = k*F + f
+      group_end_ = typed_ids<Id>(*bags_) + bags_->offsets[(group_ + 1) * bags_->num_samples];
+    }
+    if (group_end_ > end_) group_end_ = end_;
+    const FeatureRows<T> rows = feature_rows<T>(*bags_, *tables_, group_ % bags_->num_features);
+    row_bytes_ = static_cast<uint64_t>(rows.stride) * sizeof(T);
+    rows_ = reinterpret_cast<uint64_t>(rows.data) - static_cast<uint64_t>(rows.window.start) * row_bytes_;
+    return true;
   }
 
-  const BagLayout& bags_;
-  const TableData& tables_;
-  int64_t position_;
-  int64_t end_;
+  const BagLayout* bags_;
+  const TableData* tables_;
+  const Id* id_;
+  const Id* group_end_;
+  const Id* end_;
   int64_t group_;
-  int64_t group_end_;
-  FeatureRows<T> rows_ = {};
-  int64_t row_bytes_ = 0;
+  uint64_t rows_ = 0;
+  uint64_t row_bytes_ = 0;
 };
 
+// Bags [bag, end_bag). Returns the number of missing ids.
 template <class T, class Out, class Id>
-int64_t pool_typed(const BagLayout& bags, const TableData& tables, Out* out, const ParallelFor& threads) {
+int64_t pool_bags(const BagLayout& bags, const TableData& tables, Out* out, int64_t bag, int64_t end_bag) {
   using Acc = accumulator_t<T>;
+  if (bag == end_bag) return 0;
   const int64_t F = bags.num_features;
   const int64_t B = bags.num_samples;
   const Id* ids = typed_ids<Id>(bags);
   const Acc* weights = static_cast<const Acc*>(bags.weights);
+  RowsAhead<T, Id> ahead(bags, tables, bag, end_bag);
+  for (int64_t i = 0; i < kIdsAhead; ++i) {
+    const char* row = ahead.next();
+    for (int64_t byte = 0; byte < kBytesAhead; byte += kCacheLine) __builtin_prefetch(row + byte);
+  }
   int64_t missing = 0;
-  parallel_for(threads, 0, cost_before(bags, bags.num_blocks * F * B), kGrain, [&](int64_t begin, int64_t end) {
-    int64_t bag = bag_at_cost(bags, begin);
-    const int64_t end_bag = bag_at_cost(bags, end);
-    if (bag == end_bag) return;
-    RowsAhead<T, Id> ahead(bags, tables, bag, end_bag);
-    NothingAhead nothing;
-    Acc sums[kTileColumns];
+  while (bag < end_bag) {
+    const int64_t group = bag / B;  // = k*F + f
+    const FeatureRows<T> rows = feature_rows<T>(bags, tables, group % F);
+    const int64_t group_end = (group + 1) * B < end_bag ? (group + 1) * B : end_bag;
+    // Out row of bag (k, f, b) is block_order[k]*B + b.
+    Out* target = out + (bags.block_order[group / F] * B + bag % B) * bags.width + rows.column;
+    for (; bag < group_end; ++bag, target += bags.width) {
+      const int64_t first_id = bags.offsets[bag];
+      missing += pool_bag(rows, 0, rows.dim, ids + first_id, bags.offsets[bag + 1] - first_id,
+                          weights != nullptr ? weights + first_id : nullptr, target, ahead);
+    }
+  }
+  return missing;
+}
+
+template <class T, class Out, class Id>
+int64_t pool_typed(const BagLayout& bags, const TableData& tables, Out* out, const ParallelFor& threads) {
+  const int64_t cost = cost_before(bags, bags.num_blocks * bags.num_features * bags.num_samples);
+  const int64_t most_pieces = threads.num_threads * kPiecesPerThread;
+  const int64_t pieces = cost / kGrain + 1 < most_pieces ? cost / kGrain + 1 : most_pieces;
+  int64_t missing = 0;
+  int64_t taken = 0;
+  parallel_for(threads, 0, pieces < threads.num_threads ? pieces : threads.num_threads, 1, [&](int64_t, int64_t) {
     int64_t found = 0;
-    while (bag < end_bag) {
-      const int64_t group = bag / B;  // = k*F + f
-      const FeatureRows<T> rows = feature_rows<T>(bags, tables, group % F);
-      const int64_t group_end = (group + 1) * B < end_bag ? (group + 1) * B : end_bag;
-      // Out row of bag (k, f, b) is block_order[k]*B + b.
-      Out* target = out + (bags.block_order[group / F] * B + bag % B) * bags.width + rows.column;
-      for (; bag < group_end; ++bag, target += bags.width) {
-        const int64_t first_id = bags.offsets[bag];
-        const int64_t length = bags.offsets[bag + 1] - first_id;
-        const Acc* bag_weights = weights != nullptr ? weights + first_id : nullptr;
-        const auto pool_columns = [&](int64_t column, auto& columns_ahead) {
-          const int64_t columns = rows.dim - column < kTileColumns ? rows.dim - column : kTileColumns;
-          const int64_t here =
-              pool_bag(rows, column, columns, ids + first_id, length, bag_weights, sums, columns_ahead);
-          for (int64_t c = 0; c < columns; ++c) store(target + column + c, sums[c]);
-          return here;
-        };
-        found += pool_columns(0, ahead);  // also of a table without columns: its missing ids count
-        for (int64_t column = kTileColumns; column < rows.dim; column += kTileColumns) pool_columns(column, nothing);
-      }
+    for (int64_t i; (i = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED)) < pieces;) {
+      found += pool_bags<T, Out, Id>(bags, tables, out, bag_at_cost(bags, cost * i / pieces),
+                                     bag_at_cost(bags, cost * (i + 1) / pieces));
     }
     __atomic_fetch_add(&missing, found, __ATOMIC_RELAXED);
   });

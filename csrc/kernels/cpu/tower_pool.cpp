@@ -18,7 +18,6 @@ namespace {
 constexpr int64_t kTileSamples = 256;    // the weight is read once per tile, the sums of a tile fit the L2 cache
 constexpr int64_t kStagedRows = 16;      // pooled rows before they are turned into panels
 constexpr int64_t kPrefetchedIds = 512;  // per slice, at most: bytes that wait in the L2 cache beside the rest
-constexpr int64_t kCacheLine = 64;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -133,6 +132,7 @@ struct TowerPool {
     const int64_t depth = divide_up(columns, Words::kColumns);
     alignas(kCacheLine) Acc staged[kStagedRows][kSlice];
     Word words[kDepth];
+    NothingAhead nothing;  // the rows have been fetched
     int64_t missing = 0;
     for (int64_t first = 0; first < tile.samples; first += kStagedRows) {
       const int64_t last = min(first + kStagedRows, tile.samples);
@@ -140,7 +140,7 @@ struct TowerPool {
         for (int64_t s = first; s < last; ++s) {
           const Acc* bag_weights = weights != nullptr ? weights + offsets[s] : nullptr;
           const int64_t here = pool_bag(rows, begin, end - begin, ids + offsets[s], offsets[s + 1] - offsets[s],
-                                        bag_weights, staged[s - first] + rows.column + begin - slice.first);
+                                        bag_weights, staged[s - first] + rows.column + begin - slice.first, nothing);
           missing += slice.holds(rows.column) ? here : 0;
         }
       });

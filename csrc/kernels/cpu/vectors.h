@@ -68,5 +68,25 @@ void store_vector(Acc* target, vector_t<Acc> values) {
   __builtin_memcpy(target, &values, sizeof(values));
 }
 
+inline void store_vector(BFloat16* target, vector_t<float> values) {
+  const WordBits bits = __builtin_bit_cast(WordBits, values);
+  const WordBits rounded = (bits + ((bits >> 16) & 1u) + 0x7FFFu) >> 16;
+  const WordBits is_nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
+  const ShortBits narrow = __builtin_convertvector((is_nan & 0x7FC0u) | (~is_nan & rounded), ShortBits);
+  __builtin_memcpy(target, &narrow, sizeof(narrow));
+}
+
+inline void store_vector(Half* target, vector_t<float> values) {
+#if defined(__AVX512F__)
+  const __m256i bits = _mm512_maskz_cvtps_ph(-1, values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __builtin_memcpy(target, &bits, sizeof(bits));
+#elif defined(__F16C__)
+  const __m128i bits = _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __builtin_memcpy(target, &bits, sizeof(bits));
+#else
+  for (int64_t i = 0; i < kLanes<float>; ++i) store(target + i, values[i]);
+#endif
+}
+
 }  // namespace
 }  // namespace dmt::cpu
