@@ -6,7 +6,7 @@ import functools
 import importlib
 from types import ModuleType
 
-import torch
+from torch import __version__ as TORCH_VERSION  # `torch` is a module of this package as soon as it is imported
 
 from bench.registry import Run
 
@@ -21,10 +21,10 @@ def obstacle(name: str) -> str | None:
         return None
     except (ImportError, OSError) as error:
         # FBGEMM 1.X belongs to torch 2.(X + 5).
-        wheel = f"fbgemm-gpu-cpu==1.{int(torch.__version__.split('.')[1]) - 5}.0"
+        wheel = f"fbgemm-gpu-cpu==1.{int(TORCH_VERSION.split('.')[1]) - 5}.0"
         how = f"pip install --no-deps {wheel} && pip install 'dmt_kernels[bench]'"
         why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
-        return f"{name} {why}, its columns are empty; for torch {torch.__version__}: {how}"
+        return f"{name} {why}, its columns are empty; for torch {TORCH_VERSION}: {how}"
 
 
 def contenders(function: str, names: tuple[str, ...], *args: object, **options: object) -> dict[str, Run]:
