@@ -46,14 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if speaks():
         report.show(report.facts(record["environment"], "environment"))
     for suite in suites:
+        peers = baselines.of_suite(suite, options.peer)
         if suite == "ops":
-            part = _run_ops(filters, effort, options.peer)
+            part = _run_ops(filters, effort, peers)
         else:
-            part = ranks.run_suite(suite, filters, effort, BUDGET_S[effort], options.towers)
+            part = ranks.run_suite(suite, filters, effort, BUDGET_S[effort], options.towers, peers)
         if not speaks():
             continue
         record["suites"][suite] = part
-        _show(suite, part, options.peer)
+        _show(suite, part, peers)
     if options.json and speaks():
         Path(options.json).write_text(json.dumps(record, indent=1) + "\n")
     failures = [name for part in record["suites"].values() for name in part["failures"]]
@@ -83,7 +84,8 @@ def _run_ops(filters: Sequence[str], effort: int, peers: Sequence[str]) -> dict[
     pages = [result["huge_page_mb"] for result in results if result["huge_page_mb"] is not None]
     if pages:
         facts["AnonHugePages while timing, MB: most, least"] = f"{max(pages):.0f}, {min(pages):.0f}"
-    return {"results": results, "failures": failures, "facts": facts}
+    obstacles = {name: text for name in peers if (text := baselines.obstacle(name))}
+    return {"results": results, "failures": failures, "facts": facts, "obstacles": obstacles}
 
 
 def _progress(text: str) -> None:
@@ -93,11 +95,11 @@ def _progress(text: str) -> None:
 
 def _show(suite: str, part: dict[str, Any], peers: Sequence[str]) -> None:
     results = [Result.from_json(result) for result in part["results"]]
-    others = list(peers) if suite == "ops" else ["flat"]
+    others = [*(() if suite == "ops" else ("flat",)), *peers]
     title = "measured ceilings" if suite == "ops" else "ranks"
     if results:
         report.show("", report.facts(part["facts"], title), report.comparison(results, others))
-    notes = [baselines.obstacle(name) for name in others if name in baselines.NAMES]
+    notes = list(part["obstacles"].values())
     if suite == "ops":
         notes.append(missing_probe())
     if suite == "comm" and results:
@@ -114,7 +116,11 @@ def _parser() -> argparse.ArgumentParser:
         "--filter", default="", metavar="WORDS", help="all cases, rare ones too, whose names hold WORDS"
     )
     parser.add_argument(
-        "--peer", default="fbgemm,torch", metavar="A,B", type=lambda text: text.split(",") if text else []
+        "--peer",
+        default=",".join(baselines.NAMES),
+        metavar="A,B",
+        type=lambda text: text.split(",") if text else [],
+        help="whom to compare with (default: %(default)s)",
     )
     parser.add_argument("--json", metavar="OUT", help="write everything that was measured")
     parser.add_argument("--quick", action="store_true", help="few cases, few rounds: under a minute")

@@ -13,7 +13,7 @@ from bench.memory import OneSlot
 from bench.registry import Case, Setting, Work
 from bench.timing import evict
 
-PEERS = tuple(name for name in baselines.NAMES if baselines.obstacle(name) is None)
+PEERS = tuple(name for name in baselines.of_suite("ops") if baselines.obstacle(name) is None)
 _built = OneSlot()
 ROUNDS = 15
 

@@ -1,16 +1,37 @@
-"""The peers: one module each, with the same three functions, each giving a call or None where the peer has none."""
+"""The peers: one module each, whose functions give a call, or None where the peer has nothing for the work."""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
 from types import ModuleType
 
 from torch import __version__ as TORCH_VERSION  # `torch` is a module of this package as soon as it is imported
 
 from bench.registry import Run
 
-NAMES = ("fbgemm", "torch")
+
+@dataclass(frozen=True)
+class Peer:
+    package: str  # as it is imported
+    suites: tuple[str, ...]
+    wheels: tuple[str, ...] = ()  # what brings it, all of one version
+
+
+PEERS = {
+    "fbgemm": Peer("fbgemm_gpu", ("ops",), ("fbgemm-gpu-cpu",)),
+    "torchrec": Peer("torchrec", ("comm",), ("fbgemm-gpu-cpu", "torchrec")),
+    "torch": Peer("torch", ("ops",)),
+}
+NAMES = tuple(PEERS)
+
+
+def of_suite(suite: str, names: Iterable[str] = NAMES) -> tuple[str, ...]:
+    """Those of these peers that have something for a suite."""
+    return tuple(name for name in names if suite in PEERS[name].suites)
 
 
 @functools.cache
@@ -19,11 +40,13 @@ def obstacle(name: str) -> str | None:
     try:
         importlib.import_module(f"bench.baselines.{name}")
         return None
-    except (ImportError, OSError) as error:
-        # FBGEMM 1.X belongs to torch 2.(X + 5).
-        wheel = f"fbgemm-gpu-cpu==1.{int(TORCH_VERSION.split('.')[1]) - 5}.0"
-        how = f"pip install --no-deps {wheel} && pip install 'dmt_kernels[bench]'"
-        why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
+    except (ImportError, OSError, AttributeError, RuntimeError) as error:  # the latter two: of another torch
+        # FBGEMM and TorchRec 1.X belong to torch 2.(X + 5).
+        version = f"1.{int(TORCH_VERSION.split('.')[1]) - 5}.0"
+        wheels = " ".join(f"{wheel}=={version}" for wheel in PEERS[name].wheels)
+        how = f"pip install --no-deps {wheels} && pip install 'dmt_kernels[bench]'"
+        absent = importlib.util.find_spec(PEERS[name].package) is None
+        why = "is not installed" if absent else f"cannot be loaded ({' '.join(str(error).split())})"
         return f"{name} {why}, its columns are empty; for torch {TORCH_VERSION}: {how}"
 
 

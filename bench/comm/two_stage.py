@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from bench import baselines
 from bench.agreement import agree
 from bench.comm.links import SIZES, to_bytes
 from bench.registry import Registry, Setting, Work
@@ -47,15 +48,19 @@ def build(size_bytes: int, compression: int, setting: Setting) -> Work:
     def one_stage() -> Tensor:
         return torch.cat(wait_blocks(start_blocks(by_rank, [DIM] * W, flat), [DIM] * W), dim=1)
 
+    peers = baselines.contenders("one_stage", setting.peers, by_rank, mesh.flat)
+
     @torch.no_grad()
     def check() -> None:
         result, expected = two_stages(), one_stage()
+        for name, peer in peers.items():
+            agree(f"flat and {name}", peer(), expected, exact=True)
         if modules:
             towers = expected.split(R * DIM, dim=1)
             expected = torch.cat([of_tower(block) for of_tower, block in zip(modules, towers, strict=True)], dim=1)
         agree("two stages and one", result, expected, exact=not modules)
 
-    return Work(two_stages, {"flat": one_stage}, check)
+    return Work(two_stages, {"flat": one_stage, **peers}, check)
 
 
 def _module(tower: int, members: int, compression: int) -> nn.Module:
