@@ -23,7 +23,7 @@ class Peer:
 
 PEERS = {
     "fbgemm": Peer("fbgemm_gpu", ("ops",), ("fbgemm-gpu-cpu",)),
-    "torchrec": Peer("torchrec", ("comm",), ("fbgemm-gpu-cpu", "torchrec")),
+    "torchrec": Peer("torchrec", ("comm", "train"), ("fbgemm-gpu-cpu", "torchrec")),
     "torch": Peer("torch", ("ops",)),
 }
 NAMES = tuple(PEERS)

@@ -10,9 +10,11 @@ import torch
 
 from bench import __main__ as command
 from bench import baselines, ranks
+from bench.agreement import Disagreement
 from bench.comm import two_stage
 from bench.registry import Setting
 from bench.runner import Result, Timing
+from bench.train_step import Stepper, build
 from dmt_kernels.comm import build_mesh
 from tests.ranks import run_ranks
 
@@ -56,25 +58,25 @@ def test_a_peer_of_another_torch_is_told_from_a_missing_one(monkeypatch, fresh, 
 
 def test_a_suite_has_the_peers_that_have_something_for_it():
     assert baselines.of_suite("ops", ["torch", "torchrec", "fbgemm"]) == ("torch", "fbgemm")
-    assert baselines.of_suite("comm") == ("torchrec",)
+    assert baselines.of_suite("comm") == baselines.of_suite("train") == ("torchrec",)
 
 
 def test_a_peer_that_is_not_here_has_an_empty_column_and_one_line(monkeypatch, capsys):
     asked = []
     timings = {"ours": Timing(1, 2, 3, 9), "flat": Timing(2, 3, 4, 9)}
     part = {
-        "results": [Result("two_stage/1MiB/x", timings).to_json()],
+        "results": [Result("step/x", timings).to_json()],
         "failures": {},
         "facts": {"ranks": "2"},
         "obstacles": {"torchrec": "torchrec is not here"},
     }
     monkeypatch.setattr(ranks, "run_suite", lambda *args: asked.append(args) or part)
-    assert command.main(["comm", "--peer", "fbgemm,torchrec"]) == 0
+    assert command.main(["train", "--peer", "fbgemm,torchrec"]) == 0
     out = capsys.readouterr().out
-    heading, row = [line for line in out.splitlines() if "| case" in line or "| two_stage/1MiB/x" in line]
+    heading, row = [line for line in out.splitlines() if "| case" in line or "| step/x" in line]
     cells = list(zip(*([cell.strip() for cell in line.split("|")] for line in (heading, row)), strict=True))
     assert cells[1:-1] == [
-        ("case", "two_stage/1MiB/x"),
+        ("case", "step/x"),
         ("ours, ms", "1.00 2.00 3.00"),
         ("flat, ms", "2.00 3.00 4.00"),
         ("x", "1.50"),
@@ -83,6 +85,50 @@ def test_a_peer_that_is_not_here_has_an_empty_column_and_one_line(monkeypatch, c
     ]
     assert out.count("torchrec is not here") == 1
     assert asked[0][-1] == ("torchrec",)
+
+
+class Twin:
+    """Ours in the place of a peer, with something wrong."""
+
+    def __init__(self, wrong, setup, mesh):
+        self.stepper, self.wrong = Stepper(setup.config, mesh), wrong
+        if wrong == "rate":
+            shards = self.stepper.model.exchange.shards
+            shards.optimizer = type(shards.optimizer)(lr=shards.optimizer.lr * 1.001)
+
+    def __call__(self):
+        return self.stepper() + (1e-3 if self.wrong == "loss" else 0)
+
+    def tables(self):
+        shards = self.stepper.model.exchange.shards
+        tables = {s.table.name: t.clone() for s, t in zip(shards.shards, shards.tables.buffers(), strict=True)}
+        for table in list(tables.values())[:1] if self.wrong == "a row" else []:
+            table[0] += 1
+        return tables
+
+
+def _complaint(rank, wrong):
+    peer = types.ModuleType(BASELINE)
+    peer.train_step = lambda model, setup, mesh, batches: Twin(wrong, setup, mesh)
+    sys.modules[BASELINE] = peer
+    work = build("dlrm", "none", 16, Setting(("torchrec",), build_mesh(2)))
+    try:
+        work.check()
+    except Disagreement as error:
+        return str(error)
+    return list(work.contenders())
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("wrong", ["", "a row", "rate", "loss"])
+def test_a_peer_must_take_the_same_steps(wrong):
+    for found in run_ranks(_complaint, 2, wrong):
+        if wrong in ("", "a row"):  # which rounding can explain
+            assert found == ["ours", "flat", "torchrec"]
+        elif wrong == "rate":
+            assert "rows of tables, flat and torchrec" in found
+        else:
+            assert "losses, flat and torchrec" in found
 
 
 def _take_part(rank):
@@ -101,12 +147,15 @@ def test_a_peer_that_one_rank_misses_takes_part_on_none():
 
 
 def _check_torchrec(rank):
-    work = two_stage.build(1 << 16, 1, Setting(("torchrec",), build_mesh(2)))
-    work.check()
-    return list(work.contenders())
+    setting = Setting(("torchrec",), build_mesh(2))
+    works = [build("dlrm", "none", 64, setting), two_stage.build(1 << 16, 1, setting)]
+    for work in works:
+        work.check()
+    return [list(work.contenders()) for work in works]
 
 
 @pytest.mark.distributed
 @pytest.mark.skipif(importlib.util.find_spec("torchrec") is None, reason="needs TorchRec")
 def test_torchrec_agrees():
-    assert run_ranks(_check_torchrec, 2) == [["ours", "flat", "torchrec"]] * 2
+    for found in run_ranks(_check_torchrec, 2):
+        assert found == [["ours", "flat", "torchrec"]] * 2
