@@ -6,24 +6,10 @@
 #include <string>
 
 #include "bag_arguments.h"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "output_pages.h"
 
 namespace dmt {
 namespace {
-
-// A large output is fresh memory: in huge pages it costs a 512th of the page faults. A wish: if it fails, so be it.
-void ask_for_huge_pages([[maybe_unused]] const Tensor& tensor) {
-#if defined(__linux__)
-  constexpr uintptr_t kPage = 2 << 20;
-  const uintptr_t start = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
-  const uintptr_t begin = (start + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (start + tensor.numel() * tensor.element_size()) / kPage * kPage;
-  if (begin + kPage <= end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
 
 Tensor embedding_bag(const std::vector<Tensor>& tables, const Tensor& ids, const Tensor& offsets,
                      const OptionalTensor& per_sample_weights, const OptionalInts& feature_tables,
