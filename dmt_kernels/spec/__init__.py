@@ -8,9 +8,11 @@ from dmt_kernels.spec.seeding import derive_seed
 from dmt_kernels.spec.shards import Plan, Shard
 from dmt_kernels.spec.tables import Table, tables_by_feature
 from dmt_kernels.spec.topology import Topology
+from dmt_kernels.spec.wire_format import ErrorBound, WireFormat
 
 __all__ = [
     "Batch",
+    "ErrorBound",
     "InputError",
     "Jagged",
     "NotBuilt",
@@ -21,6 +23,7 @@ __all__ = [
     "Table",
     "TableOptimizer",
     "Topology",
+    "WireFormat",
     "derive_seed",
     "tables_by_feature",
 ]
