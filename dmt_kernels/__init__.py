@@ -23,6 +23,8 @@ _OPS = (
     "tower_all_to_all_wait",
     "tower_pool",
     "two_stage_all_to_all",
+    "wire_decode",
+    "wire_encode",
 )
 _PACKAGES = ("comm", "embedding", "info", "models", "ops", "planner", "spec", "towers", "train")
 

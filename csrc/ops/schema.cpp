@@ -21,6 +21,11 @@ STABLE_TORCH_LIBRARY(dmt, ops) {
   // embedding_bag(...) @ weight.T + bias: [K*B, C].
   ops.def("tower_pool(Tensor[] tables, Tensor ids, Tensor offsets, Tensor weight, Tensor? bias=None, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, bool sparse=False, ScalarType? product_dtype=None) -> Tensor");
 
+  // Rows [N, D] to and from the bytes that carry them between ranks. Formats: 0 fp32, 1 bf16, 2 fp16, 3 fp8, 4 int8; a
+  // seed asks for stochastic rounding. kernels/wire_format.h has the layout.
+  ops.def("wire_encode(Tensor input, int format, int? seed=None, SymInt step=0, SymInt first_row=0) -> Tensor");
+  ops.def("wire_decode(Tensor message, SymInt dim, int format, ScalarType? dtype=None) -> Tensor");
+
   // Collectives over a process group, by its name: uneven pieces of a flat tensor, and the stages made of it, on blocks
   // [G, N, D] of equal height. Implemented as compositions of functional collectives in dmt_kernels/ops.
   ops.def("all_to_all_start(Tensor input, SymInt[] output_splits, SymInt[] input_splits, str group) -> Tensor");

@@ -11,6 +11,7 @@ from dmt_kernels.ops.peer_all_to_all import peer_all_to_all, peer_all_to_all_sta
 from dmt_kernels.ops.tower_all_to_all import tower_all_to_all, tower_all_to_all_start, tower_all_to_all_wait
 from dmt_kernels.ops.tower_pool import tower_pool
 from dmt_kernels.ops.two_stage_all_to_all import two_stage_all_to_all
+from dmt_kernels.ops.wire_codec import wire_decode, wire_encode
 
 __all__ = [
     "MissingIds",
@@ -28,4 +29,6 @@ __all__ = [
     "tower_all_to_all_wait",
     "tower_pool",
     "two_stage_all_to_all",
+    "wire_decode",
+    "wire_encode",
 ]

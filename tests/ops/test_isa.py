@@ -20,9 +20,11 @@ OBJECTS = sorted(
 CHECK = """
 import torch
 from dmt_kernels import _C
-from dmt_kernels.ops import embedding_bag, tower_pool
+from dmt_kernels.ops import embedding_bag, tower_pool, wire_decode, wire_encode
 from dmt_kernels.ops.reference.embedding_bag import embedding_bag as bag_oracle
 from dmt_kernels.ops.reference.tower_pool import tower_pool as tower_oracle
+from dmt_kernels.ops.reference import wire_codec
+from dmt_kernels.spec import WireFormat
 from tests.ops.bags import DTYPES, random_bags
 from tests.tolerances import TOLERANCES
 
@@ -39,6 +41,14 @@ for dtype in DTYPES:
         rounded = {**batch.options, "product_dtype": torch.bfloat16}
         actual, expected = (op(*batch.args, weight, **rounded) for op in (tower_pool, tower_oracle))
         torch.testing.assert_close(actual, expected, rtol=2**-7, atol=2**-7)
+    # Messages are read by ranks with other instruction sets: these are bits.
+    rows = torch.randn(40, 37, dtype=torch.float64).mul(torch.logspace(-46, 38, 40, dtype=torch.float64)[:, None])
+    for wire_format in WireFormat:
+        for seed in (None, 3):
+            message = wire_encode(rows.to(dtype), wire_format, seed=seed)
+            assert torch.equal(message, wire_codec.wire_encode(rows.to(dtype), wire_format, seed=seed))
+            decoded, expected = (f(message, 37, wire_format, dtype) for f in (wire_decode, wire_codec.wire_decode))
+            torch.testing.assert_close(decoded, expected, rtol=0, atol=0, equal_nan=True)
 print(_C.isa())
 """
 

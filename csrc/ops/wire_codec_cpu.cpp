@@ -1,0 +1,83 @@
+#include "../kernels/cpu/wire_codec.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
+
+#include "bag_arguments.h"
+#include "output_pages.h"
+
+namespace dmt {
+namespace {
+
+constexpr const char* kFormatNames[kWireFormats] = {"fp32", "bf16", "fp16", "fp8", "int8"};
+
+WireFormat check_format(const char* op, int64_t format) {
+  check(format >= 0 && format < kWireFormats, op,
+        "format must be 0 (fp32), 1 (bf16), 2 (fp16), 3 (fp8) or 4 (int8), got ", format);
+  return static_cast<WireFormat>(format);
+}
+
+// With adjacent columns; rows may be further apart.
+Tensor with_adjacent_columns(const Tensor& tensor) {
+  return tensor.size(1) <= 1 || tensor.stride(1) == 1 ? tensor : torch::stable::contiguous(tensor);
+}
+
+Tensor wire_encode(const Tensor& input, int64_t format, std::optional<int64_t> seed, int64_t step, int64_t first_row) {
+  const char* op = "wire_encode";
+  const WireFormat wire = check_format(op, format);
+  check_cpu(op, "input", input);
+  check_dim(op, "input", input, 2);
+  check_floating(op, "input", input.scalar_type());
+  const Tensor source = with_adjacent_columns(input);
+  const cpu::WireRows rows = {
+      .data = const_cast<void*>(source.const_data_ptr()),
+      .dtype = kernel_dtype(source.scalar_type()),
+      .rows = source.size(0),
+      .columns = source.size(1),
+      .stride = source.stride(0),
+  };
+  const Tensor message = torch::stable::empty({rows.rows, wire_row_bytes(wire, rows.columns)}, ScalarType::Byte);
+  ask_for_huge_pages(message);
+  const cpu::StochasticRounding rounding = {seed.value_or(0), step, first_row};
+  cpu::wire_codec_kernels().encode(rows, wire, seed.has_value() ? &rounding : nullptr,
+                                   static_cast<uint8_t*>(message.mutable_data_ptr()), torch_threads());
+  return message;
+}
+
+Tensor wire_decode(const Tensor& message, int64_t dim, int64_t format, std::optional<ScalarType> dtype) {
+  const char* op = "wire_decode";
+  const WireFormat wire = check_format(op, format);
+  const ScalarType out_type = dtype.value_or(ScalarType::Float);
+  check_floating(op, "dtype", out_type);
+  check(dim >= 0, op, "dim must not be negative, got ", dim);
+  check_cpu(op, "message", message);
+  check(message.scalar_type() == ScalarType::Byte, op, "message must be uint8, got ",
+        dtype_name(message.scalar_type()));
+  const int64_t row_bytes = wire_row_bytes(wire, dim);
+  check(message.dim() == 2 && message.size(1) == row_bytes, op, "message must be [N, ", row_bytes, "] for ", dim, " ",
+        kFormatNames[format], " columns, got ", shape_name(message));
+  const Tensor source = with_adjacent_columns(message);
+  const Tensor out = torch::stable::empty({source.size(0), dim}, out_type);
+  ask_for_huge_pages(out);
+  const cpu::WireRows rows = {
+      .data = out.mutable_data_ptr(),
+      .dtype = kernel_dtype(out_type),
+      .rows = source.size(0),
+      .columns = dim,
+      .stride = dim,
+  };
+  cpu::wire_codec_kernels().decode(static_cast<const uint8_t*>(source.const_data_ptr()), source.stride(0), wire, rows,
+                                   torch_threads());
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(dmt, CPU, ops) {
+  ops.impl("wire_encode", TORCH_BOX(&wire_encode));
+  ops.impl("wire_decode", TORCH_BOX(&wire_decode));
+}
+
+}  // namespace dmt
