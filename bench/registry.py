@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from dmt_kernels.comm import Mesh
 
 SUITES = {
-    "ops": ("bench.ops.embedding_bag", "bench.ops.embedding_update", "bench.ops.tower_pool", "bench.ops.overhead"),
+    "ops": (
+        "bench.ops.embedding_bag",
+        "bench.ops.embedding_update",
+        "bench.ops.tower_pool",
+        "bench.ops.wire_codec",
+        "bench.ops.overhead",
+    ),
     "comm": ("bench.comm.links", "bench.comm.two_stage"),
     "train": ("bench.train_step",),
 }

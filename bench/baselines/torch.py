@@ -8,6 +8,17 @@ from torch.nn import functional as F
 
 from bench.bags import Bags
 from bench.registry import Run
+from dmt_kernels.spec import WireFormat
+
+_CASTS = {
+    WireFormat.FP32: torch.float32,
+    WireFormat.BF16: torch.bfloat16,
+    WireFormat.FP16: torch.float16,
+    WireFormat.FP8: torch.float8_e4m3fn,
+    WireFormat.INT8: torch.int8,
+}
+# What a row's maximum is scaled to.
+_LARGEST = {WireFormat.FP16: 2.0**14, WireFormat.FP8: 448.0, WireFormat.INT8: 127.0}
 
 
 def embedding_bag(bags: Bags) -> Run:
@@ -34,6 +45,32 @@ def empty_batch(tables: list[Tensor]) -> Run:
         return torch.cat(bags, dim=1)
 
     return run
+
+
+def wire_encode(x: Tensor, wire_format: WireFormat) -> Run | None:
+    """The bytes of a cast; in a scaled format, of numbers over a scale, with it behind them."""
+    dtype = _CASTS[wire_format]
+    if x.shape[1] * dtype.itemsize % 4:
+        return None  # rows would need padding
+    if not wire_format.is_scaled:
+        return lambda: x.to(dtype, copy=True).view(torch.uint8)
+
+    def run() -> Tensor:
+        scale = x.abs().amax(1, keepdim=True) / _LARGEST[wire_format]
+        scaled = x / scale
+        payload = (scaled.round() if dtype == torch.int8 else scaled).to(dtype)
+        return torch.cat([payload.view(torch.uint8), scale.view(torch.uint8)], dim=1)
+
+    return run
+
+
+def wire_decode(message: Tensor, dim: int, wire_format: WireFormat) -> Run | None:
+    dtype = _CASTS[wire_format]
+    if dim * dtype.itemsize % 4:
+        return None
+    if not wire_format.is_scaled:
+        return lambda: message.view(dtype).to(torch.float32, copy=True)
+    return lambda: message[:, :-4].view(dtype).float() * message[:, -4:].view(torch.float32)
 
 
 def _lookups(bags: Bags) -> list[dict]:
