@@ -102,9 +102,10 @@ class RowPieces {
   template <class Function>
   void run(const Function& function) {
     sum_expensive_rows();
-    std::vector<double> scratch(static_cast<size_t>(threads_.num_threads * widest_));
+    const int64_t size = cpu::kRowsTogether * widest_;
+    std::vector<double> scratch(static_cast<size_t>(threads_.num_threads * size));
     cpu::for_tasks(static_cast<int64_t>(pieces_.size()), threads_, [&](int64_t i, int64_t worker) {
-      function(tables_[pieces_[i].table], pieces_[i].rows, i, scratch.data() + worker * widest_);
+      function(tables_[pieces_[i].table], pieces_[i].rows, i, scratch.data() + worker * size);
     });
   }
 

@@ -2,6 +2,10 @@
 
 #include "float_formats.h"
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace dmt::cpu {
 namespace {
 
@@ -28,18 +32,14 @@ inline __attribute__((always_inline)) void prefetch(const T* first, int64_t coun
 
 template <class Weight, class Grad>
 inline __attribute__((always_inline)) void prefetch_ahead(const TableUpdate& table, int64_t begin, int64_t end) {
+  using A = accumulator_t<Weight>;
   const Contributions& all = table.contributions;
+  const auto at_most_last = [&all](int64_t i) { return i < all.count ? i : all.count - 1; };
   for (int64_t i = begin; i < end; ++i) {
-    if (i + sources_ahead < all.count) {
-      prefetch(static_cast<const Grad*>(table.grad) + all.source(i + sources_ahead).offset, table.dim);
-    }
-    const int64_t next = i + rows_ahead;
-    if (next >= all.count) continue;
-    const int64_t row = all.row(next);
-    if (row == all.row(next - 1)) continue;
+    prefetch(static_cast<const Grad*>(table.grad) + all.source(at_most_last(i + sources_ahead)).offset, table.dim);
+    const int64_t row = all.row(at_most_last(i + rows_ahead));
     prefetch(static_cast<const Weight*>(table.table) + row * table.table_stride, table.dim);
     if (table.state == nullptr) continue;
-    using A = accumulator_t<Weight>;
     prefetch(static_cast<const A*>(table.state) + row * table.state_stride,
              table.optimizer == Optimizer::adagrad ? table.dim : 1);
   }
@@ -114,7 +114,16 @@ double sum_of_squares(const Weight* row, const A* g, int64_t dim, A weight_decay
     for (int v = 0; v < chains; ++v) {
       Values values;
       __builtin_memcpy(&values, decayed + v * lanes, sizeof(values));
+#if defined(__AVX512F__)
+      Squares wide;
+      if constexpr (sizeof(A) == sizeof(float)) {
+        wide = _mm512_maskz_cvtps_pd(-1, values);  // of a conversion GCC makes two halves
+      } else {
+        wide = values;
+      }
+#else
       const Squares wide = __builtin_convertvector(values, Squares);
+#endif
       sums[v] += wide * wide;
     }
   };
@@ -146,30 +155,60 @@ void apply_adagrad(Weight* __restrict row, A* __restrict state, const A* __restr
 }
 
 template <class Weight, class A>
-void apply_rowwise_adagrad(Weight* __restrict row, A* __restrict state, const A* __restrict g, int64_t dim,
-                           double mean_square, const OptimizerSettings<A>& settings) {
-  const RowwiseFactors<A> factors = rowwise_factors(static_cast<A>(mean_square), *state, settings);
-  for (int64_t d = 0; d < dim; ++d) store(row + d, rowwise_weight<A>(load(row[d]), g[d], factors));
+void apply_rowwise_adagrad(Weight* __restrict row, const A* __restrict g, int64_t dim,
+                           const RowwiseFactors<A>& factors) {
+  const RowwiseFactors<A> all = factors;
+  for (int64_t d = 0; d < dim; ++d) store(row + d, rowwise_weight<A>(load(row[d]), g[d], all));
 }
 
-// Calls function(row, gradient) for every row of the piece.
+// Some rows and the gradient of each.
+template <class A>
+struct RowGradients {
+  int64_t rows[kRowsTogether];
+  const A* sums[kRowsTogether];
+  int64_t count;
+};
+
+// Calls function(rows and gradients) for the rows of the piece, some at a time: what one row waits for, a square root
+// or a cache, others fill.
 template <class Weight, class Grad, class Function>
 void for_rows(const TableUpdate& table, const RowPiece& piece, void* scratch, const Function& function) {
   using A = accumulator_t<Weight>;
   const Contributions& all = table.contributions;
-  if (piece.sum != nullptr) return function(all.row(piece.begin), static_cast<const A*>(piece.sum));
-  A* const sum = static_cast<A*>(scratch);
+  RowGradients<A> some = {};
+  if (piece.sum != nullptr) {
+    some.rows[0] = all.row(piece.begin);
+    some.sums[0] = static_cast<const A*>(piece.sum);
+    some.count = 1;
+    return function(some);
+  }
+  const Grad* const grad = static_cast<const Grad*>(table.grad);
   for (int64_t begin = piece.begin; begin < piece.end;) {
-    const int64_t row = all.row(begin);
-    for (int64_t d = 0; d < table.dim; ++d) sum[d] = 0;
-    do {
-      int64_t end = begin + 1;
-      while (end < piece.end && end < begin + block_size && all.row(end) == row) ++end;
-      prefetch_ahead<Weight, Grad>(table, begin, end);
-      add_sources(all, begin, end, static_cast<const Grad*>(table.grad), 0, table.dim, sum);
-      begin = end;
-    } while (begin < piece.end && all.row(begin) == row);
-    function(row, static_cast<const A*>(sum));
+    A* sum = static_cast<A*>(scratch);
+    for (some.count = 0; some.count < kRowsTogether && begin < piece.end; ++some.count, sum += table.dim) {
+      const int64_t row = all.row(begin);
+      some.rows[some.count] = row;
+      some.sums[some.count] = sum;
+      const bool is_alone = begin + 1 == piece.end || all.row(begin + 1) != row;
+      if constexpr (sizeof(Grad) == sizeof(A)) {
+        const GradientSource& source = all.source(begin);
+        if (is_alone && source.scale == 1) {  // as most rows of a large table: the gradient is read where it lies
+          prefetch_ahead<Weight, Grad>(table, begin, begin + 1);
+          some.sums[some.count] = grad + source.offset;
+          ++begin;
+          continue;
+        }
+      }
+      for (int64_t d = 0; d < table.dim; ++d) sum[d] = 0;
+      do {
+        int64_t end = begin + 1;
+        while (end < piece.end && end < begin + block_size && all.row(end) == row) ++end;
+        prefetch_ahead<Weight, Grad>(table, begin, end);
+        add_sources(all, begin, end, grad, 0, table.dim, sum);
+        begin = end;
+      } while (begin < piece.end && all.row(begin) == row);
+    }
+    function(some);
   }
 }
 
@@ -178,20 +217,31 @@ void update_rows(const TableUpdate& table, const RowPiece& piece, const double* 
   using A = accumulator_t<Weight>;
   const OptimizerSettings<A> settings = {static_cast<A>(table.lr), static_cast<A>(table.eps),
                                          static_cast<A>(table.weight_decay)};
-  for_rows<Weight, Grad>(table, piece, scratch, [&](int64_t row, const A* g) {
-    Weight* const weights = static_cast<Weight*>(table.table) + row * table.table_stride;
-    A* const state = static_cast<A*>(table.state) + row * table.state_stride;
+  const auto weights = [&](int64_t row) { return static_cast<Weight*>(table.table) + row * table.table_stride; };
+  const auto state = [&](int64_t row) { return static_cast<A*>(table.state) + row * table.state_stride; };
+  for_rows<Weight, Grad>(table, piece, scratch, [&](const RowGradients<A>& some) {
     switch (table.optimizer) {
       case Optimizer::sgd:
-        return apply_sgd(weights, g, table.dim, settings);
+        for (int64_t i = 0; i < some.count; ++i) apply_sgd(weights(some.rows[i]), some.sums[i], table.dim, settings);
+        return;
       case Optimizer::adagrad:
-        return apply_adagrad(weights, state, g, table.dim, settings);
+        for (int64_t i = 0; i < some.count; ++i) {
+          apply_adagrad(weights(some.rows[i]), state(some.rows[i]), some.sums[i], table.dim, settings);
+        }
+        return;
       case Optimizer::rowwise_adagrad: {
-        const double mean_square =
-            mean_squares != nullptr
-                ? *mean_squares++
-                : sum_of_squares(weights, g, table.dim, settings.weight_decay) / static_cast<double>(table.dim);
-        return apply_rowwise_adagrad(weights, state, g, table.dim, mean_square, settings);
+        RowwiseFactors<A> factors[kRowsTogether];
+        for (int64_t i = 0; i < some.count; ++i) {
+          const int64_t row = some.rows[i];
+          const double mean_square =
+              mean_squares != nullptr ? *mean_squares++
+                                      : sum_of_squares(weights(row), some.sums[i], table.dim, settings.weight_decay) /
+                                            static_cast<double>(table.dim);
+          factors[i] = rowwise_factors(static_cast<A>(mean_square), *state(row), settings);
+        }
+        for (int64_t i = 0; i < some.count; ++i) {
+          apply_rowwise_adagrad(weights(some.rows[i]), some.sums[i], table.dim, factors[i]);
+        }
       }
     }
   });
@@ -200,9 +250,11 @@ void update_rows(const TableUpdate& table, const RowPiece& piece, const double* 
 template <class Weight, class Grad>
 void square_rows(const TableUpdate& table, const RowPiece& piece, double* squares, void* scratch) {
   using A = accumulator_t<Weight>;
-  for_rows<Weight, Grad>(table, piece, scratch, [&](int64_t row, const A* g) {
-    const Weight* const weights = static_cast<const Weight*>(table.table) + row * table.table_stride;
-    *squares++ = sum_of_squares(weights, g, table.dim, static_cast<A>(table.weight_decay));
+  for_rows<Weight, Grad>(table, piece, scratch, [&](const RowGradients<A>& some) {
+    for (int64_t i = 0; i < some.count; ++i) {
+      const Weight* const weights = static_cast<const Weight*>(table.table) + some.rows[i] * table.table_stride;
+      *squares++ = sum_of_squares(weights, some.sums[i], table.dim, static_cast<A>(table.weight_decay));
+    }
   });
 }
 

@@ -55,7 +55,9 @@ struct RowPiece {
   const void* sum;  // the gradient of the piece's only row, or null: not summed yet
 };
 
-// `scratch` holds `dim` elements of up to 8 bytes.
+constexpr int64_t kRowsTogether = 8;
+
+// `scratch` holds kRowsTogether * dim elements of up to 8 bytes.
 struct EmbeddingUpdateKernels {
   // mean_squares: one per row of the piece, rowwise_adagrad's statistic of the whole rows; null: the table holds whole
   // rows.
