@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t min_ids_per_thread = 1 << 14;  // when one table's ids are sorted: less is not worth a thread
 constexpr int64_t min_piece_cost = 1 << 14;      // when rows are updated; in elements of the gradient
-constexpr int64_t pieces_per_thread = 4;         // what is left when the first thread runs out of work
+constexpr int64_t pieces_per_thread = 16;        // what is left when the first thread runs out of work
 constexpr int max_digit_bits = 11;               // 2048 buckets: their counters stay in the L1 cache
 constexpr int64_t max_buckets = int64_t{1} << max_digit_bits;
 
