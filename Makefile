@@ -28,7 +28,7 @@ SEES_SYSTEM := $(if $(filter system,$(KIND)),true,false)
 # .venv where that is ours, and goes with it.
 NAME := $(shell printf '%s' '$(KIND) $(word 2,$(CALLER)) $(if $(filter none,$(KIND)),$(TORCH))' | tr -c 'A-Za-z0-9.=' '_')
 ENVIRONMENT := $(if $(filter active,$(KIND)),build,.venv)/environment/$(NAME)
-CXX_FILES := $(shell find csrc bench -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
+CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
 
 .PHONY: help build demo test bench lint format clean which-python
 .DEFAULT_GOAL := help
@@ -67,7 +67,9 @@ lint: $(ENVIRONMENT) ## Check format, style and types
 	@$(CLANG_FORMAT) --dry-run -Werror $(CXX_FILES)
 	$(PY) -m mypy
 
+test: export DMT_TESTS = $(CURDIR)/build/tests
 test: lint build ## Lint, build, run the tests
+	build/tests/kernel_tests
 	$(PY) -m pytest $(PYTEST)
 
 bench: build ## Measure ops, exchange and training step beside their peers; BENCH="ops --filter S1"

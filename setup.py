@@ -9,6 +9,7 @@ Environment variables:
 ``DMT_TORCH_DIR``  folder of the torch package to build against (the one that holds ``version.py``)
 ``DMT_CUDA``       ``auto`` (default: when nvcc and a CUDA torch of its major version are there), ``on`` or ``off``
 ``DMT_SANITIZE``   sanitizers to compile with, e.g. ``address``
+``DMT_TESTS``      a folder: the C++ tests of the kernels are built, too, and put there
 ``CXX``, ``NVCC``  compilers; ``MAX_JOBS`` limits parallel compilations
 """
 
@@ -207,6 +208,7 @@ class BuildWithCMake(build_ext):
             "DMT_TORCH_VERSION": torch.version,
             "DMT_VERSION": self.distribution.get_version(),
             "DMT_SANITIZE": os.environ.get("DMT_SANITIZE", ""),
+            "DMT_TESTS": os.environ.get("DMT_TESTS", ""),
             "DMT_CUDA": "ON" if cuda else "OFF",
             "DMT_CUDA_VERSION": nvcc[1] if cuda else "",
             "CMAKE_INSTALL_MESSAGE": "LAZY",  # name only the files that changed
