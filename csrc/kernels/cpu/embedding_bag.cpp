@@ -68,7 +68,7 @@ int64_t pool_bags(const BagLayout& bags, const TableData& tables, Out* out, int6
   RowsAhead<T, Id> ahead(bags, tables, bag, end_bag);
   for (int64_t i = 0; i < kIdsAhead; ++i) {
     const char* row = ahead.next();
-    for (int64_t byte = 0; byte < kBytesAhead; byte += kCacheLine) __builtin_prefetch(row + byte);
+    for (int64_t byte = 0; byte < kBytesAhead; byte += kCacheLine) __builtin_prefetch(behind(row, byte));
   }
   int64_t missing = 0;
   while (bag < end_bag) {

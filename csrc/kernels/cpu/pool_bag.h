@@ -40,6 +40,11 @@ struct NothingAhead {
   const char* next() { return nullptr; }
 };
 
+// `bytes` behind an address that may be any. A pointer may not leave its object, or wrap around; a number may.
+inline const char* behind(const char* address, int64_t bytes) {
+  return reinterpret_cast<const char*>(reinterpret_cast<uint64_t>(address) + static_cast<uint64_t>(bytes));
+}
+
 constexpr int64_t kCacheLine = 64;   // bytes
 constexpr int64_t kTileVectors = 8;  // sums kept in registers: half of what AVX2 has
 
@@ -73,7 +78,7 @@ int64_t pool_tile(const FeatureRows<T>& rows, int64_t first, int64_t last, const
     const char* later = ahead.next();
     if (Ahead::kFetches) {
 #pragma GCC unroll 8
-      for (int64_t v = 0; v < Vectors; v += kStep) __builtin_prefetch(later + first_byte + v * kVectorBytes);
+      for (int64_t v = 0; v < Vectors; v += kStep) __builtin_prefetch(behind(later, first_byte + v * kVectorBytes));
     }
     const int64_t index = window.row(ids[p]);
     if (index < 0) {
