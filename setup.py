@@ -195,8 +195,10 @@ class BuildWithCMake(build_ext):
         print(f"{PACKAGE}: torch {torch.version} in {torch.path}")
         print(f"{PACKAGE}: compiler {compiler}, CUDA {'on' if cuda else 'off'} ({reason})", flush=True)
 
-        # One folder per Python and torch, so that switching between two does not rebuild everything each time.
-        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-torch-{torch.version}"
+        # One folder per Python, torch and sanitizers, so that switching does not rebuild everything each time.
+        sanitize = os.environ.get("DMT_SANITIZE", "")
+        folder = f"sanitize/{sanitize}" if sanitize else "cmake"
+        build = ROOT / "build" / f"{folder}-{sys.implementation.cache_tag}-torch-{torch.version}"
         cache = build / "CMakeCache.txt"
         if cache.is_file() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" not in cache.read_text():
             shutil.rmtree(build)  # the tree was copied or moved, and CMake refuses such a cache
@@ -207,7 +209,7 @@ class BuildWithCMake(build_ext):
             "DMT_TORCH_DIR": str(torch.path),
             "DMT_TORCH_VERSION": torch.version,
             "DMT_VERSION": self.distribution.get_version(),
-            "DMT_SANITIZE": os.environ.get("DMT_SANITIZE", ""),
+            "DMT_SANITIZE": sanitize,
             "DMT_TESTS": os.environ.get("DMT_TESTS", ""),
             "DMT_CUDA": "ON" if cuda else "OFF",
             "DMT_CUDA_VERSION": nvcc[1] if cuda else "",
