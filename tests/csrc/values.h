@@ -64,6 +64,19 @@ inline int64_t element_size(DType dtype) { return dtype == DType::f64 ? 8 : dtyp
 // The type in which sums over `dtype` are kept.
 inline DType sums_of(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
 
+// A number of kFraction bits behind the point and kExponent bits of exponent. The type has infinities.
+template <int kFraction, int kExponent>
+double float_of(uint32_t bits) {
+  constexpr int kBias = (1 << (kExponent - 1)) - 1;
+  const int exponent = static_cast<int>(bits >> kFraction) & ((1 << kExponent) - 1);
+  const int fraction = static_cast<int>(bits) & ((1 << kFraction) - 1);
+  const double magnitude = exponent == 2 * kBias + 1 ? (fraction == 0 ? HUGE_VAL : std::nan(""))
+                           : exponent == 0 ? std::ldexp(fraction, 1 - kBias - kFraction)
+                                           : std::ldexp((1 << kFraction) + fraction, exponent - kBias - kFraction);
+  return bits >> (kFraction + kExponent) & 1 ? -magnitude : magnitude;
+}
+
+// Numbers whose type is chosen at run time.
 class Values {
  public:
   explicit Values(DType dtype = DType::f32, int64_t size = 0, bool is_aligned = false)
@@ -79,19 +92,7 @@ class Values {
   double operator[](int64_t i) const {
     if (dtype_ == DType::f64) return get<double>(i);
     if (dtype_ == DType::f32) return get<float>(i);
-    const uint32_t bits = get<uint16_t>(i);
-    if (dtype_ == DType::bf16) {
-      const uint32_t wide = bits << 16;
-      float value;
-      std::memcpy(&value, &wide, sizeof(value));
-      return value;
-    }
-    const int exponent = static_cast<int>(bits >> 10 & 31);
-    const int fraction = static_cast<int>(bits & 1023);
-    const double magnitude = exponent == 31  ? (fraction == 0 ? HUGE_VAL : std::nan(""))
-                             : exponent == 0 ? std::ldexp(fraction, -24)
-                                             : std::ldexp(1024 + fraction, exponent - 25);
-    return bits >> 15 ? -magnitude : magnitude;
+    return dtype_ == DType::f16 ? float_of<10, 5>(get<uint16_t>(i)) : float_of<7, 8>(get<uint16_t>(i));
   }
 
   Values copy() const {
