@@ -16,8 +16,10 @@ _POOLINGS = {"sum": 0, "mean": 1}
 _BOUNDS = {"error": 0, "warn": 1, "none": 2}
 
 
-def pooling_codes(pooling: str | Sequence[str], num_features: int) -> list[int]:
-    """Return the ops' `poolings` for "sum", "mean" or a sequence of them, one per feature."""
+def pooling_codes(pooling: str | Sequence[str], num_features: int) -> list[int] | None:
+    """Return the ops' `poolings` for "sum", "mean" or a sequence of them, one per feature. None: all sums."""
+    if pooling == "sum":
+        return None
     for name in [pooling] if isinstance(pooling, str) else pooling:
         if name not in _POOLINGS:
             raise ValueError(f"pooling is 'sum' or 'mean', not {name!r}")

@@ -27,11 +27,20 @@ class BagGradients:
         block_order: Ints,
         sparse: bool,
     ) -> None:
-        self.rows = [table.size(0) for table in tables]
-        self.dims = [table.size(1) for table in tables]
+        self.shapes = [table.shape for table in tables]
         self.dtype = tables[0].dtype if tables else torch.float32
         self.layout = (feature_tables, poolings, row_starts, block_order)
         self.sparse = sparse
+
+    @property
+    def rows(self) -> list[int]:
+        """E of each table."""
+        return [shape[0] for shape in self.shapes]
+
+    @property
+    def dims(self) -> list[int]:
+        """D of each table."""
+        return [shape[1] for shape in self.shapes]
 
     def of_tables(self, grad: Tensor, ids: Tensor, offsets: Tensor, weights: Tensor | None) -> list[Tensor]:
         """Return the gradient of every table. grad: [K*B, D]."""
@@ -51,10 +60,11 @@ class BagGradients:
     def _sparse(self, grad: Tensor, ids: Tensor, offsets: Tensor, weights: Tensor | None) -> list[Tensor]:
         """One entry per id that has a row here. Letters as in :func:`dmt_kernels.embedding_bag`."""
         feature_tables, poolings, row_starts, block_order = self.layout
+        rows, dims = self.rows, self.dims
         accumulator = accumulator_dtype(self.dtype)
-        features = list(range(len(self.rows))) if feature_tables is None else list(feature_tables)
+        features = list(range(len(rows))) if feature_tables is None else list(feature_tables)
         order = torch.tensor([0] if block_order is None else block_order)
-        starts = torch.tensor([0] * len(self.rows) if row_starts is None else row_starts)
+        starts = torch.tensor([0] * len(rows) if row_starts is None else row_starts)
         samples = (offsets.numel() - 1) // max(1, len(order) * len(features))  # B
 
         # Of every bag: its feature and its row of grad [K*F*B].
@@ -68,29 +78,29 @@ class BagGradients:
         here = slice(int(offsets[0]), int(offsets[-1]))
         table = torch.tensor(features, dtype=torch.int64)[feature[bag]]
         row = ids[here].long() - starts[table]
-        is_row = (row >= 0) & (row < torch.tensor(self.rows, dtype=torch.int64)[table])
+        is_row = (row >= 0) & (row < torch.tensor(rows, dtype=torch.int64)[table])
         scale = torch.ones(len(bag), dtype=accumulator) if weights is None else weights[here].to(accumulator)
         counted = is_row if row_starts is None else ids[here] >= 0
         count = torch.zeros(len(bags), dtype=accumulator).index_add_(0, bag, counted.to(accumulator))
         scale = torch.where(is_mean[feature[bag]], scale / count[bag], scale)
 
-        indices: list[list[Tensor]] = [[] for _ in self.rows]
-        values: list[list[Tensor]] = [[] for _ in self.rows]
+        indices: list[list[Tensor]] = [[] for _ in rows]
+        values: list[list[Tensor]] = [[] for _ in rows]
         column = 0
         for f, t in enumerate(features):
             entries = (is_row & (feature[bag] == f)).nonzero().squeeze(1)
-            columns = grad[grad_row[bag[entries]], column : column + self.dims[t]].to(accumulator)
+            columns = grad[grad_row[bag[entries]], column : column + dims[t]].to(accumulator)
             indices[t].append(row[entries])
             values[t].append((scale[entries, None] * columns).to(self.dtype))
-            column += self.dims[t]
+            column += dims[t]
         return [
             torch.sparse_coo_tensor(
                 torch.cat([torch.zeros(0, dtype=torch.int64), *indices[t]])[None],
-                torch.cat([grad.new_zeros(0, self.dims[t], dtype=self.dtype), *values[t]]),
-                (self.rows[t], self.dims[t]),
+                torch.cat([grad.new_zeros(0, dims[t], dtype=self.dtype), *values[t]]),
+                (rows[t], dims[t]),
                 check_invariants=False,
             )
-            for t in range(len(self.rows))
+            for t in range(len(rows))
         ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmt_kernels.ops._direct import differentiable
 from dmt_kernels.ops.bag_arguments import Ints, bounds_code, pooled_shape, pooling_codes, warn_about_missing_ids
 from dmt_kernels.ops.bag_gradients import BagGradients, shaped_like_inputs
 
@@ -76,7 +77,7 @@ def embedding_bag(
     bounds_mode = bounds_code(bounds)
     if bounds == "warn":
         warn_about_missing_ids(tables, ids, offsets, feature_tables, row_starts, block_order)
-    return torch.ops.dmt.embedding_bag(
+    return _call(
         list(tables),
         ids,
         offsets,
@@ -117,10 +118,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(ids, offsets, *([] if weights is None else [weights]), *kept)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor, needed: Sequence[Any]) -> tuple[Any, ...]:
     ids, offsets, *rest = ctx.saved_tensors
     weights, kept = (rest[0], rest[1:]) if ctx.weighted else (None, [])
-    needed = ctx.needs_input_grad
     table_grads: list[Tensor | None] = [None] * len(needed[0])
     if any(needed[0]):
         table_grads = list(ctx.gradients.of_tables(grad, ids, offsets, weights))
@@ -128,4 +128,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return shaped_like_inputs((table_grads, None, None, weight_grad, *[None] * 7), needed)
 
 
-torch.library.register_autograd("dmt::embedding_bag", _backward, setup_context=_setup_context)
+_call = differentiable(torch.ops.dmt.embedding_bag.default, _setup_context, _backward)

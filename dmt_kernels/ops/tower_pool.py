@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmt_kernels.ops._direct import differentiable
 from dmt_kernels.ops.bag_arguments import (
     Ints,
     accumulator_dtype,
@@ -70,7 +71,7 @@ def tower_pool(
     num_features = len(tables if feature_tables is None else feature_tables)
     if bounds == "warn":
         warn_about_missing_ids(tables, ids, offsets, feature_tables, row_starts, block_order)
-    return torch.ops.dmt.tower_pool(
+    return _call(
         list(tables),
         ids,
         offsets,
@@ -118,10 +119,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(ids, offsets, weight, *([] if weights is None else [weights]), *(tables if looks_up else []))
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor, needs_grad: Sequence[Any]) -> tuple[Any, ...]:
     ids, offsets, weight, *rest = ctx.saved_tensors
     weights, tables = (rest[0], rest[1:]) if ctx.weighted else (None, rest)
-    needed = [*ctx.needs_input_grad, *[False] * 6][:6]  # tables, ids, offsets, weight, bias, per_sample_weights
+    needed = [*needs_grad, *[False] * 6][:6]  # tables, ids, offsets, weight, bias, per_sample_weights
     accumulator = accumulator_dtype(weight.dtype)
     grad = grad.to(accumulator)
     factor = grad.to(ctx.product_dtype)
@@ -141,7 +142,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     if needed[5]:
         sample_weight_grad = ctx.gradients.of_weights(pooled_grad, tables, ids, offsets, weights)
     grads = (table_grads, None, None, weight_grad, bias_grad, sample_weight_grad, *[None] * 7)
-    return shaped_like_inputs(grads, ctx.needs_input_grad)
+    return shaped_like_inputs(grads, needs_grad)
 
 
-torch.library.register_autograd("dmt::tower_pool", _backward, setup_context=_setup_context)
+_call = differentiable(torch.ops.dmt.tower_pool.default, _setup_context, _backward)

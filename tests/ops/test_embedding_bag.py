@@ -333,5 +333,32 @@ def test_bounds_warn_counts():
 
 
 def test_direct_call_equals_wrapper():
-    batch = random_bags()
-    assert torch.equal(torch.ops.dmt.embedding_bag(*batch.args), embedding_bag(*batch.args))
+    """Each has an autograd of its own around the one backward: the same bits, and the same tensors saved."""
+    batch = random_bags(weighted=True, features=[1, 0, 1], pooling="mean").leaves()
+    options = batch.options
+    weights = options["per_sample_weights"]
+    poolings = [1, 1, 1]
+    direct = torch.ops.dmt.embedding_bag(*batch.args, weights, options["feature_tables"], poolings)
+    wrapped = embedding_bag(*batch.args, **options)
+    assert torch.equal(direct, wrapped)
+    grad = torch.randn_like(wrapped)
+    grads = [torch.autograd.grad(out, batch.differentiable(), grad, retain_graph=True) for out in (direct, wrapped)]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    with torch.no_grad():
+        assert not embedding_bag(*batch.args, **options).requires_grad
+        batch.tables[0].zero_()
+    for out in (direct, wrapped):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.sum().backward()
+
+
+def test_gradient_of_an_argument_that_alone_needs_one():
+    batch = random_bags(weighted=True)
+    for position in range(3):
+        leaves = batch.leaves().differentiable()
+        for i, leaf in enumerate(leaves):
+            leaf.requires_grad_(i == position)
+        out = embedding_bag(leaves[:2], batch.ids, batch.offsets, per_sample_weights=leaves[2])
+        out.sum().backward()
+        assert [leaf.grad is not None for leaf in leaves] == [i == position for i in range(3)]
+    assert not embedding_bag(*batch.args, **batch.options).requires_grad

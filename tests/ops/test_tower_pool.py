@@ -166,6 +166,18 @@ def test_update_in_place_before_the_backward():
             out.sum().backward()
 
 
+def test_direct_call_equals_wrapper():
+    batch = random_bags(weighted=True, features=[1, 0, 1]).leaves()
+    weight, offset = linear(batch, 3)
+    weights = batch.options["per_sample_weights"]
+    direct = torch.ops.dmt.tower_pool(*batch.args, weight, offset, weights, [1, 0, 1])
+    wrapped = tower_pool(*batch.args, weight, offset, **batch.options)
+    assert torch.equal(direct, wrapped)
+    leaves, grad = [*batch.differentiable(), weight, offset], torch.randn_like(wrapped)
+    for a, b in zip(*(torch.autograd.grad(out, leaves, grad) for out in (direct, wrapped)), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("product_dtype", [None, torch.bfloat16], ids=str)
 def test_threads_change_no_bit(product_dtype):
     batch = random_bags(

@@ -1,0 +1,77 @@
+"""Calls of ops that skip torch.library's way through autograd where it would do nothing, or nothing quickly.
+
+What is registered from Python for a dispatch key runs at every call, and the autograd of `torch.library` flattens and
+rebuilds all arguments besides: 3 and 15 us per call. The ops keep those registrations, for tracing and for callers
+of ``torch.ops.dmt.*``; the functions of this package call through here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+
+def is_eager() -> bool:
+    """Whether calls just run: nothing compiles them, and no torch.func transform rewrites them."""
+    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+
+
+def differentiable(
+    op: OpOverload,
+    setup_context: Callable[[Any, tuple[Any, ...], Tensor], None],
+    backward: Callable[[Any, Tensor, Sequence[Any]], tuple[Any, ...]],
+) -> Callable[..., Tensor]:
+    """Register the autograd of `op`, and return a function that calls it sooner.
+
+    Parameters
+    ----------
+    op : OpOverload
+        Its first argument is a list of tensors; other tensors are arguments of their own.
+    setup_context : callable
+        As for ``torch.library.register_autograd``.
+    backward : callable
+        The same, but ``ctx.needs_input_grad`` is its third argument.
+
+    Returns
+    -------
+    callable
+        Takes the arguments of `op`, all of them and by position, the first as a list.
+    """
+
+    def forward(ctx: Any, count: int, *arguments: Any) -> Tensor:
+        inputs = (list(arguments[count:]), *arguments[:count])
+        with torch._C._AutoDispatchBelowAutograd():
+            output = op(*inputs)
+        ctx.count = count
+        setup_context(ctx, inputs, output)
+        return output
+
+    def flat_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        _, *needed = ctx.needs_input_grad
+        first, *others = backward(ctx, grad, (needed[ctx.count :], *needed[: ctx.count]))
+        return None, *others, *first
+
+    name = "".join(word.capitalize() for word in op.name().split("::")[1].split("_"))
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(flat_backward)}
+    function = type(name, (torch.autograd.Function,), methods)
+
+    def call(tensors: list[Tensor], *others: Any) -> Tensor:
+        if not is_eager():
+            return op(tensors, *others)
+        if torch.is_grad_enabled() and (_any_needs_grad(tensors) or _any_needs_grad(others)):
+            return function.apply(len(others), *others, *tensors)  # type: ignore[attr-defined]
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(tensors, *others)
+
+    torch.library.register_autograd(
+        op, lambda ctx, grad: backward(ctx, grad, ctx.needs_input_grad), setup_context=setup_context
+    )
+    return call
+
+
+def _any_needs_grad(arguments: Sequence[Any]) -> bool:
+    return any(isinstance(argument, Tensor) and argument.requires_grad for argument in arguments)
