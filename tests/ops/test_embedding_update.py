@@ -238,11 +238,18 @@ def test_opcheck_update(optimizer: int) -> None:
     torch.library.opcheck(torch.ops.dmt.embedding_update_, (*arguments, *layout, 0, optimizer, 0.1, 1e-6, 0.1, None))
 
 
-def test_a_table_that_was_saved_for_backward_is_seen_to_change() -> None:
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_table_that_was_saved_for_backward_is_seen_to_change(direct: bool) -> None:
     table, ids, offsets = torch.ones(3, 2), torch.tensor([0, 2]), torch.tensor([0, 1, 2])
     weights = torch.ones(2, requires_grad=True)
     pooled = embedding_bag([table], ids, offsets, per_sample_weights=weights)  # keeps the table for their gradient
-    embedding_update_([table], [], torch.ones(2, 2), ids, offsets, optimizer="sgd")
+    state = torch.zeros(3)
+    arguments = ([table], [state], torch.ones(2, 2), ids, offsets)
+    if direct:
+        torch.ops.dmt.embedding_update_(*arguments, optimizer=OPTIMIZERS.index("rowwise_adagrad"))
+    else:
+        embedding_update_(*arguments)
+    assert state._version == 1
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         pooled.sum().backward()
 
