@@ -2,9 +2,6 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
-#include <string>
-
 #include "../kernels/cpu/check_ids.h"
 
 namespace dmt {
@@ -75,19 +72,25 @@ Tensor contiguous_as(const Tensor& tensor, ScalarType dtype) {
 }
 
 TableArguments::TableArguments(const char* op, const std::vector<Tensor>& tables) {
+  rows_.reserve(tables.size());
+  dims_.reserve(tables.size());
+  strides_.reserve(tables.size());
+  data_.reserve(tables.size());
   for (size_t i = 0; i < tables.size(); ++i) {
     const Tensor& table = tables[i];
-    const std::string name = "tables[" + std::to_string(i) + "]";
+    const Element name = {"tables", i};
     check_cpu(op, name, table);
     check_dim(op, name, table, 2);
-    if (i == 0) dtype_ = table.scalar_type();
-    check_floating(op, name, table.scalar_type());
-    check(table.scalar_type() == dtype_, op, "all tables must have one dtype, but tables[0] is ", dtype_name(dtype_),
-          " and ", name, " is ", dtype_name(table.scalar_type()));
-    check(table.size(1) <= 1 || table.stride(1) == 1, op, "the columns of ", name,
+    const ScalarType dtype = table.scalar_type();
+    if (i == 0) dtype_ = dtype;
+    check_floating(op, name, dtype);
+    check(dtype == dtype_, op, "all tables must have one dtype, but tables[0] is ", dtype_name(dtype_), " and ", name,
+          " is ", dtype_name(dtype));
+    const int64_t dim = table.size(1);
+    check(dim <= 1 || table.stride(1) == 1, op, "the columns of ", name,
           " must be adjacent in memory (stride(1) == 1)");
     rows_.push_back(table.size(0));
-    dims_.push_back(table.size(1));
+    dims_.push_back(dim);
     strides_.push_back(table.stride(0));
     data_.push_back(const_cast<void*>(table.const_data_ptr()));
   }
@@ -116,6 +119,7 @@ BagArguments::BagArguments(const char* op, const std::vector<int64_t>& table_row
   const int64_t num_features = static_cast<int64_t>(feature_table_.size());
   check(!poolings.has_value() || static_cast<int64_t>(poolings->size()) == num_features, op, "got ", num_features,
         " features, but ", poolings.has_value() ? poolings->size() : 0, " poolings");
+  feature_column_.reserve(num_features);
   feature_is_mean_ = std::make_unique<bool[]>(num_features);
   int64_t width = 0;
   for (int64_t f = 0; f < num_features; ++f) {

@@ -5,10 +5,11 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <ostream>
 #include <sstream>
 #include <stdexcept>
-#include <string>
 #include <vector>
 
 namespace dmt {
@@ -29,7 +30,7 @@ void check(bool condition, const char* op, const Parts&... parts) {
   if (!condition) fail(op, parts...);
 }
 
-inline std::string dtype_name(ScalarType dtype) {
+inline const char* dtype_name(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Double:
       return "float64";
@@ -54,19 +55,40 @@ inline std::string dtype_name(ScalarType dtype) {
   }
 }
 
-inline std::string shape_name(const Tensor& tensor) {
-  std::ostringstream text;
-  text << '[';
-  for (int64_t i = 0; i < tensor.dim(); ++i) text << (i > 0 ? ", " : "") << tensor.size(i);
-  text << ']';
-  return text.str();
-}
+// Parts of messages that cost nothing until they are written.
 
-inline void check_cpu(const char* op, const std::string& name, const Tensor& tensor) {
+// An element of a list argument: tables[3].
+struct Element {
+  const char* list;
+  size_t index;
+
+  friend std::ostream& operator<<(std::ostream& out, const Element& element) {
+    return out << element.list << '[' << element.index << ']';
+  }
+};
+
+// A tensor's shape: [2, 3].
+struct ShapeName {
+  const Tensor& tensor;
+
+  friend std::ostream& operator<<(std::ostream& out, const ShapeName& name) {
+    out << '[';
+    for (int64_t i = 0; i < name.tensor.dim(); ++i) out << (i > 0 ? ", " : "") << name.tensor.size(i);
+    return out << ']';
+  }
+};
+
+inline ShapeName shape_name(const Tensor& tensor) { return {tensor}; }
+
+// `name`: a string, or an Element.
+
+template <class Name>
+void check_cpu(const char* op, const Name& name, const Tensor& tensor) {
   check(tensor.is_cpu(), op, name, " must be a CPU tensor, as the other arguments are");
 }
 
-inline void check_dim(const char* op, const std::string& name, const Tensor& tensor, int64_t dim) {
+template <class Name>
+void check_dim(const char* op, const Name& name, const Tensor& tensor, int64_t dim) {
   check(tensor.dim() == dim, op, name, " must have ", dim, dim == 1 ? " dimension" : " dimensions", ", got shape ",
         shape_name(tensor));
 }
@@ -76,7 +98,8 @@ inline bool is_floating(ScalarType dtype) {
          dtype == ScalarType::BFloat16;
 }
 
-inline void check_floating(const char* op, const std::string& name, ScalarType dtype) {
+template <class Name>
+void check_floating(const char* op, const Name& name, ScalarType dtype) {
   check(is_floating(dtype), op, name, " must be float64, float32, float16 or bfloat16, got ", dtype_name(dtype));
 }
 

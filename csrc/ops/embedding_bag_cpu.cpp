@@ -3,8 +3,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <string>
-
 #include "bag_arguments.h"
 #include "output_pages.h"
 

@@ -2,7 +2,6 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <string>
 #include <utility>
 
 #include "../kernels/cpu/embedding_update_plan.h"
@@ -36,7 +35,7 @@ void check_states(const char* op, Optimizer optimizer, const TableArguments& tab
   check(states.size() == expected, op, "expected ", expected, " states, got ", states.size());
   for (size_t i = 0; i < states.size(); ++i) {
     const Tensor& state = states[i];
-    const std::string name = "states[" + std::to_string(i) + "]";
+    const Element name = {"states", i};
     check_cpu(op, name, state);
     check(state.scalar_type() == accumulator(tables.dtype()), op, name, " must be ",
           dtype_name(accumulator(tables.dtype())), " for ", dtype_name(tables.dtype()), " tables, got ",
@@ -63,6 +62,9 @@ class RowPieces {
         batch_(cpu::sort_by_row(bags.layout(), tables.dtype() == ScalarType::Double, threads_)),
         pieces_(cpu::cut_rows(bags.layout(), batch_, sums_, threads_)) {
     const cpu::TableData data = tables.data();
+    const void* const grad_data = grad.const_data_ptr();
+    const cpu::DType grad_dtype = kernel_dtype(grad.scalar_type());
+    tables_.reserve(batch_.tables.size());
     for (size_t i = 0; i < batch_.tables.size(); ++i) {
       tables_.push_back({
           .table = data.data[i],
@@ -71,8 +73,8 @@ class RowPieces {
           .dtype = data.dtype,
           .state = nullptr,
           .state_stride = 0,
-          .grad = grad.const_data_ptr(),
-          .grad_dtype = kernel_dtype(grad.scalar_type()),
+          .grad = grad_data,
+          .grad_dtype = grad_dtype,
           .optimizer = Optimizer::sgd,
           .lr = 0,
           .eps = 0,
@@ -173,6 +175,7 @@ void embedding_update_(const std::vector<Tensor>& tables, const std::vector<Tens
     check(statistic->size(0) == next - first, op, "row_mean_squares has ", statistic->size(0),
           " entries, but the batch touches ", next - first, " rows");
   }
+  if (pieces.pieces().empty()) return;
 
   for (size_t i = 0; i < tables.size(); ++i) {
     cpu::TableUpdate& table = pieces.tables()[i];

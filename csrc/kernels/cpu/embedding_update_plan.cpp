@@ -138,6 +138,10 @@ Contributions sort_table(const BagLayout& bags, int64_t index, const TableIds& t
 
 template <class Id, class A>
 SortedBatch sort_tables(const BagLayout& bags, const ParallelFor& threads) {
+  const int64_t num_bags = bags.num_blocks * bags.num_features * bags.num_samples;
+  if (bags.offsets[0] == bags.offsets[num_bags]) {
+    return {std::vector<Contributions>(static_cast<size_t>(bags.num_tables)), nullptr, nullptr};
+  }
   std::vector<TableIds> tables(static_cast<size_t>(bags.num_tables));
   for (int64_t f = 0; f < bags.num_features; ++f) {
     TableIds& table = tables[static_cast<size_t>(bags.feature_table[f])];
@@ -148,8 +152,8 @@ SortedBatch sort_tables(const BagLayout& bags, const ParallelFor& threads) {
     }
   }
   const auto num_sources = [&](const TableIds& table) {
-    const int64_t num_bags = bags.num_blocks * bags.num_samples * static_cast<int64_t>(table.features.size());
-    return bags.weights != nullptr ? table.count : num_bags;
+    const int64_t own_bags = bags.num_blocks * bags.num_samples * static_cast<int64_t>(table.features.size());
+    return bags.weights != nullptr ? table.count : own_bags;
   };
   int64_t num_ids = 0;
   int64_t all_sources = 0;
