@@ -70,6 +70,16 @@ def empty_batch(tables: list[Tensor]) -> Run:
     return lambda: batched(ids, offsets)
 
 
+def empty_tower(tables: list[Tensor], weight: Tensor) -> Run:
+    pooled = empty_batch(tables)
+    return lambda: torch.mm(pooled(), weight.t())
+
+
+def empty_update(tables: list[Tensor], grad: Tensor) -> Run:
+    pooled = empty_batch(tables)()
+    return lambda: torch.autograd.backward(pooled, grad, retain_graph=True)
+
+
 def table_batched(bags: Bags, memory: Tensor, **optimizer: Any) -> SplitTableBatchedEmbeddingBagsCodegen:
     """A module whose weights are `memory`."""
     shape = bags.spec.shape

@@ -47,6 +47,11 @@ def empty_batch(tables: list[Tensor]) -> Run:
     return run
 
 
+def empty_tower(tables: list[Tensor], weight: Tensor) -> Run:
+    pooled = empty_batch(tables)
+    return lambda: torch.mm(pooled(), weight.t())
+
+
 def wire_encode(x: Tensor, wire_format: WireFormat) -> Run | None:
     """The bytes of a cast; in a scaled format, of numbers over a scale, with it behind them."""
     dtype = _CASTS[wire_format]
