@@ -57,9 +57,11 @@ def tower_pool_backward(bags: Bags, memory: Tensor, weight: Tensor, grad: Tensor
     pooled = table_batched(bags, memory, **optimizer)(bags.ids, bags.offsets.to(bags.ids.dtype), bags.weights)
     out = torch.mm(pooled, parameter.t())
 
-    def run() -> Tensor:
-        [weight_grad] = torch.autograd.grad(out, parameter, grad, retain_graph=True)
-        return weight_grad
+    def run() -> Tensor | None:
+        parameter.grad = None
+        # Of everything: torch.autograd.grad of the weight alone would leave out the tables, and so their update.
+        torch.autograd.backward(out, grad, retain_graph=True)
+        return parameter.grad
 
     return run
 
