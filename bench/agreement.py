@@ -18,13 +18,18 @@ class Disagreement(Exception):
     """Two results that should be the same are not; the message says which and by how much."""
 
 
-def agree(what: str, actual: Tensor, expected: Tensor, *, exact: bool = False) -> None:
-    """Raise :class:`Disagreement` unless `actual` is `expected`, to the coarser tolerance of the two dtypes."""
+def agree(
+    what: str, actual: Tensor, expected: Tensor, *, exact: bool = False, products: torch.dtype = torch.float64
+) -> None:
+    """Raise :class:`Disagreement` unless `actual` is `expected`, to the coarsest tolerance of the dtypes.
+
+    `products`: what factors were rounded to, if to less than the results.
+    """
     if exact:
         if not torch.equal(actual, expected):
             raise Disagreement(f"{what}: not the same bits")
         return
-    rtol, scaled = max(TOLERANCES[actual.dtype], TOLERANCES[expected.dtype])
+    rtol, scaled = max(TOLERANCES[dtype] for dtype in (actual.dtype, expected.dtype, products))
     atol = scaled * float(expected.abs().max()) if expected.numel() else 0.0
     try:
         torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol, check_dtype=False)

@@ -36,10 +36,11 @@ def embedding_bag(bags: Bags) -> Run | None:
     return run
 
 
-def tower_pool(bags: Bags, weight: Tensor) -> Run | None:
+def tower_pool(bags: Bags, weight: Tensor, products: torch.dtype) -> Run | None:
     pooled = embedding_bag(bags)
-    transposed = weight.t()
-    return None if pooled is None else lambda: torch.mm(pooled(), transposed)
+    if pooled is None:
+        return None
+    return lambda: torch.mm(pooled().to(products), weight.to(products).t()).to(weight.dtype)
 
 
 def embedding_update(bags: Bags, memory: Tensor, grad: Tensor, **optimizer: Any) -> Run | None:
@@ -50,12 +51,14 @@ def embedding_update(bags: Bags, memory: Tensor, grad: Tensor, **optimizer: Any)
     return lambda: torch.autograd.backward(pooled, grad, retain_graph=True)
 
 
-def tower_pool_backward(bags: Bags, memory: Tensor, weight: Tensor, grad: Tensor, **optimizer: Any) -> Run | None:
+def tower_pool_backward(
+    bags: Bags, memory: Tensor, weight: Tensor, grad: Tensor, products: torch.dtype, **optimizer: Any
+) -> Run | None:
     if bags.spec.dtype not in _DTYPES:
         return None
     parameter = weight.clone().requires_grad_()
     pooled = table_batched(bags, memory, **optimizer)(bags.ids, bags.offsets.to(bags.ids.dtype), bags.weights)
-    out = torch.mm(pooled, parameter.t())
+    out = torch.mm(pooled.to(products), parameter.to(products).t()).to(weight.dtype)
 
     def run() -> Tensor | None:
         parameter.grad = None

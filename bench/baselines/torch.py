@@ -31,10 +31,9 @@ def embedding_bag(bags: Bags) -> Run:
     return run
 
 
-def tower_pool(bags: Bags, weight: Tensor) -> Run:
+def tower_pool(bags: Bags, weight: Tensor, products: torch.dtype) -> Run:
     pooled = embedding_bag(bags)
-    transposed = weight.t()
-    return lambda: torch.mm(pooled(), transposed)
+    return lambda: torch.mm(pooled().to(products), weight.to(products).t()).to(weight.dtype)
 
 
 def empty_batch(tables: list[Tensor]) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,40 +21,55 @@ from dmt_kernels.ops.reference.tower_pool import tower_pool as oracle
 OPTIMIZER = "rowwise_adagrad"
 
 
+# What ours and the peers round factors to before they multiply them, of float32 tables, and how a case's name says so.
+PRODUCTS = {
+    "": (torch.float32, torch.float32),
+    "/bf16_products": (torch.bfloat16, torch.float32),
+    "/bf16_products_of_all": (torch.bfloat16, torch.bfloat16),
+}
+
+
 def register(registry: Registry) -> None:
     for shape, columns in (("S3", 832), ("S3", 416), ("tiny", 12)):
         for dtype in (torch.float32, torch.bfloat16):
             for ids in IDS:
                 spec = BagSpec(SHAPES[shape], ids, dtype=dtype)
                 common = shape == "S3" and dtype == torch.float32 and ids == "uniform"
-                effort = (QUICK if columns == 832 else DEFAULT) if common else FULL
                 name = f"tower_pool/{spec.name}/{sum(spec.shape.dims)}to{columns}"
-                registry.add(name, partial(build, spec, columns), effort, spec.tables_key)
-                if dtype == torch.float32:
+                if dtype == torch.bfloat16:
+                    registry.add(name, partial(build, spec, columns, (dtype, dtype)), FULL, spec.tables_key)
+                    continue
+                for words, products in PRODUCTS.items():
+                    effort = (QUICK if columns == 832 and not words else DEFAULT) if common else FULL
+                    registry.add(f"{name}{words}", partial(build, spec, columns, products), effort, spec.tables_key)
                     effort = DEFAULT if common and columns == 832 else FULL
-                    registry.add(f"{name}/backward", partial(build_backward, spec, columns), effort, spec.tables_key)
+                    backward = partial(build_backward, spec, columns, products)
+                    registry.add(f"{name}{words}/backward", backward, effort, spec.tables_key)
 
 
-def build(spec: BagSpec, columns: int, setting: Setting) -> Work:
+def build(spec: BagSpec, columns: int, products: tuple[torch.dtype, torch.dtype], setting: Setting) -> Work:
     bags = make_bags(spec)
     tables, weight = bags.tables, make_weight(columns, bags.width, spec.dtype)
+    rounded = torch.bfloat16 if torch.bfloat16 in products else torch.float32
+    options: dict[str, Any] = {} if spec.dtype == products[0] else {"product_dtype": products[0]}
 
     def ours() -> Tensor:
-        return ops.tower_pool(tables, bags.ids, bags.offsets, weight, **bags.options)
+        return ops.tower_pool(tables, bags.ids, bags.offsets, weight, **bags.options, **options)
 
-    peers = baselines.contenders("tower_pool", setting.peers, bags, weight)
+    peers = baselines.contenders("tower_pool", setting.peers, bags, weight, products[1])
 
     def check() -> None:
         result = ours()
         head = bags.head(min(CHECKED_SAMPLES, spec.shape.samples))
-        agree("ours and the oracle", result[: head.spec.shape.samples], oracle(tables, head.ids, head.offsets, weight))
+        expected = oracle(tables, head.ids, head.offsets, weight, **options)
+        agree("ours and the oracle", result[: head.spec.shape.samples], expected)
         for name, peer in peers.items():
-            agree(f"ours and {name}", result, peer())
+            agree(f"ours and {name}", result, peer(), products=rounded)
 
     def floor(ceilings: Ceilings) -> dict[str, float]:
         return {
             "rows": lookup_floor(bags, ceilings)["rows"],
-            "product": ceilings.product(spec.shape.samples, bags.width, columns, spec.dtype),
+            "product": ceilings.product(spec.shape.samples, bags.width, columns, products[0]),
         }
 
     return Work(
@@ -66,37 +82,48 @@ def build(spec: BagSpec, columns: int, setting: Setting) -> Work:
     )
 
 
-def build_backward(spec: BagSpec, columns: int, setting: Setting) -> Work:
+def build_backward(spec: BagSpec, columns: int, products: tuple[torch.dtype, torch.dtype], setting: Setting) -> Work:
     """From the gradient of the output to that of the weight and to updated tables."""
     bags = make_bags(spec)
     tables, states = bags.source.copy("ours"), zero_states(bags, OPTIMIZER)
     views, weight = tables_in(tables, spec.shape), make_weight(columns, bags.width, spec.dtype)
     grad = torch.randn(spec.shape.samples, columns, generator=torch.Generator().manual_seed(3))
     theirs = bags.source.copy("theirs") if setting.peers else tables
-    arguments = (bags, theirs, weight, grad)
+    arguments = (bags, theirs, weight, grad, products[1])
     peers = baselines.contenders("tower_pool_backward", setting.peers, *arguments, optimizer=OPTIMIZER, **SETTINGS)
+    rounded = torch.bfloat16 if torch.bfloat16 in products else torch.float32
+
+    def pooled_gradient() -> Tensor:
+        return (grad.to(products[0]) @ weight.to(products[0])).float()
 
     def ours() -> Tensor:
-        pooled_grad = grad @ weight
-        pooled = ops.embedding_bag(views, bags.ids, bags.offsets, **bags.options)
-        weight_grad = grad.t() @ pooled
-        ops.embedding_update_(views, states, pooled_grad, bags.ids, bags.offsets, optimizer=OPTIMIZER, **SETTINGS)
+        weight_grad = ops.tower_pool_weight_backward(
+            grad, views, bags.ids, bags.offsets, **bags.options, product_dtype=products[0]
+        )
+        ops.embedding_update_(
+            views, states, pooled_gradient(), bags.ids, bags.offsets, optimizer=OPTIMIZER, **SETTINGS
+        )
         return weight_grad
 
     def check() -> None:
         pooled = ops.embedding_bag(bags.tables, bags.ids, bags.offsets, **bags.options)
         weight_grad = ours()
-        agree("ours and a product", weight_grad, (grad.double().t() @ pooled.double()).float())
+        factors = [factor.to(products[0]).double() for factor in (grad, pooled)]
+        agree("ours and a product", weight_grad, (factors[0].t() @ factors[1]).float())
         for name, peer in peers.items():
-            agree(f"the weight's gradient, ours and {name}", weight_grad, peer())
-        check_update(bags, tables, theirs if peers else None, grad @ weight, OPTIMIZER)
+            agree(f"the weight's gradient, ours and {name}", weight_grad, peer(), products=rounded)
+        is_alike = bool(peers) and rounded == torch.float32
+        check_update(bags, tables, theirs if is_alike else None, pooled_gradient(), OPTIMIZER)
+        if peers and not is_alike:  # rounded gradients: the steps are as alike as those, the tables much more
+            step, their_step = (after - bags.memory for after in (tables, theirs))
+            agree("the tables' steps, ours and the peer's", step, their_step, products=rounded)
 
     def floor(ceilings: Ceilings) -> dict[str, float]:
         samples = spec.shape.samples
-        products = ceilings.product(samples, columns, bags.width, spec.dtype)
-        products += ceilings.product(columns, samples, bags.width, spec.dtype)
+        both = ceilings.product(samples, columns, bags.width, products[0])
+        both += ceilings.product(columns, samples, bags.width, products[0])
         rows = lookup_floor(bags, ceilings)["rows"]
-        return {"products": products, "rows again": rows, **update_floor(bags, tables, OPTIMIZER, ceilings)}
+        return {"products": both, "rows again": rows, **update_floor(bags, tables, OPTIMIZER, ceilings)}
 
     return Work(ours, peers, check, floor, work_flops=4.0 * spec.shape.samples * bags.width * columns)
 

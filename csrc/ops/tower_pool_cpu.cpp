@@ -3,10 +3,22 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "../kernels/cpu/tower_pool_backward.h"
 #include "bag_arguments.h"
+#include "output_pages.h"
 
 namespace dmt {
 namespace {
+
+// Whether factors are rounded to bfloat16 before they are multiplied.
+bool rounds_products(const char* op, ScalarType dtype, std::optional<ScalarType> product_dtype) {
+  const ScalarType sums = accumulator(dtype);
+  const ScalarType products = product_dtype.value_or(sums);
+  check(products == sums || (products == ScalarType::BFloat16 && sums == ScalarType::Float), op, "product_dtype for ",
+        dtype_name(dtype), " tables must be ", dtype_name(sums), sums == ScalarType::Float ? " or bfloat16" : "",
+        ", got ", dtype_name(products));
+  return products != sums;
+}
 
 Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Tensor& offsets, const Tensor& weight,
                   const OptionalTensor& bias, const OptionalTensor& per_sample_weights,
@@ -40,10 +52,7 @@ Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Te
   }
 
   const ScalarType sums = accumulator(dtype);
-  const ScalarType products = product_dtype.value_or(sums);
-  check(products == sums || (products == ScalarType::BFloat16 && sums == ScalarType::Float), op, "product_dtype for ",
-        dtype_name(dtype), " tables must be ", dtype_name(sums), sums == ScalarType::Float ? " or bfloat16" : "",
-        ", got ", dtype_name(products));
+  const bool bfloat16_products = rounds_products(op, dtype, product_dtype);
 
   const cpu::ParallelFor threads = torch_threads();
   const cpu::TowerPoolKernels& kernels = cpu::tower_pool_kernels();
@@ -53,7 +62,7 @@ Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Te
       .weight = dense_weight.const_data_ptr(),
       .bias = dense_bias.has_value() ? dense_bias->const_data_ptr() : nullptr,
       .out_width = out_width,
-      .bfloat16_products = products != sums,
+      .bfloat16_products = bfloat16_products,
   };
   const Tensor out = torch::stable::empty({bags.out_rows(), out_width}, dtype);
   const int64_t scratch_size = kernels.scratch_size(bags.layout(), module, data.dtype, threads);
@@ -64,8 +73,47 @@ Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Te
   return out;
 }
 
+Tensor tower_pool_weight_backward(const Tensor& grad, const std::vector<Tensor>& tables, const Tensor& ids,
+                                  const Tensor& offsets, const OptionalTensor& per_sample_weights,
+                                  const OptionalInts& feature_tables, const OptionalInts& poolings,
+                                  const OptionalInts& row_starts, const OptionalInts& block_order,
+                                  std::optional<ScalarType> product_dtype) {
+  const char* op = "tower_pool_weight_backward";
+  const TableArguments rows(op, tables);
+  check_floating(op, "grad", grad.scalar_type());
+  const ScalarType dtype = tables.empty() ? grad.scalar_type() : rows.dtype();
+  const ScalarType sums = accumulator(dtype);
+  const BagArguments bags(op, rows.rows(), rows.dims(), sums, ids, offsets, per_sample_weights, feature_tables,
+                          poolings, row_starts, block_order);
+  check_cpu(op, "grad", grad);
+  check(grad.dim() == 2 && grad.size(0) == bags.out_rows(), op, "grad must be [", bags.out_rows(),
+        ", C], a row per row of the output, got ", shape_name(grad));
+  const Tensor dense_grad = contiguous_as(grad, sums);
+  const cpu::TowerGradient gradient = {
+      .grad = dense_grad.const_data_ptr(),
+      .out_width = grad.size(1),
+      .bfloat16_products = rounds_products(op, dtype, product_dtype),
+  };
+  if (bags.out_rows() == 0) return torch::stable::new_zeros(grad, {grad.size(1), bags.width()}, dtype);
+
+  const cpu::ParallelFor threads = torch_threads();
+  const cpu::TowerPoolBackwardKernels& kernels = cpu::tower_pool_backward_kernels();
+  cpu::TableData data = rows.data();
+  data.dtype = kernel_dtype(dtype);
+  const Tensor out = torch::stable::empty({grad.size(1), bags.width()}, dtype);
+  ask_for_huge_pages(out);
+  const Tensor scratch =
+      torch::stable::empty({kernels.scratch_size(bags.layout(), gradient, data.dtype, threads)}, sums);
+  ask_for_huge_pages(scratch);
+  kernels.weight(bags.layout(), data, gradient, out.mutable_data_ptr(), scratch.mutable_data_ptr(), threads);
+  return out;
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(dmt, CPU, ops) { ops.impl("tower_pool", TORCH_BOX(&tower_pool)); }
+STABLE_TORCH_LIBRARY_IMPL(dmt, CPU, ops) {
+  ops.impl("tower_pool", TORCH_BOX(&tower_pool));
+  ops.impl("tower_pool_weight_backward", TORCH_BOX(&tower_pool_weight_backward));
+}
 
 }  // namespace dmt

@@ -133,10 +133,10 @@ def _backward(ctx: Any, grad: Tensor, needs_grad: Sequence[Any]) -> tuple[Any, .
     if any(needed[0]):
         table_grads = list(ctx.gradients.of_tables(pooled_grad, ids, offsets, weights))
     if needed[3]:
-        silent = bounds_code("none")  # the forward has complained already
         layout = ctx.gradients.layout
-        pooled = torch.ops.dmt.embedding_bag(tables, ids, offsets, weights, *layout, silent, ctx.product_dtype)
-        weight_grad = (factor.t() @ pooled).to(weight.dtype)
+        weight_grad = torch.ops.dmt.tower_pool_weight_backward(
+            grad, tables, ids, offsets, weights, *layout, ctx.product_dtype
+        ).to(weight.dtype)
     if needed[4]:
         bias_grad = grad.sum(0).to(ctx.bias_dtype)
     if needed[5]:

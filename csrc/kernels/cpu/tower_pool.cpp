@@ -8,164 +8,44 @@
 // its elements are broadcast, in the order in which they lie.
 #include "tower_pool.h"
 
-#include "float_formats.h"
 #include "multiply_block.h"
-#include "pool_bag.h"
+#include "pooled_slice.h"
+#include "product_words.h"
 
 namespace dmt::cpu {
 namespace {
 
-constexpr int64_t kTileSamples = 256;    // the weight is read once per tile, the sums of a tile fit the L2 cache
-constexpr int64_t kStagedRows = 16;      // pooled rows before they are turned into panels
-constexpr int64_t kPrefetchedIds = 512;  // per slice, at most: bytes that wait in the L2 cache beside the rest
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// ---- Words: what one lane multiplies --------------------------------------------------------------------------------
-
-// A number as it is.
-template <class Acc>
-struct Plain {
-  using Word = Acc;
-  static constexpr int64_t kColumns = 1;  // of the weight, per word
-  template <class T>
-  static void make(const T* values, int64_t columns, Word* words) {
-    for (int64_t i = 0; i < columns; ++i) words[i] = load(values[i]);
-  }
-};
-
-#if defined(__AVX512BF16__)
-// Two columns, rounded to bfloat16; a last odd one is paired with zero.
-struct Rounded {
-  using Word = uint32_t;
-  static constexpr int64_t kColumns = 2;
-  template <class T>
-  static void make(const T* values, int64_t columns, Word* words) {
-    constexpr int64_t lanes = kLanes<float>;
-    int64_t i = 0;
-    for (; i + 2 * lanes <= columns; i += 2 * lanes) {
-      store_vector(words + i / 2, bfloat16_pairs(load_vector(values + i), load_vector(values + i + lanes)));
-    }
-    if (i == columns) return;
-    float rest[2 * lanes] = {};
-    for (int64_t j = i; j < columns; ++j) rest[j - i] = load(values[j]);
-    const WordBits pairs = bfloat16_pairs(load_vector(rest), load_vector(rest + lanes));
-    for (int64_t j = i; j < columns; j += 2) words[j / 2] = pairs[(j - i) / 2];
-  }
-};
-#else
-// A number rounded to bfloat16; the product of two of them is exact in float.
-struct Rounded {
-  using Word = float;
-  static constexpr int64_t kColumns = 1;
-  template <class T>
-  static void make(const T* values, int64_t columns, Word* words) {
-    for (int64_t i = 0; i < columns; ++i) {
-      BFloat16 rounded;
-      store(&rounded, load(values[i]));
-      words[i] = load(rounded);
-    }
-  }
-};
-#endif
-
-// ---- One tile -------------------------------------------------------------------------------------------------------
-
-// Into the caches. GCC takes a function that only prefetches for one without effect and deletes calls of it, and of its
-// callers; the empty statement is the effect that it sees.
-template <class T>
-void fetch(const T* first, const T* last) {
-  __asm__ volatile("");
-  for (; first < last; first += kCacheLine / sizeof(T)) __builtin_prefetch(first, 0, 3);
-}
-
-// Samples [first, first + samples) of block k.
-struct Tile {
-  int64_t k;
-  int64_t first;
-  int64_t samples;
-};
-
-// Columns [first, last) of the pooled matrix. The last slice also holds the features without columns.
-struct Slice {
-  int64_t first;
-  int64_t last;
-  bool is_last;
-
-  bool holds(int64_t column) const { return column >= first && (column < last || is_last); }
-};
+constexpr int64_t kTileSamples = 256;  // the weight is read once per tile, the sums of a tile fit the L2 cache
+constexpr int64_t kStagedRows = 16;    // pooled rows before they are turned into panels
 
 template <class T, class Id, class Words>
 struct TowerPool {
   using Acc = accumulator_t<T>;
   using Word = typename Words::Word;
-  static constexpr int64_t kSlice = kDepth * Words::kColumns;  // columns
+  static constexpr int64_t kSlice = kDepth * Words::kTerms;  // columns
   static constexpr int64_t kWidth = kPanel<Word>;
 
-  const BagLayout& bags;
-  const TableData& tables;
+  const PooledMatrix<T, Id> matrix;
   const TowerModule& module;
   T* out;
+  const BagLayout& bags = matrix.bags;
 
-  // Calls function(feature, its first column in the slice, end, offsets of the tile's bags) for the slice's features.
-  template <class Function>
-  void for_features(const Tile& tile, const Slice& slice, const Function& function) const {
-    for (int64_t f = 0; f < bags.num_features; ++f) {
-      const FeatureRows<T> rows = feature_rows<T>(bags, tables, f);
-      const int64_t begin = max(slice.first - rows.column, 0);
-      const int64_t end = min(slice.last - rows.column, rows.dim);
-      if (begin < end || slice.holds(rows.column)) {
-        function(rows, begin, max(begin, end),
-                 bags.offsets + (tile.k * bags.num_features + f) * bags.num_samples + tile.first);
-      }
-    }
-  }
-
-  // pooled = the slice's words of the tile, a panel after the other. Returns the missing ids, each counted in one
-  // slice.
+  // pooled = the slice's words of the tile, a panel after the other. Returns the missing ids.
   int64_t pool_slice(const Tile& tile, const Slice& slice, Word* pooled) const {
-    const Id* ids = typed_ids<Id>(bags);
-    const Acc* weights = static_cast<const Acc*>(bags.weights);
-    const int64_t columns = slice.last - slice.first;
-    const int64_t depth = divide_up(columns, Words::kColumns);
+    const int64_t depth = divide_up(slice.columns(), Words::kTerms);
     alignas(kCacheLine) Acc staged[kStagedRows][kSlice];
     Word words[kDepth];
-    NothingAhead nothing;  // the rows have been fetched
     int64_t missing = 0;
     for (int64_t first = 0; first < tile.samples; first += kStagedRows) {
       const int64_t last = min(first + kStagedRows, tile.samples);
-      for_features(tile, slice, [&](const FeatureRows<T>& rows, int64_t begin, int64_t end, const int64_t* offsets) {
-        for (int64_t s = first; s < last; ++s) {
-          const Acc* bag_weights = weights != nullptr ? weights + offsets[s] : nullptr;
-          const int64_t here = pool_bag(rows, begin, end - begin, ids + offsets[s], offsets[s + 1] - offsets[s],
-                                        bag_weights, staged[s - first] + rows.column + begin - slice.first, nothing);
-          missing += slice.holds(rows.column) ? here : 0;
-        }
-      });
+      missing += matrix.pool(tile, slice, first, last, staged[0], kSlice);
       for (int64_t s = first; s < last; ++s) {
         Word* panel = pooled + s / kWidth * kDepth * kWidth + s % kWidth;
-        Words::make(staged[s - first], columns, words);
+        Words::make(staged[s - first], slice.columns(), words);
         for (int64_t d = 0; d < depth; ++d) panel[d * kWidth] = words[d];
       }
     }
     return missing;
-  }
-
-  // Fetches piece `piece` of `pieces` of the rows that pool_slice will read.
-  void prefetch(const Tile& tile, const Slice& slice, int64_t piece, int64_t pieces) const {
-    const Id* ids = typed_ids<Id>(bags);
-    for_features(tile, slice, [&](const FeatureRows<T>& rows, int64_t begin, int64_t end, const int64_t* offsets) {
-      const int64_t count = min(offsets[tile.samples] - offsets[0], kPrefetchedIds);
-      const int64_t last = offsets[0] + count * (piece + 1) / pieces;
-      for (int64_t p = offsets[0] + count * piece / pieces; p < last; ++p) {
-        const int64_t row = rows.window.row(ids[p]);
-        if (row < 0) continue;
-        const T* source = rows.data + row * rows.stride;
-        fetch(source + begin, source + end);
-      }
-    });
   }
 
   // Fetches the columns of a block of the weight, as far as there is one.
@@ -178,7 +58,7 @@ struct TowerPool {
   // sums of rows [row, row + Rows) of the weight for all samples.
   template <int64_t Rows>
   void multiply(const Slice& slice, int64_t row, const Word* pooled, int64_t panels, Acc* sums) const {
-    const int64_t columns = slice.last - slice.first;
+    const int64_t columns = slice.columns();
     const int64_t rows = min(module.out_width - row, Rows);
     Word block[Rows * kDepth];
     for (int64_t r = 0; r < rows; ++r) {
@@ -188,7 +68,7 @@ struct TowerPool {
     for (int64_t r = rows; r < Rows; ++r) {
       for (int64_t d = 0; d < kDepth; ++d) block[r * kDepth + d] = 0;
     }
-    const int64_t depth = divide_up(columns, Words::kColumns);
+    const int64_t depth = divide_up(columns, Words::kTerms);
     for (int64_t p = 0; p < panels; ++p) {
       multiply_block<Rows>(block, pooled + p * kDepth * kWidth, depth, slice.first == 0,
                            sums + (row * panels + p * Rows) * kWidth);
@@ -223,12 +103,12 @@ struct TowerPool {
     int64_t missing = 0;
     int64_t first = 0;
     do {
-      const Slice slice = slice_at(first);
+      const Slice slice = slice_at(bags, first, kSlice);
       missing += pool_slice(tile, slice, pooled);
       const Tile* ahead = slice.is_last ? next : &tile;
-      const Slice slice_ahead = slice_at(slice.is_last ? 0 : slice.last);
+      const Slice slice_ahead = slice_at(bags, slice.is_last ? 0 : slice.last, kSlice);
       for (int64_t i = 0; i < blocks; ++i) {
-        if (ahead != nullptr) prefetch(*ahead, slice_ahead, i, blocks);
+        if (ahead != nullptr) matrix.prefetch(*ahead, slice_ahead, i, blocks);
         const int64_t row = i * kBlockRows;
         if (i + 1 < blocks) prefetch_weight(slice, row + kBlockRows);
         if (C - row > half) {
@@ -243,19 +123,13 @@ struct TowerPool {
     } while (first < bags.width);
     return missing;
   }
-
-  Slice slice_at(int64_t first) const {
-    const int64_t last = min(first + kSlice, bags.width);
-    return {first, last, last == bags.width};
-  }
 };
 
 // How the output's rows are cut: fewer per tile when there are more threads than tiles. No result depends on it.
 struct Tiling {
-  int64_t samples;    // of a tile
-  int64_t per_block;  // tiles
-  int64_t sums;       // elements of a thread's sums
-  int64_t pooled;     // words of a thread's pooled slice
+  int64_t samples;  // of a tile
+  int64_t sums;     // elements of a thread's sums
+  int64_t pooled;   // words of a thread's pooled slice
 
   int64_t thread_size() const { return sums + pooled; }
 };
@@ -265,7 +139,7 @@ Tiling tiling(const BagLayout& bags, int64_t out_width, const ParallelFor& threa
   const int64_t share = divide_up(bags.num_blocks * bags.num_samples, threads.num_threads);
   const int64_t samples = min(kTileSamples, divide_up(max(share, 1), kPanel<Word>) * kPanel<Word>);
   const int64_t width = divide_up(out_width, kBlockRows) * kBlockRows;
-  return {samples, divide_up(bags.num_samples, samples), width * samples, kDepth * samples};
+  return {samples, width * samples, kDepth * samples};
 }
 
 int64_t scratch_size(const BagLayout& bags, const TowerModule& module, DType dtype, const ParallelFor& threads) {
@@ -279,25 +153,21 @@ int64_t pool_typed(const BagLayout& bags, const TableData& tables, const TowerMo
                    accumulator_t<T>* scratch, const ParallelFor& threads) {
   using Job = TowerPool<T, Id, Words>;
   using Word = typename Words::Word;
-  const Job job{bags, tables, module, out};
-  const Tiling tiles = tiling<Word>(bags, module.out_width, threads);
-  const int64_t count = bags.num_blocks * tiles.per_block;
+  const Job job{{bags, tables}, module, out};
+  const Tiling sizes = tiling<Word>(bags, module.out_width, threads);
+  const Tiles tiles(bags, sizes.samples);
   const int64_t parts = threads.num_threads;
-  const auto tile_at = [&](int64_t i) {
-    const int64_t first = i % tiles.per_block * tiles.samples;
-    return Tile{i / tiles.per_block, first, min(tiles.samples, bags.num_samples - first)};
-  };
 
   int64_t missing = 0;
   parallel_for(threads, 0, parts, 1, [&](int64_t begin, int64_t end) {
     int64_t found = 0;
     for (int64_t part = begin; part < end; ++part) {
-      accumulator_t<T>* sums = scratch + part * tiles.thread_size();
-      Word* pooled = reinterpret_cast<Word*>(sums + tiles.sums);
-      const int64_t last = count * (part + 1) / parts;
-      for (int64_t i = count * part / parts; i < last; ++i) {
-        const Tile next = i + 1 < last ? tile_at(i + 1) : Tile{};
-        found += job.run(tile_at(i), i + 1 < last ? &next : nullptr, pooled, sums);
+      accumulator_t<T>* sums = scratch + part * sizes.thread_size();
+      Word* pooled = reinterpret_cast<Word*>(sums + sizes.sums);
+      const int64_t last = tiles.count * (part + 1) / parts;
+      for (int64_t i = tiles.count * part / parts; i < last; ++i) {
+        const Tile next = i + 1 < last ? tiles.at(i + 1) : Tile{};
+        found += job.run(tiles.at(i), i + 1 < last ? &next : nullptr, pooled, sums);
       }
     }
     __atomic_fetch_add(&missing, found, __ATOMIC_RELAXED);

@@ -1,0 +1,87 @@
+"""The gradient of a linear tower module's weight: ``torch.ops.dmt.tower_pool_weight_backward``, documented, with fake."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmt_kernels.ops.bag_arguments import Ints, pooled_shape, pooling_codes
+
+
+def tower_pool_weight_backward(
+    grad: Tensor,
+    tables: Sequence[Tensor],
+    ids: Tensor,
+    offsets: Tensor,
+    *,
+    per_sample_weights: Tensor | None = None,
+    feature_tables: Sequence[int] | None = None,
+    pooling: str | Sequence[str] = "sum",
+    row_starts: Sequence[int] | None = None,
+    block_order: Sequence[int] | None = None,
+    product_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Compute ``grad.T @ embedding_bag(...)`` without the pooled matrix ever existing: it is looked up piece by piece.
+
+    Parameters
+    ----------
+    grad : Tensor [K*B, C]
+        Gradient of the output of :func:`dmt_kernels.tower_pool`. Of any floating dtype; multiplied in the dtype of sums.
+    tables, ids, offsets, per_sample_weights, feature_tables, pooling, row_starts, block_order
+        As for :func:`dmt_kernels.embedding_bag`, which gives the letters. Ids out of range are missing ids.
+    product_dtype : torch.dtype, optional
+        As for :func:`dmt_kernels.tower_pool`: what the factors are rounded to.
+
+    Returns
+    -------
+    Tensor [C, D]
+        Of the dtype of the tables, or without any of `grad`. Its bits do not depend on the number of threads. Not differentiable.
+
+    Raises
+    ------
+    RuntimeError
+        Shapes, dtypes or offsets that do not fit.
+    ValueError
+        An unknown `pooling`.
+    """
+    num_features = len(tables if feature_tables is None else feature_tables)
+    return torch.ops.dmt.tower_pool_weight_backward(
+        grad,
+        list(tables),
+        ids,
+        offsets,
+        per_sample_weights,
+        feature_tables,
+        pooling_codes(pooling, num_features),
+        row_starts,
+        block_order,
+        product_dtype,
+    )
+
+
+@torch.library.register_fake("dmt::tower_pool_weight_backward")
+def _(
+    grad: Tensor,
+    tables: Sequence[Tensor],
+    ids: Tensor,
+    offsets: Tensor,
+    per_sample_weights: Tensor | None = None,
+    feature_tables: Ints = None,
+    poolings: Ints = None,
+    row_starts: Ints = None,
+    block_order: Ints = None,
+    product_dtype: torch.dtype | None = None,
+) -> Tensor:
+    _, width = pooled_shape(tables, offsets, feature_tables)
+    return grad.new_empty((grad.size(1), width), dtype=tables[0].dtype if tables else grad.dtype)
+
+
+def _refuse_second_derivative(ctx: Any, *grads: Any) -> None:
+    raise RuntimeError("tower_pool can be differentiated only once")
+
+
+# Without this torch would only warn, and give zeros.
+torch.library.register_autograd("dmt::tower_pool_weight_backward", _refuse_second_derivative)
