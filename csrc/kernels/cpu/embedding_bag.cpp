@@ -177,7 +177,8 @@ void tables_backward_part(const BagLayout& bags, int64_t table, const Acc* grad,
 
 void tables_backward(const BagLayout& bags, const void* grad, bool is_double, void* const* table_grads,
                      const ParallelFor& threads) {
-  const int64_t parts = threads.num_threads;
+  const int64_t cost = cost_before(bags, bags.num_blocks * bags.num_features * bags.num_samples);
+  const int64_t parts = cost / kGrain + 1 < threads.num_threads ? cost / kGrain + 1 : threads.num_threads;
   parallel_for(threads, 0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
       for (int64_t table = 0; table < bags.num_tables; ++table) {

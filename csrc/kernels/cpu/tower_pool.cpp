@@ -156,7 +156,7 @@ int64_t pool_typed(const BagLayout& bags, const TableData& tables, const TowerMo
   const Job job{{bags, tables}, module, out};
   const Tiling sizes = tiling<Word>(bags, module.out_width, threads);
   const Tiles tiles(bags, sizes.samples);
-  const int64_t parts = threads.num_threads;
+  const int64_t parts = min(tiles.count, threads.num_threads);  // a thread without a tile is not worth waking
 
   int64_t missing = 0;
   parallel_for(threads, 0, parts, 1, [&](int64_t begin, int64_t end) {
