@@ -94,24 +94,24 @@ def build_backward(spec: BagSpec, columns: int, products: tuple[torch.dtype, tor
     rounded = torch.bfloat16 if torch.bfloat16 in products else torch.float32
 
     def pooled_gradient() -> Tensor:
-        return (grad.to(products[0]) @ weight.to(products[0])).float()
+        return ops.tower_pool_pooled_backward(grad, weight, product_dtype=products[0])
 
     def ours() -> Tensor:
         weight_grad = ops.tower_pool_weight_backward(
             grad, views, bags.ids, bags.offsets, **bags.options, product_dtype=products[0]
         )
-        ops.embedding_update_(
-            views, states, pooled_gradient(), bags.ids, bags.offsets, optimizer=OPTIMIZER, **SETTINGS
-        )
+        ops.embedding_update_(views, states, pooled_gradient(), bags.ids, bags.offsets, optimizer=OPTIMIZER, **SETTINGS)
         return weight_grad
 
     def check() -> None:
         pooled = ops.embedding_bag(bags.tables, bags.ids, bags.offsets, **bags.options)
         weight_grad = ours()
-        factors = [factor.to(products[0]).double() for factor in (grad, pooled)]
-        agree("ours and a product", weight_grad, (factors[0].t() @ factors[1]).float())
+        expected = grad.to(products[0]).double().t() @ pooled.to(products[0]).double()
+        agree("the weight's gradient, ours and a product", weight_grad, expected.float())
         for name, peer in peers.items():
             agree(f"the weight's gradient, ours and {name}", weight_grad, peer(), products=rounded)
+        pooled_grad = grad.to(products[0]).double() @ weight.to(products[0]).double()
+        agree("the pooled rows' gradient, ours and a product", pooled_gradient(), pooled_grad.float())
         is_alike = bool(peers) and rounded == torch.float32
         check_update(bags, tables, theirs if is_alike else None, pooled_gradient(), OPTIMIZER)
         if peers and not is_alike:  # rounded gradients: the steps are as alike as those, the tables much more

@@ -65,6 +65,7 @@ Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Te
       .bfloat16_products = bfloat16_products,
   };
   const Tensor out = torch::stable::empty({bags.out_rows(), out_width}, dtype);
+  ask_for_huge_pages(out);
   const int64_t scratch_size = kernels.scratch_size(bags.layout(), module, data.dtype, threads);
   const Tensor scratch = torch::stable::empty({scratch_size}, sums);
   const int64_t missing =

@@ -10,7 +10,7 @@ from dmt_kernels.ops.id_exchange import id_exchange, select_features
 from dmt_kernels.ops.peer_all_to_all import peer_all_to_all, peer_all_to_all_start, peer_all_to_all_wait
 from dmt_kernels.ops.tower_all_to_all import tower_all_to_all, tower_all_to_all_start, tower_all_to_all_wait
 from dmt_kernels.ops.tower_pool import tower_pool
-from dmt_kernels.ops.tower_pool_gradients import tower_pool_weight_backward
+from dmt_kernels.ops.tower_pool_gradients import tower_pool_pooled_backward, tower_pool_weight_backward
 from dmt_kernels.ops.two_stage_all_to_all import two_stage_all_to_all
 from dmt_kernels.ops.wire_codec import wire_decode, wire_encode
 
@@ -29,6 +29,7 @@ __all__ = [
     "tower_all_to_all_start",
     "tower_all_to_all_wait",
     "tower_pool",
+    "tower_pool_pooled_backward",
     "tower_pool_weight_backward",
     "two_stage_all_to_all",
     "wire_decode",

@@ -18,6 +18,7 @@ from dmt_kernels.ops.bag_arguments import (
     warn_about_missing_ids,
 )
 from dmt_kernels.ops.bag_gradients import BagGradients, shaped_like_inputs
+from dmt_kernels.ops.tower_pool_gradients import tower_pool_pooled_backward
 
 
 def tower_pool(
@@ -52,7 +53,7 @@ def tower_pool(
     product_dtype : torch.dtype, optional
         What pooled rows and weight are rounded to before they are multiplied; products are summed in float32 all the
         same. By default they are not rounded. ``torch.bfloat16``, for all but float64 tables, is about twice as fast on
-        CPUs with AVX512-BF16 (which take denormals for zero); the backward then rounds its factors and products, too.
+        CPUs with AVX512-BF16 (which take denormals for zero); the backward then rounds its factors, too.
 
     Returns
     -------
@@ -123,10 +124,9 @@ def _backward(ctx: Any, grad: Tensor, needs_grad: Sequence[Any]) -> tuple[Any, .
     ids, offsets, weight, *rest = ctx.saved_tensors
     weights, tables = (rest[0], rest[1:]) if ctx.weighted else (None, rest)
     needed = [*needs_grad, *[False] * 6][:6]  # tables, ids, offsets, weight, bias, per_sample_weights
-    accumulator = accumulator_dtype(weight.dtype)
-    grad = grad.to(accumulator)
-    factor = grad.to(ctx.product_dtype)
-    pooled_grad = (factor @ weight.to(ctx.product_dtype)).to(accumulator)
+    grad = grad.to(accumulator_dtype(weight.dtype))
+    if any(needed[0]) or needed[5]:
+        pooled_grad = tower_pool_pooled_backward(grad, weight, product_dtype=ctx.product_dtype)
 
     table_grads: list[Tensor | None] = [None] * len(needed[0])
     weight_grad = bias_grad = sample_weight_grad = None

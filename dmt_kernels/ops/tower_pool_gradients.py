@@ -1,4 +1,4 @@
-"""The gradient of a linear tower module's weight: ``torch.ops.dmt.tower_pool_weight_backward``, documented, with fake."""
+"""Gradients of a tower module: in its weight, ``torch.ops.dmt.tower_pool_weight_backward``, and in pooled rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmt_kernels.ops.bag_arguments import Ints, pooled_shape, pooling_codes
+from dmt_kernels.ops.bag_arguments import Ints, accumulator_dtype, pooled_shape, pooling_codes
 
 
 def tower_pool_weight_backward(
@@ -29,7 +29,7 @@ def tower_pool_weight_backward(
     Parameters
     ----------
     grad : Tensor [K*B, C]
-        Gradient of the output of :func:`dmt_kernels.tower_pool`. Of any floating dtype; multiplied in the dtype of sums.
+        Gradient of the output of :func:`dmt_kernels.tower_pool`. Of any floating dtype.
     tables, ids, offsets, per_sample_weights, feature_tables, pooling, row_starts, block_order
         As for :func:`dmt_kernels.embedding_bag`, which gives the letters. Ids out of range are missing ids.
     product_dtype : torch.dtype, optional
@@ -38,7 +38,8 @@ def tower_pool_weight_backward(
     Returns
     -------
     Tensor [C, D]
-        Of the dtype of the tables, or without any of `grad`. Its bits do not depend on the number of threads. Not differentiable.
+        Of the dtype of the tables, or without any of `grad`. Its bits do not depend on the number of threads. Not
+        differentiable.
 
     Raises
     ------
@@ -59,6 +60,38 @@ def tower_pool_weight_backward(
         row_starts,
         block_order,
         product_dtype,
+    )
+
+
+def tower_pool_pooled_backward(grad: Tensor, weight: Tensor, *, product_dtype: torch.dtype | None = None) -> Tensor:
+    """Compute ``grad @ weight``: the gradient of the pooled matrix, which is what tables are updated with.
+
+    The rows of `grad` are looked up in order, as bags of one id, since our product and its output in huge pages take
+    less time than torch's, and keep sums in float32 when factors are rounded.
+
+    Parameters
+    ----------
+    grad : Tensor [K*B, C]
+        Gradient of the output of :func:`dmt_kernels.tower_pool`. Of any floating dtype.
+    weight : Tensor [C, D]
+        The module's.
+    product_dtype : torch.dtype, optional
+        As for :func:`dmt_kernels.tower_pool`: what the factors are rounded to.
+
+    Returns
+    -------
+    Tensor [K*B, D]
+        In the dtype of sums: float64 for float64 weights, else float32.
+
+    Raises
+    ------
+    RuntimeError
+        Shapes or dtypes that do not fit.
+    """
+    sums = accumulator_dtype(weight.dtype)
+    places = torch.arange(grad.size(0) + 1)
+    return torch.ops.dmt.tower_pool(
+        [grad.to(sums).contiguous()], places[:-1], places, weight.to(sums).t(), product_dtype=product_dtype
     )
 
 
