@@ -150,7 +150,7 @@ class Batch {
   void run(const Function& function) {
     cpu::for_tasks(static_cast<int64_t>(pieces_.size()), threads_, [&](int64_t i, int64_t) {
       const cpu::TableUpdate& table = tables_[pieces_[i].table];
-      function(table, pieces_[i].rows, i, Buffer<double>(table.dim).data());
+      function(table, pieces_[i].rows, i, Buffer<double>(cpu::kRowsTogether * table.dim).data());
     });
   }
 

@@ -26,7 +26,7 @@ def wire_encode(
     x = input.float()
     words = None if seed is None else random_words(seed, step, first_row, *x.shape)
     if format is WireFormat.FP32:
-        return _bytes(x)
+        return _bytes(torch.where(x.isnan(), torch.nan, x))  # the cast from halves gives NaNs bits by their place
     if format is WireFormat.BF16:
         payload = x.to(torch.bfloat16) if words is None else _bfloat16_at_random(x, words)
         return _padded(_bytes(torch.where(x.isnan(), torch.nan, payload)))
