@@ -22,7 +22,7 @@ struct TowerPoolBackwardKernels {
                           const ParallelFor& threads);
 
   // out [C, D] = grad^T [C, K*B] @ pooled [K*B, D], of the tables' type. Sums are kept in Acc, in the order of blocks
-  // and samples, and rounded once. Missing ids are passed over.
+  // and samples, and rounded once. Missing ids are passed over. There is at least one sample.
   void (*weight)(const BagLayout& bags, const TableData& tables, const TowerGradient& gradient, void* out,
                  void* scratch, const ParallelFor& threads);
 };
