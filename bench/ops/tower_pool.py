@@ -115,8 +115,12 @@ def build_backward(spec: BagSpec, columns: int, products: tuple[torch.dtype, tor
         is_alike = bool(peers) and rounded == torch.float32
         check_update(bags, tables, theirs if is_alike else None, pooled_gradient(), OPTIMIZER)
         if peers and not is_alike:  # rounded gradients: the steps are as alike as those, the tables much more
-            step, their_step = (after - bags.memory for after in (tables, theirs))
-            agree("the tables' steps, ours and the peer's", step, their_step, products=rounded)
+            feature = bags.feature_of_ids()
+            all_tables = zip(bags.tables, views, tables_in(theirs, spec.shape), strict=True)
+            for f, (before, mine, other) in enumerate(all_tables):
+                touched = bags.ids[feature == f].unique().long()
+                steps = [after[touched] - before[touched] for after in (mine, other)]
+                agree(f"the step, ours and the peer's, table {f}", *steps, products=rounded)
 
     def floor(ceilings: Ceilings) -> dict[str, float]:
         samples = spec.shape.samples
