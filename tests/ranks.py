@@ -16,11 +16,16 @@ import torch.distributed as dist
 
 # Forked from a server that has torch imported, ranks start in milliseconds instead of seconds.
 _CONTEXT = mp.get_context("forkserver")
+DIED = "the process died without a word"
 _CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "dmt_kernels"])
 
 
-def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout_s: float = 60.0) -> list[Any]:
+def run_ranks(
+    function: Callable[..., Any], world: int, *args: Any, timeout_s: float = 60.0, mortal: bool = False
+) -> list[Any]:
     """Call ``function(rank, *args)`` on every rank of a gloo world and return the results, rank by rank.
+
+    With `mortal` a rank may die without a word, which is its result then (:data:`DIED`).
 
     Raises
     ------
@@ -31,14 +36,14 @@ def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout_s: f
         pipes, processes = [], []
         for rank in range(world):
             receiver, sender = _CONTEXT.Pipe(duplex=False)
-            rank_args = (function, rank, world, folder, sender, args)
+            rank_args = (function, rank, world, folder, sender, args, mortal)
             process = _CONTEXT.Process(target=_rank_main, args=rank_args, daemon=True)
             process.start()
             sender.close()
             pipes.append(receiver)
             processes.append(process)
         try:
-            return _collect(pipes, timeout_s)
+            return _collect(pipes, timeout_s, mortal)
         finally:
             for process in processes:
                 process.join(timeout=5)
@@ -47,7 +52,7 @@ def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout_s: f
                     process.join()
 
 
-def _collect(pipes: list, timeout_s: float) -> list[Any]:
+def _collect(pipes: list, timeout_s: float, mortal: bool) -> list[Any]:
     results: dict[int, Any] = {}
     deadline = time.monotonic() + timeout_s
     while len(results) < len(pipes):
@@ -61,21 +66,24 @@ def _collect(pipes: list, timeout_s: float) -> list[Any]:
             try:
                 ok, value = pickle.loads(pipe.recv_bytes())
             except EOFError:
-                ok, value = False, "the process died without a word"
+                ok, value = mortal, DIED
             if not ok:
                 raise AssertionError(f"rank {rank} failed:\n{value}")
             results[rank] = value
     return [results[rank] for rank in range(len(pipes))]
 
 
-def _rank_main(function: Callable[..., Any], rank: int, world: int, folder: str, sender, args: tuple) -> None:
+def _rank_main(
+    function: Callable[..., Any], rank: int, world: int, folder: str, sender, args: tuple, mortal: bool
+) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world))
     try:
         store = dist.FileStore(str(Path(folder) / "store"), world)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
         result = function(rank, *args)
-        dist.barrier()  # nobody leaves while others still talk
+        if not mortal:
+            dist.barrier()  # nobody leaves while others still talk
         # By value: tensors that Connection.send shares would go with this process.
         sender.send_bytes(pickle.dumps((True, result)))
     except BaseException:

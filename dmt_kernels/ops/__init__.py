@@ -8,6 +8,7 @@ from dmt_kernels.ops.embedding_bag import embedding_bag
 from dmt_kernels.ops.embedding_update import embedding_row_squares, embedding_update_
 from dmt_kernels.ops.id_exchange import id_exchange, select_features
 from dmt_kernels.ops.peer_all_to_all import peer_all_to_all, peer_all_to_all_start, peer_all_to_all_wait
+from dmt_kernels.ops.stage import stage_start, stage_wait
 from dmt_kernels.ops.tower_all_to_all import tower_all_to_all, tower_all_to_all_start, tower_all_to_all_wait
 from dmt_kernels.ops.tower_pool import tower_pool
 from dmt_kernels.ops.tower_pool_gradients import tower_pool_pooled_backward, tower_pool_weight_backward
@@ -25,6 +26,8 @@ __all__ = [
     "peer_all_to_all_start",
     "peer_all_to_all_wait",
     "select_features",
+    "stage_start",
+    "stage_wait",
     "tower_all_to_all",
     "tower_all_to_all_start",
     "tower_all_to_all_wait",

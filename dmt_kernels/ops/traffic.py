@@ -34,6 +34,12 @@ def register_group(name: str, stage: str, links: Sequence[str]) -> None:
     _groups[name] = _Group(stage, tuple(links))
 
 
+def stage_of(group: str) -> str | None:
+    """Return what a group is for, or None if nobody registered it."""
+    known = _groups.get(group)
+    return None if known is None else known.stage
+
+
 def count_sent(group: str, sent_bytes: Sequence[int]) -> None:
     """Count one message per rank of the group. A group nobody registered is not counted."""
     if (known := _groups.get(group)) is not None:

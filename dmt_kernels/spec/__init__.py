@@ -1,7 +1,7 @@
 """Layer 0: plain dataclasses that every other layer speaks in. No tensors are computed here."""
 
 from dmt_kernels.spec.batch import Batch, Jagged
-from dmt_kernels.spec.errors import InputError, NotBuilt, RankFailed
+from dmt_kernels.spec.errors import ExchangeError, InputError, NotBuilt, RankFailed
 from dmt_kernels.spec.optimizer import TableOptimizer
 from dmt_kernels.spec.partition import Partition
 from dmt_kernels.spec.seeding import derive_seed
@@ -13,6 +13,7 @@ from dmt_kernels.spec.wire_format import ErrorBound, WireFormat
 __all__ = [
     "Batch",
     "ErrorBound",
+    "ExchangeError",
     "InputError",
     "Jagged",
     "NotBuilt",

@@ -11,3 +11,7 @@ class RankFailed(RuntimeError):
 
 class NotBuilt(ImportError):
     """The compiled library is not there; the message says how to get it."""
+
+
+class ExchangeError(RuntimeError):
+    """An exchange between ranks failed; the message names this rank, the stage, the group and the backend's words."""

@@ -1,0 +1,122 @@
+"""Stages in plain ``torch.distributed``: the engine where the compiled one is not there, and its oracle."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dmt_kernels.ops.groups import resolve_group
+from dmt_kernels.spec import WireFormat
+
+_FORMATS = list(WireFormat)
+_untracked = torch._C._AutoDispatchBelowADInplaceOrView  # no gradients, no version counters
+_copied_bytes = 0
+
+
+class _Message:
+    """Blocks of rows as the bytes that travel; `sizes` are those of each block."""
+
+    def __init__(self, blocks: Sequence[Tensor], format: int | None) -> None:
+        self.blocks, self.format = blocks, None if format is None else _FORMATS[format]
+        self.sizes = [len(block) * self._row_bytes(block) for block in blocks]
+        self.in_place = self.format is None and _lie_together(blocks)
+        if self.in_place:
+            first = next((block for block in blocks if block.numel()), blocks[0])
+            count = sum(block.numel() for block in blocks)
+            self.bytes = first.as_strided((count,), (1,)).view(torch.uint8)
+        else:
+            self.bytes = torch.empty(sum(self.sizes), dtype=torch.uint8, device=blocks[0].device)
+
+    def pack(self, seed: int | None, step: int) -> None:
+        first_row = 0
+        for piece, block in self._pieces():
+            if self.format is not None:
+                message = torch.ops.dmt.wire_encode(block, self.format.code, seed, step, first_row)
+                piece.copy_(message.flatten())
+            elif not self.in_place:
+                _copy(piece.view(block.dtype).view(block.shape), block)
+            first_row += len(block)
+
+    def unpack(self) -> None:
+        for piece, block in self._pieces():
+            if self.format is not None:
+                message = piece.view(len(block), self._row_bytes(block))
+                block.copy_(torch.ops.dmt.wire_decode(message, block.shape[1], self.format.code, block.dtype))
+            elif not self.in_place:
+                _copy(block, piece.view(block.dtype).view(block.shape))
+
+    def _row_bytes(self, block: Tensor) -> int:
+        columns = block.shape[1]
+        return columns * block.itemsize if self.format is None else self.format.row_bytes(columns)
+
+    def _pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.bytes.split(self.sizes), self.blocks, strict=True)
+
+
+class Stage:
+    """A stage in flight."""
+
+    def __init__(
+        self,
+        blocks: Sequence[Tensor],
+        out: Sequence[Tensor],
+        group: str,
+        format: int | None,
+        seed: int | None,
+        step: int,
+    ) -> None:
+        with _untracked():
+            self._sent, self._received = _Message(blocks, format), _Message(out, format)
+            self._sent.pack(seed, step)
+            work = dist.all_to_all_single(
+                self._received.bytes,
+                self._sent.bytes,
+                self._received.sizes,
+                self._sent.sizes,
+                group=resolve_group(group),
+                async_op=True,
+            )
+        assert work is not None
+        self._work = work
+        self.sent_bytes = self._sent.sizes
+
+    def wait(self) -> None:
+        """Wait for the blocks and put them where they belong."""
+        self._work.wait()
+        with _untracked():
+            self._received.unpack()
+
+
+def start(
+    blocks: Sequence[Tensor], out: Sequence[Tensor], group: str, format: int | None, seed: int | None, step: int
+) -> Stage:
+    """Start a stage; arguments as in `dmt_kernels.ops.stage.stage_start`."""
+    return Stage(blocks, out, group, format, seed, step)
+
+
+def copied_bytes() -> int:
+    """Bytes copied to pack and unpack."""
+    return _copied_bytes
+
+
+def _copy(target: Tensor, source: Tensor) -> None:
+    global _copied_bytes
+    target.copy_(source)
+    _copied_bytes += source.numel() * source.itemsize
+
+
+def _lie_together(blocks: Sequence[Tensor]) -> bool:
+    """Whether the blocks are one piece of memory, in order."""
+    full = [block for block in blocks if block.numel()]
+    sizes = (block.numel() * block.itemsize for block in full)
+    starts = itertools.accumulate(sizes, initial=full[0].data_ptr() if full else 0)
+    return all(
+        block.is_contiguous()
+        and block.data_ptr() == start
+        and block.untyped_storage().data_ptr() == full[0].untyped_storage().data_ptr()
+        for block, start in zip(full, starts, strict=False)
+    )

@@ -1,0 +1,133 @@
+"""One stage of an exchange: an all-to-all of blocks of rows, in flight between start and wait.
+
+It is what eager mode runs on; under ``torch.compile`` the functional collectives of ``all_to_all.py`` are traced.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dmt_kernels.ops import traffic
+from dmt_kernels.ops.groups import exchange_failure
+from dmt_kernels.ops.reference import stage as composition
+from dmt_kernels.spec import WireFormat
+
+
+class _Stage(Protocol):
+    """A stage in flight. It keeps everything alive that the backend reads and writes."""
+
+    sent_bytes: list[int]  # to every rank
+
+    def wait(self) -> None: ...
+
+
+class _Engine(Protocol):
+    """Starts stages; formats are the codes of :class:`WireFormat`, None carries the dtype's own bytes."""
+
+    def start(
+        self,
+        blocks: Sequence[Tensor],
+        out: Sequence[Tensor],
+        group: str,
+        format: int | None,
+        seed: int | None,
+        step: int,
+    ) -> _Stage: ...
+
+    def copied_bytes(self) -> int: ...
+
+
+_engine: _Engine = composition
+_tickets = itertools.count(1)
+_in_flight: dict[int, tuple[str, _Stage]] = {}  # by ticket; one operation on a dict is atomic
+_CODES = {format: format.code for format in WireFormat}
+
+
+def stage_start(
+    blocks: Sequence[Tensor],
+    out: Sequence[Tensor],
+    group: str,
+    format: WireFormat | None = None,
+    *,
+    seed: int | None = None,
+    step: int = 0,
+) -> int:
+    """Start sending ``blocks[i]`` to rank ``i`` of the group.
+
+    After :func:`stage_wait`, ``out[i]`` holds what rank ``i`` sent. Every rank of the group starts the same stages in
+    the same order, also with nothing to send. Any number may be in flight; they are waited for in the order in which
+    they were started. Until then nobody may write to ``blocks``, or touch ``out``.
+
+    Blocks that lie in memory one behind the other, in order and without gaps (views of one buffer), are sent from where
+    they are, and ``out`` is received in place, if there is nothing to convert. Otherwise one pass packs or encodes, and
+    one unpacks or decodes.
+
+    Parameters
+    ----------
+    blocks : sequence of Tensor [N_i, D_i]
+        For every rank of the group, in group order. float64, float32, float16 or bfloat16, all of one dtype and
+        device; columns adjacent in memory, rows any stride apart; empty ones are allowed.
+    out : sequence of Tensor [M_i, E_i]
+        From every rank, of the same dtype; ``out[i]`` here has the shape of ``blocks[j]`` there, if this is rank ``j``
+        (which is not checked). They are written behind autograd's back.
+    group : str
+        Name of the process group.
+    format : WireFormat, optional
+        How rows travel (:func:`~dmt_kernels.ops.wire_encode`). None, or fp32 for float32, carries their own bits.
+    seed, step : int
+        Of stochastic rounding, as in :func:`~dmt_kernels.ops.wire_encode`, whose ``first_row`` counts the rows over the
+        blocks in order.
+
+    Returns
+    -------
+    int
+        A ticket for :func:`stage_wait`.
+
+    Raises
+    ------
+    ExchangeError
+        The group's backend refuses.
+    """
+    code = None if format is None or _keeps_bits(format, blocks) else _CODES[format]
+    try:
+        stage = _engine.start(blocks, out, group, code, seed, step)
+    except RuntimeError as error:
+        raise exchange_failure(group, "sent its blocks", error) from error
+    traffic.count_sent(group, stage.sent_bytes)
+    ticket = next(_tickets)
+    _in_flight[ticket] = group, stage
+    return ticket
+
+
+def stage_wait(ticket: int) -> None:
+    """Wait until what :func:`stage_start` promised has arrived.
+
+    On CUDA it is the current stream that waits, not the host.
+
+    Raises
+    ------
+    ExchangeError
+        A rank of the group died, or did not answer within the group's timeout.
+    """
+    group, stage = _in_flight.pop(ticket)
+    try:
+        stage.wait()
+    except RuntimeError as error:
+        raise exchange_failure(group, "waited for the others' blocks", error) from error
+
+
+def stage_copied_bytes() -> int:
+    """Bytes that stages of this process have packed and unpacked so far because they did not lie as they travel.
+
+    Encoding and decoding are not counted.
+    """
+    return _engine.copied_bytes()
+
+
+def _keeps_bits(format: WireFormat, blocks: Sequence[Tensor]) -> bool:
+    return format is WireFormat.FP32 and blocks[0].dtype is torch.float32

@@ -1,0 +1,180 @@
+"""Stages, on every engine there is: what arrives, in whatever memory; what is copied; what is said when a rank dies."""
+
+import itertools
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dmt_kernels.comm import build_mesh, traffic
+from dmt_kernels.ops import stage
+from dmt_kernels.ops.reference import stage as composition
+from dmt_kernels.spec import ExchangeError, WireFormat
+from tests.ops.bags import DTYPES
+from tests.ops.stages import LAYOUTS, Case, same_bits
+from tests.ranks import DIED, run_ranks
+
+ENGINES = {"composition": composition}
+engines = pytest.mark.parametrize("engine", ENGINES)
+
+
+def _use(engine: str) -> None:
+    stage._engine = ENGINES[engine]
+
+
+def _cases(world: int) -> list[Case]:
+    formats = [None, *WireFormat]
+    layouts = itertools.cycle(itertools.product(LAYOUTS, LAYOUTS))
+    plain = [Case(world, torch.float32, None, sent, received) for sent, received in itertools.product(LAYOUTS, LAYOUTS)]
+    mixed = [
+        Case(world, dtype, format, *next(layouts), seed=seed, number=number)
+        for number, (dtype, format, seed) in enumerate(itertools.product(DTYPES, formats, (None, 7)))
+    ]
+    return plain + mixed
+
+
+def _check_arrived(case: Case, rank: int, out: list[Tensor]) -> None:
+    for source, block in enumerate(out):
+        assert same_bits(block, case.expected(source, rank)), f"{case}: from {source} to {rank}"
+
+
+def _every_case(rank: int, engine: str, world: int) -> None:
+    _use(engine)
+    group = dist.group.WORLD.group_name
+    for case in _cases(world):
+        sent, received = case.sent(rank), case.received(rank)
+        before = stage.stage_copied_bytes()
+        stage.stage_wait(stage.stage_start(sent, received, group, case.format, seed=case.seed, step=case.number))
+        _check_arrived(case, rank, received)
+        assert stage.stage_copied_bytes() - before == case.copied_bytes(rank), case
+
+
+@engines
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_blocks_arrive_in_any_layout_and_format(engine: str, world: int) -> None:
+    run_ranks(_every_case, world, engine, world)
+
+
+def _in_flight(rank: int, engine: str) -> None:
+    _use(engine)
+    mesh = build_mesh(1, 2, timeout_s=30)
+    formats = (None, WireFormat.INT8, WireFormat.BF16, None, WireFormat.FP16)
+    cases = [Case(2, torch.float32, format, "columns", "together", number=i) for i, format in enumerate(formats)]
+    groups = [
+        mesh.tower.group_name,
+        mesh.tower.group_name,
+        mesh.flat.group_name,
+        mesh.tower.group_name,
+        mesh.ids.group_name,
+    ]
+    out = [case.received(rank) for case in cases]
+    tickets = []
+    for case, group, received in zip(cases, groups, out, strict=True):
+        # The engine alone holds what is sent.
+        tickets.append(stage.stage_start(case.sent(rank), received, group, case.format, step=case.number))
+    for case, ticket, received in zip(cases, tickets, out, strict=True):
+        stage.stage_wait(ticket)
+        _check_arrived(case, rank, received)
+
+
+@engines
+def test_several_stages_are_in_flight(engine: str) -> None:
+    run_ranks(_in_flight, 2, engine)
+
+
+def _traffic(rank: int, engine: str) -> None:
+    _use(engine)
+    mesh = build_mesh(1, 2, timeout_s=30)
+    blocks = [torch.ones(3, 5), torch.ones(4, 5)]
+    for format, row_bytes in ((None, 20), (WireFormat.INT8, 12)):
+        traffic.reset()
+        out = [torch.empty(3 + rank, 5), torch.empty(3 + rank, 5)]
+        stage.stage_wait(stage.stage_start(blocks, out, mesh.tower.group_name, format))
+        rows = {"self": 3 + rank, "tower": 4 - rank}
+        assert traffic.sent_bytes() == {("tower", link): n * row_bytes for link, n in rows.items()}
+
+
+@engines
+def test_traffic_is_counted_with_its_scales(engine: str) -> None:
+    run_ranks(_traffic, 2, engine)
+
+
+def _leaves(rank: int, engine: str) -> None:
+    _use(engine)
+    weight = torch.ones(2, 3, requires_grad=True)
+    saved = torch.zeros(2, 2, 3)
+    for format in (None, WireFormat.BF16):
+        for out in (list(saved), list(saved.flip(0))):
+            version = out[0]._version
+            stage.stage_wait(stage.stage_start([weight, weight], out, dist.group.WORLD.group_name, format))
+            assert out[0]._version == version and not out[0].requires_grad
+    assert torch.equal(saved, torch.ones(2, 2, 3))
+
+
+@engines
+def test_autograd_does_not_see_a_stage(engine: str) -> None:
+    run_ranks(_leaves, 2, engine)
+
+
+def _threads(rank: int, engine: str) -> None:
+    _use(engine)
+    mesh = build_mesh(1, 2, timeout_s=10)
+    store = dist.distributed_c10d._get_default_store()
+    blocks, out = [torch.ones(2, 2)] * 2, [torch.empty(2, 2), torch.empty(2, 2)]
+    if rank == 0:
+        other = threading.Thread(target=lambda: (time.sleep(0.5), store.set("ran", "1")))
+        other.start()  # it runs while the main thread waits for rank 1, which waits for it
+    else:
+        store.wait(["ran"])
+    stage.stage_wait(stage.stage_start(blocks, out, mesh.tower.group_name))
+    if rank == 0:
+        other.join()
+
+
+@engines
+def test_a_wait_lets_other_threads_run(engine: str) -> None:
+    run_ranks(_threads, 2, engine)
+
+
+def _without_rank_2(rank: int, engine: str, fate: str) -> str:
+    _use(engine)
+    mesh = build_mesh(1, 3, timeout_s=5)
+    if rank == 2:
+        time.sleep(0.5)  # the others are at it
+        if fate == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(8)
+        return "woke"
+    blocks = list(torch.zeros(3, 1 << 20, 1))
+    ticket = stage.stage_start(blocks, list(torch.empty(3, 1 << 20, 1)), mesh.tower.group_name)
+    with pytest.raises(ExchangeError) as raised:
+        stage.stage_wait(ticket)
+    time.sleep(1)  # stay until all have seen that it was rank 2
+    return str(raised.value)
+
+
+@engines
+@pytest.mark.parametrize("fate", ["dies", "sleeps"])
+def test_survivors_say_who_they_are_and_what_they_waited_for(engine: str, fate: str) -> None:
+    *survivors, fallen = run_ranks(_without_rank_2, 3, engine, fate, mortal=True, timeout_s=30)
+    assert fallen == {"dies": DIED, "sleeps": "woke"}[fate]
+    for rank, sentence in enumerate(survivors):
+        assert sentence.startswith(f"rank {rank} waited for the others' blocks in the tower stage of group ")
+        assert "(ranks 0, 1, 2)" in sentence and "\n" not in sentence
+        assert {"dies": "closed by peer", "sleeps": "Timed out"}[fate] in sentence
+
+
+def _no_group(rank: int, engine: str) -> None:
+    _use(engine)
+    with pytest.raises(ExchangeError, match="rank 0 sent its blocks in a stage of group 'nobody', and"):
+        stage.stage_start([torch.ones(1, 1)], [torch.ones(1, 1)], "nobody")
+
+
+@engines
+def test_a_group_that_is_not_there(engine: str) -> None:
+    run_ranks(_no_group, 1, engine)
