@@ -4,7 +4,10 @@ A *lookup* is one feature in one shard. A member's pooled block has its lookups 
 through the tower stage, then those of replicated tables, which it looks up for itself and keeps.
 """
 
+from __future__ import annotations
+
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,6 +50,19 @@ class MemberLayout:
 
 
 @dataclass(frozen=True)
+class Run:
+    """Columns ``[column, column + width)`` of a tower: the sum of columns of these blocks, ``(block, first column)``."""
+
+    column: int
+    width: int
+    sources: tuple[tuple[int, int], ...]
+
+    def continues_in(self, other: Run) -> bool:
+        """Whether ``other`` is the next columns of the same blocks."""
+        return other.sources == tuple((b, start + self.width) for b, start in self.sources)
+
+
+@dataclass(frozen=True)
 class TowerLayout:
     """Members of one tower, and the order of its features."""
 
@@ -63,15 +79,13 @@ class TowerLayout:
         """Columns of replicated tables, the same on every member."""
         return self.members[0].kept_width
 
-    def assemble(self, blocks: Sequence[Tensor], kept: Tensor | None) -> Tensor:
+    def assemble(self, blocks: Sequence[Tensor]) -> Tensor:
         """Put the members' columns into the order of the tower's features.
 
         Parameters
         ----------
         blocks : sequence of Tensor
-            ``[N, D_m]`` of every member.
-        kept : Tensor or None
-            ``[N, kept_width]`` of replicated tables.
+            ``[N, D_m]`` of every member and, last, ``[N, kept_width]`` of replicated tables.
 
         Returns
         -------
@@ -79,27 +93,58 @@ class TowerLayout:
             ``[N, D_t]``. Columns of a column split stand side by side; partial sums of a row split are added in
             row order.
         """
-        pieces: list[Tensor] = []
-        for sources in self._sources:
-            columns = [
-                (kept if member is None else blocks[member])[:, lookup.column : lookup.column + lookup.shard.dim]  # type: ignore[index]
-                for member, lookup in sources
-            ]
-            if sources[0][1].shard.splits_rows:
-                pieces.append(sum(columns[1:], start=columns[0]))
-            else:
-                pieces.extend(columns)
+        pieces = []
+        for run in self.runs:
+            first, *others = (blocks[b][:, start : start + run.width] for b, start in run.sources)
+            pieces.append(sum(others, start=first))
         return torch.cat(pieces, dim=1)
 
+    def scatter(self, grad: Tensor, blocks: Sequence[Tensor]) -> None:
+        """Write the gradients of :meth:`assemble`'s blocks into ``blocks``, given that of its result, ``[N, D_t]``."""
+        for run in self.runs:
+            for b, start in run.sources:
+                blocks[b][:, start : start + run.width].copy_(grad[:, run.column : run.column + run.width])
+
     @functools.cached_property
-    def _sources(self) -> list[list[tuple[int | None, Lookup]]]:
-        """For every feature the members (None: kept) and lookups that it comes from, in row and column order."""
-        found: dict[str, list[tuple[int | None, Lookup]]] = {feature: [] for feature in self.features}
+    def runs(self) -> list[Run]:
+        """The tower's columns in order, cut where their sources change."""
+        runs: list[Run] = []
+        column = 0
+        for lookups in self._sources:
+            whole = [lookups] if lookups[0][1].shard.splits_rows else [[source] for source in lookups]
+            for sources in whole:
+                run = Run(column, sources[0][1].shard.dim, tuple((b, lookup.column) for b, lookup in sources))
+                column += run.width
+                if runs and runs[-1].continues_in(run):
+                    run = Run(runs[-1].column, runs[-1].width + run.width, runs.pop().sources)
+                runs.append(run)
+        return runs
+
+    @functools.cached_property
+    def columns_of_blocks(self) -> list[int]:
+        """For every column of every block, side by side, the tower's column that it belongs to."""
+        starts = [0, *itertools.accumulate((*self.sent_widths, self.kept_width))]
+        columns = [0] * starts[-1]
+        for run in self.runs:
+            for b, start in run.sources:
+                first = starts[b] + start
+                columns[first : first + run.width] = range(run.column, run.column + run.width)
+        return columns
+
+    @functools.cached_property
+    def is_side_by_side(self) -> bool:
+        """Whether the tower's columns are those of its blocks as they come."""
+        return self.columns_of_blocks == list(range(len(self.columns_of_blocks)))
+
+    @functools.cached_property
+    def _sources(self) -> list[list[tuple[int, Lookup]]]:
+        """For every feature the blocks and lookups that it comes from, in row and column order."""
+        found: dict[str, list[tuple[int, Lookup]]] = {feature: [] for feature in self.features}
         for m, member in enumerate(self.members):
             for lookup in member.sent:
                 found[lookup.feature].append((m, lookup))
         for lookup in self.members[0].kept:
-            found[lookup.feature].append((None, lookup))
+            found[lookup.feature].append((len(self.members), lookup))
         return [
             sorted(found[feature], key=lambda source: (source[1].shard.row_start, source[1].shard.col_start))
             for feature in self.features

@@ -6,6 +6,7 @@ Letters: ``W`` ranks, ``T`` towers, ``R`` members, ``F`` features, ``B`` samples
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,14 +81,26 @@ class EmbeddingExchange(nn.Module):
         InputError
             If an id is outside its table (``bounds="error"``) or the bags are no whole number of samples.
         """
+        return self.finish(self.start(sparse))
+
+    def start(self, sparse: Jagged) -> Any:
+        """Begin what :meth:`forward` does, and return what :meth:`finish` takes; what runs between them overlaps.
+
+        Shapes and errors are those of :meth:`forward`. Every batch that was started is finished, in the same order.
+        """
+        raise NotImplementedError  # the road: one class each
+
+    def finish(self, in_flight: Any) -> Tensor:
+        """End it: ``[B, sum(C_t)]``."""
+        raise NotImplementedError
+
+    def _samples(self, sparse: Jagged) -> int:
+        """``B``."""
         features = len(self.features)
         samples, rest = divmod(sparse.offsets.numel() - 1, features)
         if rest:
             raise InputError(f"{sparse.offsets.numel() - 1} bags are no whole number of samples of {features} features")
-        return self._carry(self._checked(sparse), samples)
-
-    def _carry(self, sparse: Jagged, samples: int) -> Tensor:
-        raise NotImplementedError  # the road: one class each
+        return samples
 
     def _checked(self, sparse: Jagged) -> Jagged:
         """Ids in the narrowest width that holds them; those outside their table as ``bounds`` says."""

@@ -44,13 +44,18 @@ class LocalExchange(EmbeddingExchange):
         shards = self.shards.shards
         return complete_row_means(self.plan, shards, dict(zip(shards, squares, strict=True)))
 
-    def _carry(self, sparse: Jagged, samples: int) -> Tensor:
+    def start(self, sparse: Jagged) -> Tensor:
+        """Do it all: nothing is on a wire."""
+        samples, sparse = self._samples(sparse), self._checked(sparse)
         pooled = self.shards(select_features(sparse, len(self.features), self._route), samples, [0])
         widths = [sum(lookup.shard.dim for lookup in block) for blocks in self._blocks for block in blocks]
         pieces = iter(pooled.split(widths, dim=1))
         outputs = []
         for t, layout in enumerate(self.layouts):
-            blocks = [next(pieces) for _ in layout.members]
-            tower = layout.assemble(blocks, next(pieces))
+            tower = layout.assemble([next(pieces) for _ in (*layout.members, "kept")])
             outputs.append(self.tower_modules[str(t)](tower) if self.tower_modules else tower)
         return torch.cat(outputs, dim=1)
+
+    def finish(self, in_flight: Tensor) -> Tensor:
+        """Return what :meth:`start` returned."""
+        return in_flight

@@ -1,38 +1,52 @@
 """The two roads between ranks: flat, and two stages with a tower module between them (SPTT).
 
 Both exchange ids, hold shards and put columns in order alike; they differ in the order in which pooled blocks are
-written and in the collectives that carry them.
+written and in the stages that carry them (:mod:`~dmt_kernels.embedding.flight`).
 """
 
+from __future__ import annotations
+
+import itertools
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from dmt_kernels.comm import Mesh
 from dmt_kernels.embedding.exchange import EmbeddingExchange
+from dmt_kernels.embedding.flat_flight import FlatFlight
+from dmt_kernels.embedding.flight import Flight, InFlight, arrive, depart
 from dmt_kernels.embedding.row_means import TowerRowMeans, splits_columns
+from dmt_kernels.embedding.sptt_flight import SpttFlight
+from dmt_kernels.embedding.stage import Stage
 from dmt_kernels.embedding.table_shards import TableShards
-from dmt_kernels.ops import id_exchange, peer_all_to_all, tower_all_to_all
-from dmt_kernels.ops.all_to_all import start_blocks, wait_blocks
-from dmt_kernels.spec import InputError, Jagged, Plan
+from dmt_kernels.embedding.tower_step import tower_step
+from dmt_kernels.ops import IdExchange, IdRoutes, ReceivedIds
+from dmt_kernels.spec import InputError, Jagged, Payloads, Plan, derive_seed
 from dmt_kernels.towers import TowerModule
+
+MAX_CHUNKS = 64
 
 
 class WiredExchange(EmbeddingExchange):
-    """What the two roads share: this member's shards, and the exchange of ids.
+    """What the two roads share: this member's shards, the exchange of ids, the chunks.
 
     Parameters
     ----------
     mesh : Mesh
         This rank's place and groups; the rest as in :class:`EmbeddingExchange` and :class:`TableShards`.
+    chunks : int
+        Pieces that a batch is cut into, so that their stages overlap; where the samples of a rank are no multiple of it,
+        the largest number below that divides them.
+    payloads : Payloads
+        What rows travel as.
 
     Raises
     ------
     InputError
-        If the mesh and the plan disagree on towers and members.
+        If the mesh and the plan disagree on towers and members, or there are too few or too many chunks.
     """
 
     def __init__(
@@ -42,34 +56,55 @@ class WiredExchange(EmbeddingExchange):
         *,
         mesh: Mesh,
         bounds: str = "error",
+        chunks: int = 1,
+        payloads: Payloads | None = None,
+        seed: int,
         **shards_options: Any,
     ) -> None:
         super().__init__(plan, tower_modules, bounds)
         if mesh.topology != plan.topology:
             raise InputError(f"the mesh is {mesh.topology}, the plan is for {plan.topology}")
-        self.mesh = mesh
-        t, r = mesh.tower_index, mesh.member_index
-        self.own = self.layouts[t].members[r]
+        if not 1 <= chunks <= MAX_CHUNKS:
+            raise InputError(f"a batch cannot be cut into {chunks} chunks; choose 1 to {MAX_CHUNKS}")
+        self.mesh, self.chunks = mesh, chunks
+        self.place = mesh.tower_index, mesh.member_index
+        t, r = self.place
         row_means = TowerRowMeans(plan, t, r, mesh.rows) if splits_columns(plan, t) else None
-        self.shards = TableShards(self.own.lookups, row_means=row_means, **shards_options)
-        self._routes = [
-            [self.features.index(lookup.feature) for lookup in member.lookups]
+        self.shards = TableShards(self.layouts[t].members[r].lookups, row_means=row_means, seed=seed, **shards_options)
+        payloads = payloads or Payloads()
+        rounding = derive_seed(seed, "payloads", mesh.rank) if payloads.stochastic else None
+        groups = {"flat": mesh.flat, "peer": mesh.peer, "tower": mesh.tower}
+        formats = {
+            "flat": (payloads.peer, payloads.peer_backward),
+            "peer": (payloads.peer, payloads.peer_backward),
+            "tower": (payloads.tower, payloads.tower_backward),
+        }
+        self.stages = {name: Stage(group.group_name, *formats[name], rounding) for name, group in groups.items()}
+        self._routes = tuple(
+            tuple(self.features.index(lookup.feature) for lookup in member.lookups)
             for layout in self.layouts
             for member in layout.members
-        ]
+        )
+        self._flights = itertools.count()
 
-    def _pooled(self, sparse: Jagged, samples: int, block_order: list[int]) -> tuple[Tensor, Tensor]:
-        """``[W * B, D_r]`` to send and ``[W * B, kept_width]`` of replicas, blocks in ``block_order``."""
-        received = id_exchange(sparse, len(self.features), self._routes, self.mesh.rank, self.mesh.ids.group_name)
-        pooled = self.shards(received, samples, block_order)
-        return pooled[:, : self.own.sent_width], pooled[:, self.own.sent_width :]
+    def start(self, sparse: Jagged) -> InFlight:
+        """Look a batch up and start its messages; :meth:`finish` ends it. Raises as :meth:`forward` does."""
+        samples = self._samples(sparse)
+        received = self._receive(sparse, samples)
+        return depart(self._flight(received, samples))
 
-    def _keep(self, kept: Tensor, rows: int) -> Tensor:
-        """Of ``[R * rows, kept_width]`` in peer order, the own ``[rows, kept_width]``."""
-        if not kept.shape[1]:
-            return kept[:rows]
-        blocks = kept.view(self.plan.topology.members, rows, kept.shape[1])
-        return _KeepOwn.apply(blocks, self.mesh.member_index, self.mesh.tower)
+    def finish(self, in_flight: InFlight) -> Tensor:
+        """Wait for the embeddings of what :meth:`start` returned: ``[B, sum(C_t)]``."""
+        return arrive(in_flight)
+
+    @abstractmethod
+    def _flight(self, received: ReceivedIds, samples: int) -> Flight:
+        """The road of one batch."""
+
+    def _receive(self, sparse: Jagged, samples: int) -> ReceivedIds:
+        chunks = next(n for n in range(min(self.chunks, max(samples, 1)), 0, -1) if samples % n == 0)
+        routes = IdRoutes(tuple(self._rows), self._routes, self.mesh.rank, self.mesh.ids.group_name, chunks)
+        return IdExchange(self._checked(sparse), routes).wait()
 
 
 class SpttExchange(WiredExchange):
@@ -80,24 +115,25 @@ class SpttExchange(WiredExchange):
 
     def __init__(self, plan: Plan, tower_modules: Mapping[int, TowerModule] | None, **options: Any) -> None:
         super().__init__(plan, tower_modules, **options)
-        if tower_modules is not None:
-            t = self.mesh.tower_index
-            self.tower_modules[str(t)] = tower_modules[t]
+        self._tower_module = None if tower_modules is None else tower_modules[self.place[0]]
+        if self._tower_module is not None:
+            self.tower_modules[str(self.place[0])] = self._tower_module
 
-    def _carry(self, sparse: Jagged, samples: int) -> Tensor:
-        towers, members = self.plan.topology.towers, self.plan.topology.members
-        layout = self.layouts[self.mesh.tower_index]
-        sent, kept = self._pooled(sparse, samples, self.plan.topology.peer_order)
-        own = self._keep(kept, towers * samples)
-        blocks = [sent[: towers * samples]] * members  # [T*B, 0]: nothing to send when all tables are replicated
-        if any(layout.sent_widths):
-            pooled = sent.reshape(members, towers * samples, self.own.sent_width)
-            blocks = tower_all_to_all(pooled, layout.sent_widths, self.mesh.tower.group_name)
-        tower = layout.assemble(blocks, own)  # [T*B, D_t]
-        if self.tower_modules:
-            tower = self.tower_modules[str(self.mesh.tower_index)](tower)
-        compressed = tower.view(towers, samples, -1)
-        return torch.cat(peer_all_to_all(compressed, self.out_widths, self.mesh.peer.group_name), dim=1)
+    def _flight(self, received: ReceivedIds, samples: int) -> Flight:
+        layout = self.layouts[self.place[0]]
+        return SpttFlight(
+            self.shards,
+            received,
+            samples,
+            self.plan.topology.peer_order,
+            layout=layout,
+            place=self.place,
+            tower=self.stages["tower"],
+            peer=self.stages["peer"],
+            tower_step=tower_step(self._tower_module, layout),
+            out_widths=self.out_widths,
+            number=next(self._flights),
+        )
 
 
 class FlatExchange(WiredExchange):
@@ -116,42 +152,14 @@ class FlatExchange(WiredExchange):
             raise InputError("a flat exchange has no towers to put tower modules in; use exchange 'sptt'")
         super().__init__(plan, None, **options)
 
-    def _carry(self, sparse: Jagged, samples: int) -> Tensor:
-        topology = self.plan.topology
-        kept_widths = [layout.kept_width for layout in self.layouts]
-        sent, kept = self._pooled(sparse, samples, list(range(topology.world)))
-        sent_widths = [width for layout in self.layouts for width in layout.sent_widths]
-        kept_blocks: list[Tensor | None] = [None] * topology.towers
-        if any(kept_widths):
-            # Source order to peer order: [T, R, B, .] to [R, T, B, .].
-            by_member = kept.reshape(topology.towers, topology.members, samples, kept.shape[1]).transpose(0, 1)
-            own = self._keep(by_member.flatten(0, 2), topology.towers * samples)
-            by_tower = own.view(topology.towers, samples, kept.shape[1])
-            kept_blocks = list(peer_all_to_all(by_tower, kept_widths, self.mesh.peer.group_name))
-        blocks = [sent[:samples]] * topology.world
-        if any(sent_widths):
-            pooled = sent.reshape(topology.world, samples, self.own.sent_width)
-            blocks = wait_blocks(start_blocks(pooled, sent_widths, self.mesh.flat.group_name), sent_widths)
-        towers = []
-        for t, layout in enumerate(self.layouts):
-            mine = blocks[topology.rank_of(t, 0) : topology.rank_of(t + 1, 0)]
-            towers.append(layout.assemble(mine, kept_blocks[t]))
-        return torch.cat(towers, dim=1)
-
-
-class _KeepOwn(torch.autograd.Function):
-    """Take the own member's block; backward gathers the tower's gradients, so that all replicas see all of them."""
-
-    @staticmethod
-    def forward(ctx: Any, blocks: Tensor, member: int, group: dist.ProcessGroup) -> Tensor:
-        ctx.members, ctx.group = blocks.shape[0], group
-        return blocks[member].clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        # A gather is an all-to-all in which everyone is sent the same.
-        grad = grad.contiguous()
-        copies = grad.expand(ctx.members, *grad.shape)
-        widths = [grad.shape[1]] * ctx.members
-        blocks = wait_blocks(start_blocks(copies, widths, ctx.group.group_name), widths)
-        return torch.stack(blocks), None, None
+    def _flight(self, received: ReceivedIds, samples: int) -> Flight:
+        return FlatFlight(
+            self.shards,
+            received,
+            samples,
+            list(range(self.plan.topology.world)),
+            layouts=self.layouts,
+            place=self.place,
+            **self.stages,
+            number=next(self._flights),
+        )

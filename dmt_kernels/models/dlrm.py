@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from dmt_kernels.embedding import EmbeddingExchange
 from dmt_kernels.models.dot_interaction import DotInteraction
 from dmt_kernels.models.mlp import MLP
 from dmt_kernels.spec import InputError, Jagged
@@ -68,9 +69,16 @@ class DLRM(nn.Module):
 
     def forward(self, dense: Tensor, sparse: Jagged) -> Tensor:
         """Return logits ``[B]`` for ``dense`` ``[B, K]`` and the bags of all features."""
-        features = self.exchange(sparse).unflatten(1, (-1, self.out_dim))
-        if self.bottom is None:
+        dense_feature, embeddings = self._dense_and_sparse(dense, sparse)
+        features = embeddings.unflatten(1, (-1, self.out_dim))
+        if dense_feature is None:
             return self.top(self.interaction(features)).squeeze(1)
-        dense_feature = self.bottom(dense)
         pairs = self.interaction(torch.cat([dense_feature.unsqueeze(1), features], dim=1))
         return self.top(torch.cat([dense_feature, pairs], dim=1)).squeeze(1)
+
+    def _dense_and_sparse(self, dense: Tensor, sparse: Jagged) -> tuple[Tensor | None, Tensor]:
+        if self.bottom is None or not isinstance(self.exchange, EmbeddingExchange):
+            return None if self.bottom is None else self.bottom(dense), self.exchange(sparse)
+        in_flight = self.exchange.start(sparse)
+        dense_feature = self.bottom(dense)  # under the exchange's last messages; and so is its backward
+        return dense_feature, self.exchange.finish(in_flight)

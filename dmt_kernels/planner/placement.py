@@ -74,13 +74,30 @@ def _place_tower(tables: Sequence[Table], tower: int, members: int, splits: Mapp
     for shard in shards:
         loads[shard.member] += shard.rows * shard.dim
     _employ(pieces, members - sum(load > 0 for load in loads), splits)
+    placed: dict[Table, list[int]] = {}
     for table in sorted(pieces, key=lambda table: -table.rows * table.dim // pieces[table]):
-        chosen = sorted(everyone, key=lambda member: (loads[member], member))[: pieces[table]]
-        placed = column_shards(table, tower, chosen) if pieces[table] > 1 else [whole(table, tower, chosen[0])]
-        for shard in placed:
+        placed[table] = sorted(everyone, key=lambda member: (loads[member], member))[: pieces[table]]
+        for shard in _cut(table, tower, placed[table]):
             loads[shard.member] += shard.rows * shard.dim
-        shards += placed
+    _line_up(placed)
+    for table in placed:
+        shards += _cut(table, tower, placed[table])
     return shards
+
+
+def _cut(table: Table, tower: int, members: Sequence[int]) -> list[Shard]:
+    return column_shards(table, tower, members) if len(members) > 1 else [whole(table, tower, members[0])]
+
+
+def _line_up(placed: dict[Table, list[int]]) -> None:
+    """Let whole tables of one size change places, so that neighbours lie on one member: its columns then stay together."""
+    alike: dict[tuple[int, int, int], list[Table]] = {}
+    for table, members in placed.items():
+        if len(members) == 1:
+            alike.setdefault((table.rows, table.dim, len(table.features)), []).append(table)
+    for tables in alike.values():
+        for table, member in zip(tables, sorted(placed[table][0] for table in tables), strict=True):
+            placed[table] = [member]
 
 
 def _employ(pieces: dict[Table, int], idle: int, splits: Mapping[str, str]) -> None:

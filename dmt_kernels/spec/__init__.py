@@ -4,6 +4,7 @@ from dmt_kernels.spec.batch import Batch, Jagged
 from dmt_kernels.spec.errors import ExchangeError, InputError, NotBuilt, RankFailed
 from dmt_kernels.spec.optimizer import TableOptimizer
 from dmt_kernels.spec.partition import Partition
+from dmt_kernels.spec.payloads import Payloads
 from dmt_kernels.spec.seeding import derive_seed
 from dmt_kernels.spec.shards import Plan, Shard
 from dmt_kernels.spec.tables import Table, tables_by_feature
@@ -18,6 +19,7 @@ __all__ = [
     "Jagged",
     "NotBuilt",
     "Partition",
+    "Payloads",
     "Plan",
     "RankFailed",
     "Shard",

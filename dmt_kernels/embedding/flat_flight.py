@@ -1,0 +1,153 @@
+"""A batch on the flat road: one all-to-all over all ranks. The baseline, and the oracle.
+
+Letters, for a chunk of ``b`` samples: ``W`` ranks in ``T`` towers of ``R``, ``D_g`` columns of rank ``g``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmt_kernels.embedding.column_layout import TowerLayout
+from dmt_kernels.embedding.flight import Flight
+from dmt_kernels.embedding.stage import Stage
+from dmt_kernels.ops import stage_wait
+
+
+class FlatFlight(Flight):
+    """One stage; columns of replicated tables, which their tower holds everywhere, come from the peers.
+
+    Parameters
+    ----------
+    layouts : sequence of TowerLayout
+        Of all towers.
+    place : tuple of int
+        ``(t, r)``.
+    flat, peer, tower : Stage
+        All ranks; and, for replicated tables only, the peers and the own tower.
+    number : int
+        Of the flight: no two draw the same random numbers.
+    rest
+        As for :class:`Flight`.
+    """
+
+    def __init__(
+        self,
+        *shards_and_bags: Any,
+        layouts: Sequence[TowerLayout],
+        place: tuple[int, int],
+        flat: Stage,
+        peer: Stage,
+        tower: Stage,
+        number: int,
+    ) -> None:
+        widths = [sum(layout.sent_widths) + layout.kept_width for layout in layouts]
+        super().__init__(*shards_and_bags, sum(widths))
+        self.layouts, self.flat, self.peer, self.tower, self.number = layouts, flat, peer, tower, number
+        self.t, self.r = place
+        self.own = layouts[self.t].members[self.r]
+        self.tower_widths = widths
+        self.has_sent = any(any(layout.sent_widths) for layout in layouts)
+        self.has_kept = any(layout.kept_width for layout in layouts)
+        # Then what arrives is what is delivered, column by column.
+        self.in_order = not self.has_kept and all(layout.is_side_by_side for layout in layouts)
+        self._arrived: list[_Blocks] = []  # of every chunk
+        self._kept_grads: list[Tensor] = []  # of every chunk, first from the peers, then of the whole tower
+        self._tickets: dict[tuple[str, int], int] = {}
+
+    def send(self, chunk: int, pooled: Tensor) -> None:
+        """Start the stage, and that of the peers for kept columns."""
+        by_rank = self._by_rank(pooled)
+        arriving = self._blocks_of(self.out[self.rows_of(chunk)])
+        if self.has_sent:
+            sent = by_rank[:, :, : self.own.sent_width].unbind(0)
+            self._tickets["flat", chunk] = self.flat.start(sent, arriving.sent)
+        if self.has_kept:
+            mine = by_rank.unflatten(0, (len(self.layouts), -1))[:, self.r, :, self.own.sent_width :]
+            self._tickets["kept", chunk] = self.peer.start(mine.unbind(0), arriving.kept)
+        self._arrived.append(arriving)
+
+    def compress(self, chunk: int) -> None:
+        """Nothing: there is no stage between."""
+
+    def deliver(self, chunk: int) -> None:
+        """Wait, and put columns in order."""
+        self._wait("flat", chunk)
+        self._wait("kept", chunk)
+        if not self.in_order:
+            towers = zip(self.layouts, self._arrived[chunk].by_tower, strict=True)
+            self.out[self.rows_of(chunk)] = torch.cat([layout.assemble(blocks) for layout, blocks in towers], dim=1)
+
+    def send_back(self, chunk: int, grad: Tensor) -> None:
+        """Start the gradients on their way back."""
+        leaving = self._blocks_of(grad)
+        if not self.in_order:
+            towers = zip(self.layouts, grad.split(self.tower_widths, dim=1), leaving.by_tower, strict=True)
+            for layout, columns, blocks in towers:
+                layout.scatter(columns, blocks)
+        draw = self.number * self.chunks + chunk
+        if self.has_sent:
+            out = self._by_rank(self.pooled_grad(chunk))[:, :, : self.own.sent_width].unbind(0)
+            self._tickets["flat", chunk] = self.flat.start_back(leaving.sent, out, draw)
+        if self.has_kept:
+            mine = grad.new_empty(len(self.layouts), self.chunk_samples, self.own.kept_width)
+            self._kept_grads.append(mine)
+            self._tickets["kept", chunk] = self.peer.start_back(leaving.kept, mine.unbind(0), draw)
+
+    def decompress(self, chunk: int) -> None:
+        """Show kept columns' gradients to all replicas, so that they make the same update."""
+        self._wait("kept", chunk)
+        if self.has_kept:
+            mine = self._kept_grads[chunk].flatten(0, 1)  # [T*b, kept_width]
+            members = mine.new_empty(len(self.layouts[0].members), *mine.shape)
+            self._kept_grads[chunk] = members
+            self._tickets["kept", chunk] = self.tower.gather(mine, members.unbind(0))
+
+    def collect(self, chunk: int) -> None:
+        """Wait for all gradients of the chunk's pooled rows."""
+        self._wait("flat", chunk)
+        self._wait("kept", chunk)
+        if self.has_kept:
+            by_place = self._by_rank(self.pooled_grad(chunk)).unflatten(0, (len(self.layouts), -1))  # [T, R, b, D_r]
+            members = self._kept_grads[chunk].unflatten(1, (len(self.layouts), -1))  # [R, T, b, kept_width]
+            by_place[..., self.own.sent_width :] = members.transpose(0, 1)
+
+    def input_grads(self) -> tuple[Tensor | None, ...]:
+        """None: nothing stands between."""
+        self._kept_grads.clear()
+        return ()
+
+    def _wait(self, stage: str, chunk: int) -> None:
+        if (ticket := self._tickets.pop((stage, chunk), None)) is not None:
+            stage_wait(ticket)
+
+    def _by_rank(self, rows: Tensor) -> Tensor:
+        return rows.view(len(self.block_order), self.chunk_samples, self.shards.width)  # [W, b, D_r]
+
+    def _blocks_of(self, rows: Tensor) -> _Blocks:
+        """The columns ``[b, D_g]`` of all ranks: those of ``rows`` if they are in order, new memory if not."""
+        widths = [[*layout.sent_widths, layout.kept_width] for layout in self.layouts]
+        flat = list(itertools.chain(*widths))
+        pieces = rows.split(flat, dim=1) if self.in_order else [rows.new_empty(len(rows), width) for width in flat]
+        remaining = iter(pieces)
+        return _Blocks([[next(remaining) for _ in tower] for tower in widths])
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Of every tower, the members' columns and, last, the kept ones."""
+
+    by_tower: list[list[Tensor]]
+
+    @property
+    def sent(self) -> list[Tensor]:
+        return [block for blocks in self.by_tower for block in blocks[:-1]]
+
+    @property
+    def kept(self) -> list[Tensor]:
+        return [blocks[-1] for blocks in self.by_tower]

@@ -1,0 +1,199 @@
+"""One batch on its way: which chunk is at which stage, forward and backward.
+
+A batch is cut into chunks of ``b`` samples. While a chunk is on the wire, the next one is looked up, and the one before
+compressed; the backward pass is the same schedule reversed, and ends in one update of the tables from one buffer that the
+chunks have filled. :func:`depart` starts a batch and :func:`arrive` ends it, so that whatever the model does in between runs
+under the last messages, in the backward pass too: autograd runs the latest node first.
+
+::
+
+    depart   chunk 0  lookup, first stage ─┐
+             chunk 1  lookup, first stage  │ wait 0, tower module, peer stage ─┐
+             ...                                                               │
+    arrive                                                   wait 0, 1, ... ◄──┘
+    ------------------------------------ the model's loss -------------------------------------------------------
+    arrive'  peer stage of all chunks ─┐
+    depart'  chunk 0  wait, tower module's backward, first stage ─┐
+             chunk 1  wait, ...                                   │ its parameters' gradients
+             ...                                wait 0, 1, ... ◄──┘
+    look up' update of the tables
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmt_kernels.embedding.table_shards import TableShards
+from dmt_kernels.ops import ReceivedIds
+
+
+class Flight(ABC):
+    """One batch on one road, between its ids and its embeddings.
+
+    Parameters
+    ----------
+    shards : TableShards
+        What is looked up.
+    received : ReceivedIds
+        Bags of all ranks, by chunk.
+    samples : int
+        ``B``, samples of this rank.
+    block_order : list of int
+        Output block of every source rank, within a chunk.
+    out_width : int
+        ``sum(C_t)``.
+    """
+
+    inputs: tuple[Tensor, ...] = ()  # that autograd wants gradients of, besides the tables
+
+    def __init__(
+        self, shards: TableShards, received: ReceivedIds, samples: int, block_order: list[int], out_width: int
+    ) -> None:
+        self.shards, self.received, self.block_order = shards, received, block_order
+        self.chunks = len(received.chunks)
+        self.chunk_samples = samples // self.chunks  # b
+        ids = received.bags.ids
+        self.out = torch.empty(samples, out_width, dtype=shards.dtype, device=ids.device)
+        self.grad: Tensor | None = None  # [n * W * b, D_r] of the pooled rows, chunk by chunk
+
+    def lookup(self, chunk: int) -> Tensor:
+        """Pool a chunk: ``[W * b, D_r]``, blocks in ``block_order``."""
+        return self.shards.lookup(self.received.chunks[chunk], self.chunk_samples, self.block_order)
+
+    def rows_of(self, chunk: int) -> slice:
+        """The chunk's rows of this rank's ``[B, ...]``."""
+        return slice(chunk * self.chunk_samples, (chunk + 1) * self.chunk_samples)
+
+    def pooled_grad(self, chunk: int) -> Tensor:
+        """The chunk's ``[W * b, D_r]`` of the gradient that the tables are updated with."""
+        assert self.grad is not None
+        return self.grad.view(self.chunks, -1, self.shards.width)[chunk]
+
+    def depart(self) -> None:
+        """Look all chunks up and start all messages."""
+        for chunk in range(self.chunks):
+            self.send(chunk, self.lookup(chunk))
+            if chunk:
+                self.compress(chunk - 1)
+        self.compress(self.chunks - 1)
+
+    def arrive(self) -> Tensor:
+        """Wait for the embeddings, ``[B, sum(C_t)]``."""
+        for chunk in range(self.chunks):
+            self.deliver(chunk)
+        return self.out
+
+    def depart_backward(self, grad: Tensor) -> None:
+        """Start the gradients of the embeddings on their way back."""
+        rows = self.chunks * len(self.block_order) * self.chunk_samples
+        self.grad = self.out.new_empty(rows, self.shards.width)
+        for chunk in range(self.chunks):
+            self.send_back(chunk, grad[self.rows_of(chunk)])
+
+    def arrive_backward(self) -> tuple[Tensor | None, ...]:
+        """Bring them to the tables' owners and return the gradients of ``inputs``."""
+        for chunk in range(self.chunks):
+            self.decompress(chunk)
+            if chunk:
+                self.collect(chunk - 1)
+        self.collect(self.chunks - 1)
+        return self.input_grads()
+
+    def update(self) -> None:
+        """One step of the tables' optimizer."""
+        assert self.grad is not None
+        blocks = len(self.block_order)
+        order = [chunk * blocks + position for position in self.block_order for chunk in range(self.chunks)]
+        self.shards.update(self.grad, self.received.bags, order)
+        self.grad = None
+
+    @abstractmethod
+    def send(self, chunk: int, pooled: Tensor) -> None:
+        """Start the first stage of what was looked up, ``[W * b, D_r]``."""
+
+    @abstractmethod
+    def compress(self, chunk: int) -> None:
+        """Wait for the first stage and start the next one, if there is one."""
+
+    @abstractmethod
+    def deliver(self, chunk: int) -> None:
+        """Wait for the last stage: the chunk's rows of ``out`` are complete."""
+
+    @abstractmethod
+    def send_back(self, chunk: int, grad: Tensor) -> None:
+        """Start the last stage's gradient, ``[b, sum(C_t)]``, on its way back."""
+
+    @abstractmethod
+    def decompress(self, chunk: int) -> None:
+        """Wait for it and start the first stage's, if there is one."""
+
+    @abstractmethod
+    def collect(self, chunk: int) -> None:
+        """Wait for the first stage: the chunk's ``pooled_grad`` is complete."""
+
+    def input_grads(self) -> tuple[Tensor | None, ...]:
+        """Gradients of ``inputs``."""
+        return ()
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """What :func:`depart` returns and :func:`arrive` takes."""
+
+    flight: Flight
+    token: Tensor
+
+
+def depart(flight: Flight) -> InFlight:
+    """Start a batch."""
+    # Nothing that enters requires a gradient for sure, so an anchor that does makes autograd come back here.
+    anchor = torch.zeros((), requires_grad=torch.is_grad_enabled())
+    return InFlight(flight, _Depart.apply(_LookUp.apply(anchor, flight), flight, *flight.inputs))
+
+
+def arrive(in_flight: InFlight) -> Tensor:
+    """End a batch: ``[B, sum(C_t)]``, differentiable."""
+    return _Arrive.apply(in_flight.token, in_flight.flight)
+
+
+class _LookUp(torch.autograd.Function):
+    """Its backward is the update. A node of its own, so that the gradients of a tower module are out before."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, flight: Flight) -> Tensor:
+        ctx.flight = flight
+        return anchor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        ctx.flight.update()
+        return None, None
+
+
+class _Depart(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, flight: Flight, *inputs: Tensor) -> Tensor:
+        ctx.flight = flight
+        flight.depart()
+        return token.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, None, *ctx.flight.arrive_backward()
+
+
+class _Arrive(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, flight: Flight) -> Tensor:
+        ctx.flight = flight
+        return flight.arrive()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        ctx.flight.depart_backward(grad)
+        return torch.zeros(()), None

@@ -1,0 +1,47 @@
+"""A stage of the exchange, as a road uses it: its group, and what rows travel as."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dmt_kernels.ops import stage_start
+from dmt_kernels.spec import WireFormat
+
+
+@dataclass(frozen=True)
+class Stage:
+    """All-to-all of blocks among the ranks of a group.
+
+    Parameters
+    ----------
+    group : str
+        The process group's name.
+    format, backward_format : WireFormat
+        Of embeddings and of their gradients; fp32 leaves them in their own dtype.
+    seed : int or None
+        Gradients are rounded stochastically by it; None: to nearest.
+    """
+
+    group: str
+    format: WireFormat
+    backward_format: WireFormat
+    seed: int | None
+
+    def start(self, blocks: Sequence[Tensor], out: Sequence[Tensor]) -> int:
+        """Start sending embeddings; see :func:`~dmt_kernels.ops.stage_start`."""
+        return stage_start(blocks, out, self.group, _lossy(self.format))
+
+    def start_back(self, blocks: Sequence[Tensor], out: Sequence[Tensor], step: int) -> int:
+        """Start sending gradients; no two calls with one `step` are rounded apart."""
+        return stage_start(blocks, out, self.group, _lossy(self.backward_format), seed=self.seed, step=step)
+
+    def gather(self, block: Tensor, out: Sequence[Tensor]) -> int:
+        """Start sending the same block to all, bit for bit."""
+        return stage_start([block] * len(out), out, self.group)
+
+
+def _lossy(format: WireFormat) -> WireFormat | None:
+    return None if format is WireFormat.FP32 else format
