@@ -5,6 +5,7 @@ written and in the collectives that carry them.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from dmt_kernels.comm import Mesh
 from dmt_kernels.embedding.exchange import EmbeddingExchange
 from dmt_kernels.embedding.row_means import TowerRowMeans, splits_columns
 from dmt_kernels.embedding.table_shards import TableShards
-from dmt_kernels.ops import id_exchange, peer_all_to_all, tower_all_to_all
+from dmt_kernels.ops import IdExchange, IdRoutes, ReceivedIds, peer_all_to_all, tower_all_to_all
 from dmt_kernels.ops.all_to_all import start_blocks, wait_blocks
 from dmt_kernels.spec import InputError, Jagged, Plan
 from dmt_kernels.towers import TowerModule
@@ -52,16 +53,35 @@ class WiredExchange(EmbeddingExchange):
         self.own = self.layouts[t].members[r]
         row_means = TowerRowMeans(plan, t, r, mesh.rows) if splits_columns(plan, t) else None
         self.shards = TableShards(self.own.lookups, row_means=row_means, **shards_options)
-        self._routes = [
-            [self.features.index(lookup.feature) for lookup in member.lookups]
+        routes = tuple(
+            tuple(self.features.index(lookup.feature) for lookup in member.lookups)
             for layout in self.layouts
             for member in layout.members
-        ]
+        )
+        self._routes = IdRoutes(tuple(self._rows), routes, mesh.rank, mesh.ids.group_name, chunks=1)
+        self._ahead: tuple[Jagged, IdExchange] | None = None  # a batch whose ids are on their way
+
+    def prefetch(self, sparse: Jagged) -> None:  # noqa: D102  (the base class has the words)
+        self._ahead = sparse, self._send_ids(sparse)
+
+    def advance(self) -> None:  # noqa: D102
+        if self._ahead is not None:
+            self._ahead[1].advance()
+
+    def _send_ids(self, sparse: Jagged) -> IdExchange:
+        self._samples(sparse)
+        return IdExchange(sparse, self._routes, partial(self._refuse_missing, sparse))
+
+    def _receive_ids(self, sparse: Jagged) -> ReceivedIds:
+        """What was prefetched, or a whole exchange now."""
+        if self._ahead is None or self._ahead[0] is not sparse:
+            return self._send_ids(sparse).wait()
+        (_, on_their_way), self._ahead = self._ahead, None
+        return on_their_way.wait()
 
     def _pooled(self, sparse: Jagged, samples: int, block_order: list[int]) -> tuple[Tensor, Tensor]:
         """``[W * B, D_r]`` to send and ``[W * B, kept_width]`` of replicas, blocks in ``block_order``."""
-        received = id_exchange(sparse, len(self.features), self._routes, self.mesh.rank, self.mesh.ids.group_name)
-        pooled = self.shards(received, samples, block_order)
+        pooled = self.shards(self._receive_ids(sparse).bags, samples, block_order)
         return pooled[:, : self.own.sent_width], pooled[:, self.own.sent_width :]
 
     def _keep(self, kept: Tensor, rows: int) -> Tensor:
