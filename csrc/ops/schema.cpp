@@ -27,6 +27,11 @@ STABLE_TORCH_LIBRARY(dmt, ops) {
   ops.def("wire_encode(Tensor input, int format, int? seed=None, SymInt step=0, SymInt first_row=0) -> Tensor");
   ops.def("wire_decode(Tensor message, SymInt dim, int format, ScalarType? dtype=None) -> Tensor");
 
+  // Bags of ids to and from the two messages that carry them to each rank; kernels/cpu/id_codec.h has the layout.
+  ops.def("id_encode(Tensor ids, Tensor offsets, Tensor? weights, int[] rows, int[] routes, int[] route_sizes, int[] id_bytes, int chunks=1) -> (Tensor, Tensor, Tensor)");
+  ops.def("id_payload_bytes(Tensor lengths, int world, int item_bytes) -> Tensor");
+  ops.def("id_decode(Tensor lengths, Tensor payload, int world, int id_bytes, bool weighted, int chunks=1, ScalarType? dtype=None) -> Tensor[]");
+
   // Collectives over a process group, by its name: uneven pieces of a flat tensor, and the stages made of it, on blocks
   // [G, N, D] of equal height. Implemented as compositions of functional collectives in dmt_kernels/ops.
   ops.def("all_to_all_start(Tensor input, SymInt[] output_splits, SymInt[] input_splits, str group) -> Tensor");

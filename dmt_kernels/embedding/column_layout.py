@@ -51,7 +51,7 @@ class MemberLayout:
 
 @dataclass(frozen=True)
 class Run:
-    """Columns ``[column, column + width)`` of a tower: the sum of columns of these blocks, ``(block, first column)``."""
+    """Columns ``[column, column + width)`` of a tower: the sum of these, ``(block, its first column)``."""
 
     column: int
     width: int
@@ -78,6 +78,11 @@ class TowerLayout:
     def kept_width(self) -> int:
         """Columns of replicated tables, the same on every member."""
         return self.members[0].kept_width
+
+    @property
+    def width(self) -> int:
+        """``D_t``."""
+        return sum(run.width for run in self.runs)
 
     def assemble(self, blocks: Sequence[Tensor]) -> Tensor:
         """Put the members' columns into the order of the tower's features.

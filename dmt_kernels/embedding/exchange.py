@@ -8,15 +8,12 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dmt_kernels import ops
 from dmt_kernels.embedding.column_layout import tower_layouts
 from dmt_kernels.spec import InputError, Jagged, Plan
 from dmt_kernels.towers import TowerModule
-
-_INT32_ROWS = 2**31
 
 
 class EmbeddingExchange(nn.Module):
@@ -56,7 +53,6 @@ class EmbeddingExchange(nn.Module):
         self.out_widths: list[int] = widths
         self.tower_modules = nn.ModuleDict()
         self._rows = [plan.feature_tables[feature].rows for feature in self.features]
-        self._id_dtype = torch.int32 if max(self._rows) < _INT32_ROWS else torch.int64
 
     @property
     def realised_compression(self) -> float:
@@ -94,29 +90,36 @@ class EmbeddingExchange(nn.Module):
         """End it: ``[B, sum(C_t)]``."""
         raise NotImplementedError
 
+    def prefetch(self, sparse: Jagged) -> None:
+        """Send the ids of a batch to come on their way, ahead of the forward pass that is given this very object.
+
+        All ranks prefetch the same batches at the same point of their program. Where nothing is sent it does nothing.
+
+        Parameters
+        ----------
+        sparse : Jagged
+            As in :meth:`forward`, which it may fail like.
+        """
+
+    def advance(self) -> None:
+        """Send the second half of what :meth:`prefetch` started, once the first has arrived; all ranks alike."""
+
     def _samples(self, sparse: Jagged) -> int:
-        """``B``."""
         features = len(self.features)
         samples, rest = divmod(sparse.offsets.numel() - 1, features)
         if rest:
             raise InputError(f"{sparse.offsets.numel() - 1} bags are no whole number of samples of {features} features")
         return samples
 
-    def _checked(self, sparse: Jagged) -> Jagged:
-        """Ids in the narrowest width that holds them; those outside their table as ``bounds`` says."""
-        ids = sparse.ids
-        missing = ops.check_ids(ids, sparse.offsets, self._rows)
-        if missing.count:
-            message = self._describe(missing, sparse)
-            if self.bounds == "error":
-                raise InputError(message)
-            if self.bounds == "warn":
-                self.bad_ids += missing.count
-                warnings.warn(f"{missing.count} ids count as missing; first: {message}", stacklevel=4)
-            samples = (sparse.offsets.numel() - 1) // len(self.features)
-            rows = torch.tensor(self._rows, device=ids.device).repeat_interleave(sparse.offsets[::samples].diff())
-            ids = torch.where((ids >= 0) & (ids < rows), ids, -1)
-        return Jagged(ids.to(self._id_dtype), sparse.offsets, sparse.weights)
+    def _refuse_missing(self, sparse: Jagged, missing: ops.MissingIds) -> None:
+        """Do with ids outside their tables what ``bounds`` says; if it returns, they count as missing."""
+        if self.bounds == "none":
+            return
+        message = self._describe(missing, sparse)
+        if self.bounds == "error":
+            raise InputError(message)
+        self.bad_ids += missing.count
+        warnings.warn(f"{missing.count} ids count as missing; first: {message}", stacklevel=4)
 
     def _describe(self, missing: ops.MissingIds, sparse: Jagged) -> str:
         feature = self.features[missing.feature]

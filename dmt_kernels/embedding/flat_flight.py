@@ -46,7 +46,7 @@ class FlatFlight(Flight):
         tower: Stage,
         number: int,
     ) -> None:
-        widths = [sum(layout.sent_widths) + layout.kept_width for layout in layouts]
+        widths = [layout.width for layout in layouts]
         super().__init__(*shards_and_bags, sum(widths))
         self.layouts, self.flat, self.peer, self.tower, self.number = layouts, flat, peer, tower, number
         self.t, self.r = place

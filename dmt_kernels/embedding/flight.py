@@ -1,9 +1,9 @@
 """One batch on its way: which chunk is at which stage, forward and backward.
 
 A batch is cut into chunks of ``b`` samples. While a chunk is on the wire, the next one is looked up, and the one before
-compressed; the backward pass is the same schedule reversed, and ends in one update of the tables from one buffer that the
-chunks have filled. :func:`depart` starts a batch and :func:`arrive` ends it, so that whatever the model does in between runs
-under the last messages, in the backward pass too: autograd runs the latest node first.
+compressed; the backward pass is the same schedule reversed, and ends in one update of the tables from one buffer that
+the chunks have filled. :func:`depart` starts a batch and :func:`arrive` ends it, so that whatever the model does in
+between runs under the last messages, in the backward pass too: autograd runs the latest node first.
 
 ::
 

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmt_kernels import ops
 from dmt_kernels.embedding.exchange import EmbeddingExchange
 from dmt_kernels.embedding.row_means import complete_row_means, splits_columns
 from dmt_kernels.embedding.table_shards import TableShards
-from dmt_kernels.ops.id_exchange import select_features
+from dmt_kernels.ops.id_exchange import id_dtype, select_features
 from dmt_kernels.spec import Jagged, Plan
 from dmt_kernels.towers import TowerModule
 
@@ -36,6 +37,7 @@ class LocalExchange(EmbeddingExchange):
             [member.sent for member in layout.members] + [layout.members[0].kept] for layout in self.layouts
         ]
         lookups = [lookup for blocks in self._blocks for block in blocks for lookup in block]
+        self._id_dtype = id_dtype(self._rows)
         self._route = [self.features.index(lookup.feature) for lookup in lookups]
         split = any(splits_columns(plan, t) for t in range(plan.topology.towers))
         self.shards = TableShards(lookups, row_means=self._row_means if split else None, **shards_options)
@@ -44,10 +46,9 @@ class LocalExchange(EmbeddingExchange):
         shards = self.shards.shards
         return complete_row_means(self.plan, shards, dict(zip(shards, squares, strict=True)))
 
-    def start(self, sparse: Jagged) -> Tensor:
-        """Do it all: nothing is on a wire."""
-        samples, sparse = self._samples(sparse), self._checked(sparse)
-        pooled = self.shards(select_features(sparse, len(self.features), self._route), samples, [0])
+    def start(self, sparse: Jagged) -> Tensor:  # noqa: D102  (the base class has the words)
+        checked = self._checked(sparse, samples := self._samples(sparse))
+        pooled = self.shards(select_features(checked, len(self.features), self._route), samples, [0])
         widths = [sum(lookup.shard.dim for lookup in block) for blocks in self._blocks for block in blocks]
         pieces = iter(pooled.split(widths, dim=1))
         outputs = []
@@ -56,6 +57,14 @@ class LocalExchange(EmbeddingExchange):
             outputs.append(self.tower_modules[str(t)](tower) if self.tower_modules else tower)
         return torch.cat(outputs, dim=1)
 
-    def finish(self, in_flight: Tensor) -> Tensor:
-        """Return what :meth:`start` returned."""
+    def finish(self, in_flight: Tensor) -> Tensor:  # noqa: D102
         return in_flight
+
+    def _checked(self, sparse: Jagged, samples: int) -> Jagged:
+        ids = sparse.ids
+        missing = ops.check_ids(ids, sparse.offsets, self._rows)
+        if missing.count:
+            self._refuse_missing(sparse, missing)
+            rows = torch.tensor(self._rows, device=ids.device).repeat_interleave(sparse.offsets[::samples].diff())
+            ids = torch.where((ids >= 0) & (ids < rows), ids, -1)
+        return Jagged(ids.to(self._id_dtype), sparse.offsets, sparse.weights)

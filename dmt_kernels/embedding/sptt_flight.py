@@ -1,11 +1,11 @@
 """A batch on the road of two stages, with a tower module between them.
 
-Letters, for a chunk of ``b`` samples: ``R`` members, ``T`` towers, ``D_m`` columns of member ``m``, ``D_r`` of this one.
+Letters, for a chunk of ``b`` samples: ``R`` members, ``T`` towers, ``D_m`` columns of member ``m``, ``D_r`` of this
+one.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 

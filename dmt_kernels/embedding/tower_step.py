@@ -1,8 +1,8 @@
 """What happens between the stages, chunk by chunk: forward on what arrived, backward by hand.
 
-Autograd alone would run the chunks of a backward pass one after the other with their messages; here the schedule decides
-(:mod:`dmt_kernels.embedding.flight`). Letters: ``N`` rows of a chunk (``T * b``), ``D_m`` width of block ``m``: a member's
-columns or, last, those of replicated tables.
+Autograd alone would run the chunks of a backward pass one after the other with their messages; here the schedule
+decides (:mod:`dmt_kernels.embedding.flight`). Letters: ``N`` rows of a chunk (``T * b``), ``D_m`` width of block ``m``:
+a member's columns or, last, those of replicated tables.
 """
 
 from __future__ import annotations

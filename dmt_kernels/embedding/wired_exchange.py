@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dmt_kernels.comm import Mesh
@@ -38,8 +38,8 @@ class WiredExchange(EmbeddingExchange):
     mesh : Mesh
         This rank's place and groups; the rest as in :class:`EmbeddingExchange` and :class:`TableShards`.
     chunks : int
-        Pieces that a batch is cut into, so that their stages overlap; where the samples of a rank are no multiple of it,
-        the largest number below that divides them.
+        Pieces that a batch is cut into, so that their stages overlap; where the samples of a rank are no multiple of
+        it, the largest number below that divides them.
     payloads : Payloads
         What rows travel as.
 
@@ -80,31 +80,46 @@ class WiredExchange(EmbeddingExchange):
             "tower": (payloads.tower, payloads.tower_backward),
         }
         self.stages = {name: Stage(group.group_name, *formats[name], rounding) for name, group in groups.items()}
-        self._routes = tuple(
+        self._looked_up = tuple(
             tuple(self.features.index(lookup.feature) for lookup in member.lookups)
             for layout in self.layouts
             for member in layout.members
         )
+        self._routes: dict[int, IdRoutes] = {}  # by number of chunks
+        self._ahead: tuple[Jagged, IdExchange] | None = None  # a batch whose ids are on their way
         self._flights = itertools.count()
 
-    def start(self, sparse: Jagged) -> InFlight:
-        """Look a batch up and start its messages; :meth:`finish` ends it. Raises as :meth:`forward` does."""
-        samples = self._samples(sparse)
-        received = self._receive(sparse, samples)
-        return depart(self._flight(received, samples))
+    def prefetch(self, sparse: Jagged) -> None:  # noqa: D102  (the base class has the words)
+        self._ahead = sparse, self._send_ids(sparse)
 
-    def finish(self, in_flight: InFlight) -> Tensor:
-        """Wait for the embeddings of what :meth:`start` returned: ``[B, sum(C_t)]``."""
+    def advance(self) -> None:  # noqa: D102
+        if self._ahead is not None:
+            self._ahead[1].advance()
+
+    def start(self, sparse: Jagged) -> InFlight:  # noqa: D102
+        return depart(self._flight(self._receive_ids(sparse), self._samples(sparse)))
+
+    def finish(self, in_flight: InFlight) -> Tensor:  # noqa: D102
         return arrive(in_flight)
 
     @abstractmethod
     def _flight(self, received: ReceivedIds, samples: int) -> Flight:
         """The road of one batch."""
 
-    def _receive(self, sparse: Jagged, samples: int) -> ReceivedIds:
-        chunks = next(n for n in range(min(self.chunks, max(samples, 1)), 0, -1) if samples % n == 0)
-        routes = IdRoutes(tuple(self._rows), self._routes, self.mesh.rank, self.mesh.ids.group_name, chunks)
-        return IdExchange(self._checked(sparse), routes).wait()
+    def _send_ids(self, sparse: Jagged) -> IdExchange:
+        samples = self._samples(sparse)
+        chunks = next(n for n in range(self.chunks, 0, -1) if samples % n == 0)
+        if chunks not in self._routes:
+            group = self.mesh.ids.group_name
+            self._routes[chunks] = IdRoutes(tuple(self._rows), self._looked_up, self.mesh.rank, group, chunks)
+        return IdExchange(sparse, self._routes[chunks], partial(self._refuse_missing, sparse))
+
+    def _receive_ids(self, sparse: Jagged) -> ReceivedIds:
+        """What was prefetched, or a whole exchange now."""
+        if self._ahead is None or self._ahead[0] is not sparse:
+            return self._send_ids(sparse).wait()
+        (_, on_their_way), self._ahead = self._ahead, None
+        return on_their_way.wait()
 
 
 class SpttExchange(WiredExchange):
@@ -115,12 +130,13 @@ class SpttExchange(WiredExchange):
 
     def __init__(self, plan: Plan, tower_modules: Mapping[int, TowerModule] | None, **options: Any) -> None:
         super().__init__(plan, tower_modules, **options)
-        self._tower_module = None if tower_modules is None else tower_modules[self.place[0]]
-        if self._tower_module is not None:
-            self.tower_modules[str(self.place[0])] = self._tower_module
+        if tower_modules is not None:
+            t = self.place[0]
+            self.tower_modules[str(t)] = tower_modules[t]
 
     def _flight(self, received: ReceivedIds, samples: int) -> Flight:
         layout = self.layouts[self.place[0]]
+        module = next(iter(self.tower_modules.values()), None)
         return SpttFlight(
             self.shards,
             received,
@@ -130,7 +146,7 @@ class SpttExchange(WiredExchange):
             place=self.place,
             tower=self.stages["tower"],
             peer=self.stages["peer"],
-            tower_step=tower_step(self._tower_module, layout),
+            tower_step=tower_step(module, layout),
             out_widths=self.out_widths,
             number=next(self._flights),
         )

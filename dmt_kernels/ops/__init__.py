@@ -6,7 +6,8 @@ from dmt_kernels.ops import _library  # noqa: F401  (registers the ops before th
 from dmt_kernels.ops.check_ids import MissingIds, check_ids
 from dmt_kernels.ops.embedding_bag import embedding_bag
 from dmt_kernels.ops.embedding_update import embedding_row_squares, embedding_update_
-from dmt_kernels.ops.id_exchange import id_exchange, select_features
+from dmt_kernels.ops.id_codec import bytes_per_id, id_decode, id_encode, id_payload_bytes
+from dmt_kernels.ops.id_exchange import IdExchange, IdRoutes, ReceivedIds, id_exchange, select_features
 from dmt_kernels.ops.peer_all_to_all import peer_all_to_all, peer_all_to_all_start, peer_all_to_all_wait
 from dmt_kernels.ops.stage import stage_start, stage_wait
 from dmt_kernels.ops.tower_all_to_all import tower_all_to_all, tower_all_to_all_start, tower_all_to_all_wait
@@ -16,12 +17,19 @@ from dmt_kernels.ops.two_stage_all_to_all import two_stage_all_to_all
 from dmt_kernels.ops.wire_codec import wire_decode, wire_encode
 
 __all__ = [
+    "IdExchange",
+    "IdRoutes",
     "MissingIds",
+    "ReceivedIds",
+    "bytes_per_id",
     "check_ids",
     "embedding_bag",
     "embedding_row_squares",
     "embedding_update_",
+    "id_decode",
+    "id_encode",
     "id_exchange",
+    "id_payload_bytes",
     "peer_all_to_all",
     "peer_all_to_all_start",
     "peer_all_to_all_wait",

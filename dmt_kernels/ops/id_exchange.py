@@ -1,17 +1,185 @@
 """Brings every rank the ids of the features whose shards it holds, from all ranks.
 
-Letters: ``W`` ranks, ``F`` features of the batch, ``B`` samples per rank, ``S`` features that this rank holds.
+:class:`IdExchange` is what a training step uses: small messages, waited for late. :func:`id_exchange` is one op, which
+can be traced, and its oracle.
+
+Letters: ``W`` ranks, ``F`` features of the batch, ``B`` samples per rank, ``S`` features that this rank holds, ``n``
+chunks of ``b = B / n`` samples.
 """
 
+from __future__ import annotations
+
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _resolve_process_group
 
+from dmt_kernels.ops import traffic
 from dmt_kernels.ops._composition import implement
 from dmt_kernels.ops.all_to_all import all_to_all
+from dmt_kernels.ops.check_ids import MissingIds, check_ids
+from dmt_kernels.ops.id_codec import bytes_per_id, id_decode, id_encode, id_payload_bytes
 from dmt_kernels.spec import Jagged
+
+
+def id_dtype(rows: Sequence[int]) -> torch.dtype:
+    """The narrowest dtype of ids that ops take and that holds every row of tables with so many rows."""
+    return torch.int32 if max(rows, default=0) < 2**31 else torch.int64
+
+
+@dataclass(frozen=True)
+class IdRoutes:
+    """What is the same for all batches: who looks up what.
+
+    Parameters
+    ----------
+    rows : tuple of F ints
+        Rows of each feature's table.
+    routes : tuple of W tuples of int
+        Features that each rank of the group looks up, in its order; a feature may go to several ranks, or twice to one.
+    rank : int
+        This rank's place in the group.
+    group : str
+        Name of the process group.
+    chunks : int
+        ``n``; the samples of a rank must be a multiple of it.
+    """
+
+    rows: tuple[int, ...]
+    routes: tuple[tuple[int, ...], ...]
+    rank: int
+    group: str
+    chunks: int
+
+    @cached_property
+    def flat(self) -> list[int]:
+        """All routes, one after the other."""
+        return [feature for route in self.routes for feature in route]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Features that each rank looks up."""
+        return [len(route) for route in self.routes]
+
+    @cached_property
+    def id_bytes(self) -> list[int]:
+        """Bytes of an id on its way to each rank."""
+        return [bytes_per_id([self.rows[feature] for feature in route]) for route in self.routes]
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Of the ids that arrive."""
+        return id_dtype(self.rows)
+
+    @cached_property
+    def process_group(self) -> dist.ProcessGroup:
+        """The group of that name."""
+        return _resolve_process_group(cast(Any, self.group))  # a str with a name of its own
+
+
+@dataclass(frozen=True)
+class ReceivedIds:
+    """What arrives. Nobody may write into it: it may be shared, and the update of the tables reads it again.
+
+    Parameters
+    ----------
+    bags : Jagged
+        Blocks ``(source rank, chunk)``, in a block bags ``(lookup, sample in the chunk)``; what an update reads.
+        Missing ids are -1, weights float32.
+    chunks : tuple of n Jagged
+        Of every chunk, blocks (source rank), in a block bags ``(lookup, sample in the chunk)``; what its lookup reads.
+        With one chunk it is `bags`.
+    """
+
+    bags: Jagged
+    chunks: tuple[Jagged, ...]
+
+
+class IdExchange:
+    """One batch's exchange on its way. All ranks make, advance and wait for the same ones in the same order.
+
+    Parameters
+    ----------
+    sparse : Jagged
+        This rank's bags, ``F * B`` of them, feature-major. All ranks have weights, or none.
+    routes : IdRoutes
+        Who looks up what.
+    on_missing : callable or None
+        Called with the whereabouts of ids that are no rows of their tables, if there are any, before anything is sent.
+        What it raises ends the exchange; if it returns they are missing ids.
+
+    Raises
+    ------
+    RuntimeError
+        If the offsets do not hold a multiple of ``n`` samples for every feature.
+    """
+
+    def __init__(
+        self, sparse: Jagged, routes: IdRoutes, on_missing: Callable[[MissingIds], None] | None = None
+    ) -> None:
+        self._routes, self._weighted = routes, sparse.weights is not None
+        lengths, self._payload, sizes = id_encode(
+            sparse, routes.rows, routes.flat, routes.sizes, routes.id_bytes, routes.chunks
+        )
+        *self._payload_splits, missing = sizes.tolist()
+        if missing and on_missing is not None:
+            on_missing(check_ids(sparse.ids, sparse.offsets, routes.rows))
+        samples = (sparse.offsets.numel() - 1) // max(1, len(routes.rows))
+        splits = [8 + size * samples if size * samples else 0 for size in routes.sizes]
+        self._lengths = _Message(lengths, [splits[routes.rank]] * len(splits), splits, routes)
+        self._ids: _Message | None = None
+        self._received: ReceivedIds | None = None
+
+    def advance(self) -> None:
+        """Wait for the lengths and send the ids, unless that has happened."""
+        if self._ids is not None:
+            return
+        routes = self._routes
+        item_bytes = routes.id_bytes[routes.rank] + 4 * self._weighted
+        sizes = id_payload_bytes(self._lengths.wait(), len(routes.routes), item_bytes)
+        self._ids = _Message(self._payload, sizes.tolist(), self._payload_splits, routes)
+
+    def wait(self) -> ReceivedIds:
+        """Wait for everything and return it."""
+        if self._received is None:
+            self.advance()
+            assert self._ids is not None
+            routes = self._routes
+            bags, *chunks = id_decode(
+                self._lengths.wait(),
+                self._ids.wait(),
+                len(routes.routes),
+                routes.id_bytes[routes.rank],
+                weighted=self._weighted,
+                chunks=routes.chunks,
+                dtype=routes.dtype,
+            )
+            self._received = ReceivedIds(bags, tuple(chunks) or (bags,))
+        return self._received
+
+
+class _Message:
+    """An all-to-all of bytes on its way; keeps what is sent until it has been waited for."""
+
+    def __init__(self, sent: Tensor, output_splits: list[int], input_splits: list[int], routes: IdRoutes) -> None:
+        traffic.count_sent(routes.group, input_splits)
+        self._received = sent.new_empty(sum(output_splits))
+        self._sent: Tensor | None = sent
+        self._work: Any = dist.all_to_all_single(
+            self._received, sent, output_splits, input_splits, group=routes.process_group, async_op=True
+        )
+
+    def wait(self) -> Tensor:
+        if self._work is not None:
+            self._work.wait()
+            self._work = self._sent = None
+        return self._received
 
 
 def id_exchange(sparse: Jagged, features: int, routes: Sequence[Sequence[int]], rank: int, group: str) -> Jagged:

@@ -90,7 +90,7 @@ def _cut(table: Table, tower: int, members: Sequence[int]) -> list[Shard]:
 
 
 def _line_up(placed: dict[Table, list[int]]) -> None:
-    """Let whole tables of one size change places, so that neighbours lie on one member: its columns then stay together."""
+    """Let whole tables of one size change places: neighbours on one member have their columns side by side."""
     alike: dict[tuple[int, int, int], list[Table]] = {}
     for table, members in placed.items():
         if len(members) == 1:

@@ -32,7 +32,9 @@ class Payloads:
     stochastic: bool = False
 
     @classmethod
-    def of(cls, peer: WireFormat | str, tower: WireFormat | str = WireFormat.FP32, *, stochastic: bool = False) -> Payloads:
+    def of(
+        cls, peer: WireFormat | str, tower: WireFormat | str = WireFormat.FP32, *, stochastic: bool = False
+    ) -> Payloads:
         """One format for each stage, the same in both directions.
 
         Raises
