@@ -96,7 +96,7 @@ format: $(ENVIRONMENT) ## Rewrite the sources in the project's format
 	@$(CLANG_FORMAT) -i $(CXX_FILES)
 
 clean: ## Remove builds and caches, keep .venv
-	rm -rf build dist *.egg-info dmt_kernels/_C*.so dmt_kernels/_lib demo_out
+	rm -rf build dist *.egg-info dmt_kernels/_*.so dmt_kernels/_lib demo_out
 	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 

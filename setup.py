@@ -8,6 +8,7 @@ Environment variables:
 
 ``DMT_TORCH_DIR``  folder of the torch package to build against (the one that holds ``version.py``)
 ``DMT_CUDA``       ``auto`` (default: when nvcc and a CUDA torch of its major version are there), ``on`` or ``off``
+``DMT_COMM``       the communication engine: ``auto`` (default: when torch has ``torch.distributed``), ``on`` or ``off``
 ``DMT_SANITIZE``   sanitizers to compile with, e.g. ``address``
 ``DMT_TESTS``      a folder: the C++ tests of the kernels are built, too, and put there
 ``CXX``, ``NVCC``  compilers; ``MAX_JOBS`` limits parallel compilations
@@ -160,6 +161,20 @@ def choose_cuda(wish: str, torch: Torch, nvcc: tuple[str, str] | None) -> tuple[
     return False, reason
 
 
+def choose_comm(wish: str, torch: Torch) -> tuple[bool, str]:
+    """Return whether to build the communication engine, and why not."""
+    if wish not in ("auto", "on", "off"):
+        fail(f"DMT_COMM={wish} is unknown; it is auto, on or off.")
+    if wish == "off":
+        return False, "DMT_COMM=off"
+    if (torch.path / "include/torch/csrc/distributed/c10d/ProcessGroup.hpp").is_file():
+        return True, "on"
+    reason = f"torch {torch.version} has no headers of torch.distributed"
+    if wish == "on":
+        fail(f"DMT_COMM=on, but {reason}.")
+    return False, reason
+
+
 def find_tool(name: str) -> str:
     """Return the path of cmake or ninja, that of the PyPI package if there is one.
 
@@ -191,6 +206,7 @@ class BuildWithCMake(build_ext):
         compiler = find_compiler()
         nvcc = find_nvcc()
         cuda, reason = choose_cuda(os.environ.get("DMT_CUDA", "auto").lower(), torch, nvcc)
+        comm, comm_state = choose_comm(os.environ.get("DMT_COMM", "auto").lower(), torch)
         cmake, ninja = find_tool("cmake"), find_tool("ninja")
         print(f"{PACKAGE}: torch {torch.version} in {torch.path}")
         print(f"{PACKAGE}: compiler {compiler}, CUDA {'on' if cuda else 'off'} ({reason})", flush=True)
@@ -211,6 +227,8 @@ class BuildWithCMake(build_ext):
             "DMT_VERSION": self.distribution.get_version(),
             "DMT_SANITIZE": sanitize,
             "DMT_TESTS": os.environ.get("DMT_TESTS", ""),
+            "DMT_COMM": "ON" if comm else "OFF",
+            "DMT_COMM_STATE": comm_state,
             "DMT_CUDA": "ON" if cuda else "OFF",
             "DMT_CUDA_VERSION": nvcc[1] if cuda else "",
             "CMAKE_INSTALL_MESSAGE": "LAZY",  # name only the files that changed
@@ -220,6 +238,8 @@ class BuildWithCMake(build_ext):
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         self.call(cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *(f"-D{k}={v}" for k, v in settings.items()))
         self.call(cmake, "--build", str(build), "-j", jobs)
+        for stale in [] if comm else self.package_folder().glob("_comm*.so"):
+            stale.unlink()  # of an earlier build, and perhaps of another torch
         self.call(cmake, "--install", str(build), "--prefix", str(self.package_folder()))
 
     def call(self, *command: str) -> None:
@@ -231,7 +251,7 @@ class BuildWithCMake(build_ext):
 
     def get_outputs(self) -> list[str]:
         folder = self.package_folder()
-        return [str(path) for path in [*folder.glob("_C*.so"), *folder.glob("_lib/*.so")]]
+        return [str(path) for path in [*folder.glob("_*.so"), *folder.glob("_lib/*.so")]]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}  # an editable install has the files in their place already

@@ -10,6 +10,7 @@ pybind11::dict build_info() {
   info["version"] = DMT_VERSION;
   info["torch_version"] = DMT_TORCH_VERSION;
   info["cuda_version"] = DMT_CUDA_VERSION;
+  info["communication_engine"] = DMT_COMM_STATE;
   info["compiler"] = DMT_COMPILER;
   info["build_type"] = DMT_BUILD_TYPE;
   info["sanitize"] = DMT_SANITIZE;

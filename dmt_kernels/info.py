@@ -98,10 +98,18 @@ def _communication() -> Section:
     if distributed.is_nccl_available():
         nccl = ".".join(map(str, torch.cuda.nccl.version()))
     return {
-        "engine": "composition of functional collectives",
+        "engine": _engine(),
         "gloo": "available" if distributed.is_gloo_available() else "not in this torch",
         "nccl": nccl,
     }
+
+
+def _engine() -> str:
+    try:
+        from dmt_kernels.ops.stage import engine_in_use
+    except ImportError as error:  # NotBuilt is one
+        return f"none: {error}"
+    return engine_in_use
 
 
 def _python() -> Section:

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-LIBRARIES = [*ROOT.glob("dmt_kernels/_C*.so"), *ROOT.glob("dmt_kernels/_lib/*.so")]
+LIBRARIES = [*ROOT.glob("dmt_kernels/_*.so"), *ROOT.glob("dmt_kernels/_lib/*.so")]
 
 
 @pytest.fixture
 def build(monkeypatch):
     """setup.py as a module, in an environment without settings of the user's."""
-    for name in ("DMT_TORCH_DIR", "DMT_CUDA", "CXX", "NVCC"):
+    for name in ("DMT_TORCH_DIR", "DMT_CUDA", "DMT_COMM", "CXX", "NVCC"):
         monkeypatch.delenv(name, raising=False)
     spec = importlib.util.spec_from_file_location("dmt_setup", ROOT / "setup.py")
     module = importlib.util.module_from_spec(spec)
@@ -131,6 +131,17 @@ def test_cuda_chosen_and_refused(build):
     assert build.choose_cuda("on", found, NVCC)[0]
     assert not build.choose_cuda("off", found, NVCC)[0]
     assert "DMT_CUDA=yes" in refusal(build.choose_cuda, "yes", found, NVCC)
+
+
+def test_the_engine_needs_a_distributed_torch(build, tmp_path):
+    without = build.Torch(tmp_path, "2.13.0", None)
+    chosen, why = build.choose_comm("auto", without)
+    assert not chosen and "torch.distributed" in why
+    assert why in refusal(build.choose_comm, "on", without)
+    here = build.find_torch()
+    assert build.choose_comm("auto", here) == build.choose_comm("on", here) == (True, "on")
+    assert build.choose_comm("off", here) == (False, "DMT_COMM=off")
+    assert "DMT_COMM=yes" in refusal(build.choose_comm, "yes", here)
 
 
 @pytest.mark.parametrize("command", ["build_ext", "dist_info"])

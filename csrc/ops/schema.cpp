@@ -26,6 +26,9 @@ STABLE_TORCH_LIBRARY(dmt, ops) {
   // seed asks for stochastic rounding. kernels/wire_format.h has the layout.
   ops.def("wire_encode(Tensor input, int format, int? seed=None, SymInt step=0, SymInt first_row=0) -> Tensor");
   ops.def("wire_decode(Tensor message, SymInt dim, int format, ScalarType? dtype=None) -> Tensor");
+  // The same for blocks [N_i, D_i], whose bytes lie one behind the other in a message of one dimension.
+  ops.def("wire_encode_blocks_(Tensor(a!) message, Tensor[] blocks, int format, int? seed=None, SymInt step=0, SymInt first_row=0) -> ()");
+  ops.def("wire_decode_blocks_(Tensor(a!)[] blocks, Tensor message, int format) -> ()");
 
   // Bags of ids to and from the two messages that carry them to each rank; kernels/cpu/id_codec.h has the layout.
   ops.def("id_encode(Tensor ids, Tensor offsets, Tensor? weights, int[] rows, int[] routes, int[] route_sizes, int[] id_bytes, int chunks=1) -> (Tensor, Tensor, Tensor)");

@@ -24,6 +24,16 @@ Tensor with_adjacent_columns(const Tensor& tensor) {
   return tensor.size(1) <= 1 || tensor.stride(1) == 1 ? tensor : torch::stable::contiguous(tensor);
 }
 
+cpu::WireRows rows_of(const Tensor& tensor) {
+  return {
+      .data = const_cast<void*>(tensor.const_data_ptr()),
+      .dtype = kernel_dtype(tensor.scalar_type()),
+      .rows = tensor.size(0),
+      .columns = tensor.size(1),
+      .stride = tensor.stride(0),
+  };
+}
+
 Tensor wire_encode(const Tensor& input, int64_t format, std::optional<int64_t> seed, int64_t step, int64_t first_row) {
   const char* op = "wire_encode";
   const WireFormat wire = check_format(op, format);
@@ -31,13 +41,7 @@ Tensor wire_encode(const Tensor& input, int64_t format, std::optional<int64_t> s
   check_dim(op, "input", input, 2);
   check_floating(op, "input", input.scalar_type());
   const Tensor source = with_adjacent_columns(input);
-  const cpu::WireRows rows = {
-      .data = const_cast<void*>(source.const_data_ptr()),
-      .dtype = kernel_dtype(source.scalar_type()),
-      .rows = source.size(0),
-      .columns = source.size(1),
-      .stride = source.stride(0),
-  };
+  const cpu::WireRows rows = rows_of(source);
   const Tensor message = torch::stable::empty({rows.rows, wire_row_bytes(wire, rows.columns)}, ScalarType::Byte);
   ask_for_huge_pages(message);
   const cpu::StochasticRounding rounding = {seed.value_or(0), step, first_row};
@@ -46,31 +50,73 @@ Tensor wire_encode(const Tensor& input, int64_t format, std::optional<int64_t> s
   return message;
 }
 
+void check_bytes(const char* op, const Tensor& message) {
+  check_cpu(op, "message", message);
+  check(message.scalar_type() == ScalarType::Byte, op, "message must be uint8, got ",
+        dtype_name(message.scalar_type()));
+}
+
 Tensor wire_decode(const Tensor& message, int64_t dim, int64_t format, std::optional<ScalarType> dtype) {
   const char* op = "wire_decode";
   const WireFormat wire = check_format(op, format);
   const ScalarType out_type = dtype.value_or(ScalarType::Float);
   check_floating(op, "dtype", out_type);
   check(dim >= 0, op, "dim must not be negative, got ", dim);
-  check_cpu(op, "message", message);
-  check(message.scalar_type() == ScalarType::Byte, op, "message must be uint8, got ",
-        dtype_name(message.scalar_type()));
+  check_bytes(op, message);
   const int64_t row_bytes = wire_row_bytes(wire, dim);
   check(message.dim() == 2 && message.size(1) == row_bytes, op, "message must be [N, ", row_bytes, "] for ", dim, " ",
         kFormatNames[format], " columns, got ", shape_name(message));
   const Tensor source = with_adjacent_columns(message);
   const Tensor out = torch::stable::empty({source.size(0), dim}, out_type);
   ask_for_huge_pages(out);
-  const cpu::WireRows rows = {
-      .data = out.mutable_data_ptr(),
-      .dtype = kernel_dtype(out_type),
-      .rows = source.size(0),
-      .columns = dim,
-      .stride = dim,
-  };
-  cpu::wire_codec_kernels().decode(static_cast<const uint8_t*>(source.const_data_ptr()), source.stride(0), wire, rows,
-                                   torch_threads());
+  cpu::wire_codec_kernels().decode(static_cast<const uint8_t*>(source.const_data_ptr()), source.stride(0), wire,
+                                   rows_of(out), torch_threads());
   return out;
+}
+
+// Blocks that a kernel reads or writes where they are, and a message of the size that they have in it.
+void check_blocks(const char* op, const std::vector<Tensor>& blocks, const Tensor& message, WireFormat format) {
+  int64_t size = 0;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const Element block{"blocks", i};
+    check_cpu(op, block, blocks[i]);
+    check_dim(op, block, blocks[i], 2);
+    check_floating(op, block, blocks[i].scalar_type());
+    check(blocks[i].size(1) <= 1 || blocks[i].stride(1) == 1, op, block, " must have adjacent columns");
+    size += blocks[i].size(0) * wire_row_bytes(format, blocks[i].size(1));
+  }
+  check_bytes(op, message);
+  check(message.dim() == 1 && message.size(0) == size && (size <= 1 || message.stride(0) == 1), op, "message must be [",
+        size, "], adjacent in memory, for these blocks, got ", shape_name(message));
+}
+
+void wire_encode_blocks_(Tensor message, std::vector<Tensor> blocks, int64_t format, std::optional<int64_t> seed,
+                         int64_t step, int64_t first_row) {
+  const char* op = "wire_encode_blocks_";
+  const WireFormat wire = check_format(op, format);
+  check_blocks(op, blocks, message, wire);
+  ask_for_huge_pages(message);
+  uint8_t* bytes = static_cast<uint8_t*>(message.mutable_data_ptr());
+  cpu::StochasticRounding rounding = {seed.value_or(0), step, first_row};
+  for (const Tensor& block : blocks) {
+    const cpu::WireRows rows = rows_of(block);
+    cpu::wire_codec_kernels().encode(rows, wire, seed.has_value() ? &rounding : nullptr, bytes, torch_threads());
+    bytes += rows.rows * wire_row_bytes(wire, rows.columns);
+    rounding.first_row += rows.rows;
+  }
+}
+
+void wire_decode_blocks_(std::vector<Tensor> blocks, Tensor message, int64_t format) {
+  const char* op = "wire_decode_blocks_";
+  const WireFormat wire = check_format(op, format);
+  check_blocks(op, blocks, message, wire);
+  const uint8_t* bytes = static_cast<const uint8_t*>(message.const_data_ptr());
+  for (const Tensor& block : blocks) {
+    const cpu::WireRows rows = rows_of(block);
+    const int64_t row_bytes = wire_row_bytes(wire, rows.columns);
+    cpu::wire_codec_kernels().decode(bytes, row_bytes, wire, rows, torch_threads());
+    bytes += rows.rows * row_bytes;
+  }
 }
 
 }  // namespace
@@ -78,6 +124,8 @@ Tensor wire_decode(const Tensor& message, int64_t dim, int64_t format, std::opti
 STABLE_TORCH_LIBRARY_IMPL(dmt, CPU, ops) {
   ops.impl("wire_encode", TORCH_BOX(&wire_encode));
   ops.impl("wire_decode", TORCH_BOX(&wire_decode));
+  ops.impl("wire_encode_blocks_", TORCH_BOX(&wire_encode_blocks_));
+  ops.impl("wire_decode_blocks_", TORCH_BOX(&wire_decode_blocks_));
 }
 
 }  // namespace dmt

@@ -1,4 +1,4 @@
-"""Implements, in Python, those ops of the schema that are compositions rather than kernels."""
+"""Implements, in Python, those ops of the schema that have no kernel, everywhere or on a device."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +14,11 @@ def implement(name: str, forward: Callable[..., Any], *, fake: Callable[..., Any
     """Register an implementation of ``dmt::name`` that stays one op when traced, and its fake."""
     _dmt.impl(name, forward, "CompositeExplicitAutograd")
     torch.library.register_fake(f"dmt::{name}", fake, lib=_dmt)
+
+
+def implement_on(device: str, name: str, forward: Callable[..., Any]) -> None:
+    """Register an implementation of ``dmt::name`` for a device that has no kernel of ours."""
+    _dmt.impl(name, forward, device)
 
 
 def compose(name: str, forward: Callable[..., Any]) -> None:

@@ -7,44 +7,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dmt_kernels.ops import traffic
+from dmt_kernels.ops._engine import Stage, choose_engine
 from dmt_kernels.ops.groups import exchange_failure
-from dmt_kernels.ops.reference import stage as composition
 from dmt_kernels.spec import WireFormat
 
-
-class _Stage(Protocol):
-    """A stage in flight. It keeps everything alive that the backend reads and writes."""
-
-    sent_bytes: list[int]  # to every rank
-
-    def wait(self) -> None: ...
-
-
-class _Engine(Protocol):
-    """Starts stages; formats are the codes of :class:`WireFormat`, None carries the dtype's own bytes."""
-
-    def start(
-        self,
-        blocks: Sequence[Tensor],
-        out: Sequence[Tensor],
-        group: str,
-        format: int | None,
-        seed: int | None,
-        step: int,
-    ) -> _Stage: ...
-
-    def copied_bytes(self) -> int: ...
-
-
-_engine: _Engine = composition
+_engine, engine_in_use = choose_engine()
 _tickets = itertools.count(1)
-_in_flight: dict[int, tuple[str, _Stage]] = {}  # by ticket; one operation on a dict is atomic
+_in_flight: dict[int, tuple[str, Stage]] = {}  # by ticket; one operation on a dict is atomic
 _CODES = {format: format.code for format in WireFormat}
 
 

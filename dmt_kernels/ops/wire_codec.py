@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmt_kernels.ops._composition import implement_on
+from dmt_kernels.ops.reference import wire_codec as reference
 from dmt_kernels.spec import WireFormat
 
 
@@ -91,6 +93,18 @@ def _(message: Tensor, dim: int, format: int, dtype: torch.dtype | None = None) 
     return message.new_empty(message.size(0), dim, dtype=dtype or torch.float32)
 
 
+@torch.library.register_fake("dmt::wire_encode_blocks_")
+def _(
+    message: Tensor, blocks: list[Tensor], format: int, seed: int | None = None, step: int = 0, first_row: int = 0
+) -> None:
+    return None
+
+
+@torch.library.register_fake("dmt::wire_decode_blocks_")
+def _(blocks: list[Tensor], message: Tensor, format: int) -> None:
+    return None
+
+
 def _refuse_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     raise RuntimeError(
         "wire_encode: input requires a gradient, but a message has none; encode in an autograd.Function whose backward "
@@ -104,3 +118,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
 
 # A message is not differentiable, so autograd would drop the gradient without a word.
 torch.library.register_autograd("dmt::wire_encode", _backward, setup_context=_refuse_gradient)
+
+# There are no kernels for CUDA yet. The oracle does the same there, slowly, above all with stochastic rounding.
+for _name in ("wire_encode", "wire_decode", "wire_encode_blocks_", "wire_decode_blocks_"):
+    implement_on("CUDA", _name, getattr(reference, _name))

@@ -13,14 +13,17 @@ from torch import Tensor
 
 from dmt_kernels.comm import build_mesh, traffic
 from dmt_kernels.ops import stage
+from dmt_kernels.ops._engine import compiled_engine
 from dmt_kernels.ops.reference import stage as composition
 from dmt_kernels.spec import ExchangeError, WireFormat
 from tests.ops.bags import DTYPES
 from tests.ops.stages import LAYOUTS, Case, same_bits
 from tests.ranks import DIED, run_ranks
 
-ENGINES = {"composition": composition}
-engines = pytest.mark.parametrize("engine", ENGINES)
+COMPILED, WHY = compiled_engine()
+ENGINES = {"composition": composition, "compiled": COMPILED}
+compiled = pytest.param("compiled", marks=pytest.mark.skipif(COMPILED is None, reason=WHY))
+engines = pytest.mark.parametrize("engine", ["composition", compiled])
 
 
 def _use(engine: str) -> None:

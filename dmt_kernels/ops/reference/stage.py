@@ -32,29 +32,26 @@ class _Message:
             self.bytes = torch.empty(sum(self.sizes), dtype=torch.uint8, device=blocks[0].device)
 
     def pack(self, seed: int | None, step: int) -> None:
-        first_row = 0
-        for piece, block in self._pieces():
-            if self.format is not None:
-                message = torch.ops.dmt.wire_encode(block, self.format.code, seed, step, first_row)
-                piece.copy_(message.flatten())
-            elif not self.in_place:
-                _copy(piece.view(block.dtype).view(block.shape), block)
-            first_row += len(block)
+        if self.format is not None:
+            torch.ops.dmt.wire_encode_blocks_(self.bytes, self.blocks, self.format.code, seed, step)
+        elif not self.in_place:
+            for piece, block in self._pieces():
+                _copy(piece, block)
 
     def unpack(self) -> None:
-        for piece, block in self._pieces():
-            if self.format is not None:
-                message = piece.view(len(block), self._row_bytes(block))
-                block.copy_(torch.ops.dmt.wire_decode(message, block.shape[1], self.format.code, block.dtype))
-            elif not self.in_place:
-                _copy(block, piece.view(block.dtype).view(block.shape))
+        if self.format is not None:
+            torch.ops.dmt.wire_decode_blocks_(self.blocks, self.bytes, self.format.code)
+        elif not self.in_place:
+            for piece, block in self._pieces():
+                _copy(block, piece)
 
     def _row_bytes(self, block: Tensor) -> int:
         columns = block.shape[1]
         return columns * block.itemsize if self.format is None else self.format.row_bytes(columns)
 
     def _pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.bytes.split(self.sizes), self.blocks, strict=True)
+        for piece, block in zip(self.bytes.split(self.sizes), self.blocks, strict=True):
+            yield piece.view(block.dtype).view(block.shape), block
 
 
 class Stage:

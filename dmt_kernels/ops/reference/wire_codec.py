@@ -19,12 +19,12 @@ _CASTS = {
 
 
 def wire_encode(
-    input: Tensor, format: WireFormat | str, *, seed: int | None = None, step: int = 0, first_row: int = 0
+    input: Tensor, format: WireFormat | str | int, seed: int | None = None, step: int = 0, first_row: int = 0
 ) -> Tensor:
-    """Encode rows; arguments and result as in `dmt_kernels.wire_encode`."""
-    format = WireFormat(format)
+    """Encode rows; arguments and result as in `dmt_kernels.wire_encode`, or as in its op."""
+    format = _format(format)
     x = input.float()
-    words = None if seed is None else random_words(seed, step, first_row, *x.shape)
+    words = None if seed is None else random_words(seed, step, first_row, *x.shape).to(x.device)
     if format is WireFormat.FP32:
         return _bytes(torch.where(x.isnan(), torch.nan, x))  # the cast from halves gives NaNs bits by their place
     if format is WireFormat.BF16:
@@ -34,14 +34,33 @@ def wire_encode(
     return torch.cat([_padded(_bytes(_scaled_payload(x, scale, format, words))), _bytes(scale)], dim=1)
 
 
-def wire_decode(message: Tensor, dim: int, format: WireFormat | str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Decode rows; arguments and result as in `dmt_kernels.wire_decode`."""
-    format = WireFormat(format)
+def wire_decode(message: Tensor, dim: int, format: WireFormat | str | int, dtype: torch.dtype | None = None) -> Tensor:
+    """Decode rows; arguments and result as in `dmt_kernels.wire_decode`, or as in its op."""
+    format, dtype = _format(format), dtype or torch.float32
     payload = _numbers(message[:, : dim * format.element_bytes], _CASTS[format])
     if not format.is_scaled:
         return payload.to(dtype)
     scale = _numbers(message[:, format.payload_bytes(dim) :], torch.float32)
     return (payload.float() * scale).to(dtype)
+
+
+def wire_encode_blocks_(
+    message: Tensor, blocks: list[Tensor], format: int, seed: int | None = None, step: int = 0, first_row: int = 0
+) -> None:
+    """Encode one block behind the other."""
+    begin = 0
+    for block in blocks:
+        encoded = wire_encode(block, format, seed, step, first_row).flatten()
+        message[begin : begin + len(encoded)] = encoded
+        begin, first_row = begin + len(encoded), first_row + len(block)
+
+
+def wire_decode_blocks_(blocks: list[Tensor], message: Tensor, format: int) -> None:
+    """Decode them again."""
+    sizes = [len(block) * _format(format).row_bytes(block.shape[1]) for block in blocks]
+    for block, piece in zip(blocks, message.split(sizes), strict=True):
+        rows = piece.view(len(block), _format(format).row_bytes(block.shape[1]))
+        block.copy_(wire_decode(rows, block.shape[1], format, block.dtype))
 
 
 def row_scale(x: Tensor, format: WireFormat) -> Tensor:
@@ -127,6 +146,10 @@ def _at_random(values: Tensor, step: Tensor, words: Tensor, fraction_bits: Tenso
     """Down to a multiple of `step` after a fraction of it, of that many random bits, was added to the magnitude."""
     fraction = (words >> (32 - fraction_bits)).double() * torch.ldexp(torch.ones_like(values), -fraction_bits)
     return ((values.abs() / step + fraction).floor() * step).copysign(values)
+
+
+def _format(format: WireFormat | str | int) -> WireFormat:
+    return list(WireFormat)[format] if isinstance(format, int) else WireFormat(format)
 
 
 def _bytes(payload: Tensor) -> Tensor:

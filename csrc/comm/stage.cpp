@@ -1,0 +1,191 @@
+// dmt_kernels._comm: a stage of an exchange, that is an all-to-all of blocks of rows, in flight between start and wait.
+// dmt_kernels/ops/stage.py documents it; dmt_kernels/ops/reference/stage.py is the same in Python.
+//
+// c10d has no stable ABI, so this serves the torch minor it was built with and no other; the package asks before it
+// loads it. It is a module of its own instead of ops, because a call then costs half as much.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/headeronly/version.h>
+#include <torch/csrc/distributed/c10d/GroupRegistry.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
+#include <atomic>
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/wire_format.h"
+
+namespace dmt {
+namespace {
+
+using Blocks = std::vector<at::Tensor>;
+
+std::atomic<int64_t> copied_bytes{0};  // by packing and unpacking, not by the codec
+
+// Blocks [N_i, D_i] as the bytes that travel, one behind the other.
+class Message {
+ public:
+  Message(Blocks blocks, std::optional<int64_t> format) : blocks_(std::move(blocks)), format_(format) {
+    TORCH_CHECK(!blocks_.empty(), "a stage needs a block for every rank of its group");
+    int64_t total = 0;
+    for (const at::Tensor& block : blocks_) {
+      TORCH_CHECK(block.dim() == 2, "a block has 2 dimensions, got one of shape ", block.sizes());
+      sizes_.push_back(block.size(0) * row_bytes(block));
+      total += sizes_.back();
+    }
+    const at::Tensor* first = format.has_value() ? nullptr : together();
+    in_place_ = first != nullptr;
+    bytes_ = in_place_ ? first->as_strided({total / first->element_size()}, {1}).view(at::kByte)
+                       : at::empty({total}, blocks_[0].options().dtype(at::kByte));
+  }
+
+  at::Tensor& bytes() { return bytes_; }
+  std::vector<int64_t>& sizes() { return sizes_; }
+
+  // An element is rounded by its row among those of all blocks.
+  void pack(std::optional<int64_t> seed, int64_t step) {
+    if (format_.has_value()) {
+      static const auto encode = c10::Dispatcher::singleton()
+                                     .findSchemaOrThrow("dmt::wire_encode_blocks_", "")
+                                     .typed<void(const at::Tensor&, at::TensorList, int64_t, std::optional<int64_t>,
+                                                 c10::SymInt, c10::SymInt)>();
+      encode.call(bytes_, blocks_, *format_, seed, step, 0);
+    } else {
+      for_pieces([](const at::Tensor& piece, const at::Tensor& block) { piece.copy_(block); });
+    }
+  }
+
+  void unpack() {
+    if (format_.has_value()) {
+      static const auto decode = c10::Dispatcher::singleton()
+                                     .findSchemaOrThrow("dmt::wire_decode_blocks_", "")
+                                     .typed<void(at::TensorList, const at::Tensor&, int64_t)>();
+      decode.call(blocks_, bytes_, *format_);
+    } else {
+      for_pieces([](const at::Tensor& piece, const at::Tensor& block) { block.copy_(piece); });
+    }
+  }
+
+  // The allocator must not hand staging out again before the stream that now waits for it is past it.
+  void record_stream() {
+    if (in_place_ || bytes_.is_cpu()) return;
+    bytes_.record_stream(c10::impl::VirtualGuardImpl(bytes_.device().type()).getStream(bytes_.device()));
+  }
+
+ private:
+  int64_t row_bytes(const at::Tensor& block) const {
+    const int64_t columns = block.size(1);
+    return format_.has_value() ? wire_row_bytes(static_cast<WireFormat>(*format_), columns)
+                               : columns * static_cast<int64_t>(block.element_size());
+  }
+
+  // The first block, if all of them are one piece of memory, in order.
+  const at::Tensor* together() const {
+    const at::Tensor* first = nullptr;
+    const char* end = nullptr;
+    for (const at::Tensor& block : blocks_) {
+      if (block.numel() == 0) continue;
+      const char* begin = static_cast<const char*>(block.const_data_ptr());
+      if (!block.is_contiguous()) return nullptr;
+      if (first == nullptr) {
+        first = &block;
+      } else if (begin != end || !block.is_alias_of(*first)) {
+        return nullptr;
+      }
+      end = begin + block.nbytes();
+    }
+    return first == nullptr ? &blocks_[0] : first;
+  }
+
+  template <class Copy>
+  void for_pieces(const Copy& copy) {
+    if (in_place_) return;
+    int64_t begin = 0;
+    for (const at::Tensor& block : blocks_) {
+      const int64_t size = block.nbytes();
+      if (size > 0) copy(bytes_.narrow(0, begin, size).view(block.scalar_type()).view(block.sizes()), block);
+      begin += size;
+    }
+    copied_bytes += begin;
+  }
+
+  Blocks blocks_;
+  std::optional<int64_t> format_;
+  std::vector<int64_t> sizes_;
+  bool in_place_ = false;
+  at::Tensor bytes_;
+};
+
+// Python's exceptions get the backend's words without the addresses of its callers.
+template <class Function>
+void in_plain_words(const Function& function) {
+  try {
+    function();
+  } catch (const c10::Error& error) {
+    throw std::runtime_error(error.what_without_backtrace());
+  }
+}
+
+// Lives until its end has been waited for. The backends keep what they read and write until then, too (gloo's work owns
+// the tensors; NCCL's stashes them until wait() makes the current stream wait for its own), but the blocks behind
+// staging and the staging behind a decoding belong to this.
+class Stage {
+ public:
+  Stage(Blocks blocks, Blocks out, const std::string& group, std::optional<int64_t> format, std::optional<int64_t> seed,
+        int64_t step)
+      : sent_(std::move(blocks), format), received_(std::move(out), format) {
+    sent_.pack(seed, step);
+    const auto process_group = c10d::resolve_process_group(group);
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13
+    work_ = process_group->all_to_all_single(received_.bytes(), sent_.bytes(), received_.sizes(), sent_.sizes());
+#else
+    work_ = process_group->alltoall_base(received_.bytes(), sent_.bytes(), received_.sizes(), sent_.sizes());
+#endif
+  }
+
+  const std::vector<int64_t>& sent_bytes() { return sent_.sizes(); }
+
+  void wait() {
+    in_plain_words([this] {
+      const at::AutoDispatchBelowADInplaceOrView untracked;
+      work_->wait();
+      sent_.record_stream();
+      received_.record_stream();
+      received_.unpack();
+    });
+  }
+
+ private:
+  Message sent_;
+  Message received_;
+  c10::intrusive_ptr<c10d::Work> work_;
+};
+
+std::unique_ptr<Stage> start(Blocks blocks, Blocks out, const std::string& group, std::optional<int64_t> format,
+                             std::optional<int64_t> seed, int64_t step) {
+  std::unique_ptr<Stage> stage;
+  in_plain_words([&] {
+    const at::AutoDispatchBelowADInplaceOrView untracked;  // no gradients, no version counters
+    stage = std::make_unique<Stage>(std::move(blocks), std::move(out), group, format, seed, step);
+  });
+  return stage;
+}
+
+}  // namespace
+}  // namespace dmt
+
+PYBIND11_MODULE(_comm, module) {
+  using Unlocked = pybind11::call_guard<pybind11::gil_scoped_release>;
+  module.doc() = "Stages of an exchange: see dmt_kernels.ops.stage.";
+  pybind11::class_<dmt::Stage>(module, "Stage", pybind11::module_local())
+      .def_property_readonly("sent_bytes", &dmt::Stage::sent_bytes)
+      .def("wait", &dmt::Stage::wait, Unlocked());
+  module.def("start", &dmt::start, Unlocked());
+  module.def("copied_bytes", [] { return dmt::copied_bytes.load(); });
+}
