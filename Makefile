@@ -10,6 +10,11 @@
 TORCH ?= torch==2.13.0
 DATA ?= synthetic
 OUT ?= demo_out
+HOSTS ?= 2
+MEMBERS ?= 2
+RATE ?= 200mbit,1gbit,2gbit
+TOWER_RATE ?=
+PNG ?= bench_cluster.png
 PYTHON ?= $(firstword $(shell command -v python; command -v python3))
 
 # "active", "system" or "none", and the prefix of the calling Python.
@@ -30,12 +35,13 @@ NAME := $(shell printf '%s' '$(KIND) $(word 2,$(CALLER)) $(if $(filter none,$(KI
 ENVIRONMENT := $(if $(filter active,$(KIND)),build,.venv)/environment/$(NAME)
 CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
 
-.PHONY: help build demo test sanitize bench lint format clean which-python
+.PHONY: help build demo test sanitize bench bench-cluster lint format clean which-python
 .DEFAULT_GOAL := help
 
 help: ## Show this text
-	@grep -hE '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 15
 	@echo 'Variables: TORCH="torch==2.13.0 [pip options]", DATA=synthetic|criteo:PATH|npz:PATH, OUT=demo_out, PYTHON=python'
+	@echo '           of bench-cluster: HOSTS=2 MEMBERS=2 RATE=200mbit,1gbit,2gbit TOWER_RATE=9x PNG=bench_cluster.png'
 
 # A .venv of the wrong kind, or with another torch than the calling Python's, is made anew.
 $(ENVIRONMENT): pyproject.toml
@@ -90,13 +96,16 @@ sanitize: $(ENVIRONMENT) ## Test kernels and ops under g++'s address, undefined-
 bench: build ## Measure ops, exchange and training step beside their peers; BENCH="ops --filter S1"
 	$(PY) -m bench $(BENCH)
 
+bench-cluster: build ## Measure training steps between emulated hosts (root)
+	$(PY) -m bench.cluster --hosts $(HOSTS) --members $(MEMBERS) --rate '$(RATE)' --tower-rate '$(TOWER_RATE)' --plot '$(PNG)'
+
 format: $(ENVIRONMENT) ## Rewrite the sources in the project's format
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	@$(CLANG_FORMAT) -i $(CXX_FILES)
 
 clean: ## Remove builds and caches, keep .venv
-	rm -rf build dist *.egg-info dmt_kernels/_*.so dmt_kernels/_lib demo_out
+	rm -rf build dist *.egg-info dmt_kernels/_*.so dmt_kernels/_lib demo_out bench_cluster.png
 	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 

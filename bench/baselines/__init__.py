@@ -12,6 +12,7 @@ from types import ModuleType
 from torch import __version__ as TORCH_VERSION  # `torch` is a module of this package as soon as it is imported
 
 from bench.registry import Run
+from dmt_kernels.spec import TableOptimizer
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,15 @@ class Peer:
     package: str  # as it is imported
     suites: tuple[str, ...]
     wheels: tuple[str, ...] = ()  # what brings it, all of one version
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a peer trains: the tables in the backward pass, the rest with Adam."""
+
+    tables: TableOptimizer
+    dense_lr: float
+    seed: int  # of the tables' first values
 
 
 PEERS = {

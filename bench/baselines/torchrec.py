@@ -3,7 +3,7 @@
 The step is stock TorchRec: its DLRM, a sharded ``EmbeddingBagCollection`` with FBGEMM's fused tables, and
 ``DistributedModelParallel``, which averages dense gradients through DDP. ``TrainPipelineSparseDist``, which overlaps
 the exchange of ids with the step before, stays out, since ours does not overlap yet either.
-``EmbeddingTowerCollection``, the nearest relative of our two stages, cannot run on CPU, and there is no DCN like ours.
+There is no DCN like ours. ``torchrec_towers`` has ``EmbeddingTowerCollection``, the nearest relative of our two stages.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torchrec.datasets.utils import Batch as TorchRecBatch
 from torchrec.distributed.comm_ops import alltoall_pooled
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, table_wise
-from torchrec.distributed.types import ShardingEnv, ShardingPlan
+from torchrec.distributed.types import ModuleSharder, QuantizedCommCodecs, ShardingEnv, ShardingPlan
 from torchrec.models.dlrm import DLRM as TorchRecDLRM
 from torchrec.models.dlrm import DLRMTrain
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
@@ -35,6 +36,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from bench.baselines import Training
 from bench.registry import Run
 from dmt_kernels.comm import Mesh
 from dmt_kernels.embedding.initial_rows import initial_rows
@@ -43,7 +45,7 @@ from dmt_kernels.spec import Batch, Plan, Table
 from dmt_kernels.spec.shards import whole
 from dmt_kernels.train.assemble import Setup
 
-COLLECTION = "sparse_arch.embedding_bag_collection"  # inside a DLRM of TorchRec
+COLLECTION = "model.sparse_arch.embedding_bag_collection"  # inside a DLRMTrain
 
 # DDP asks torch.fx whether it is tracing, and every rank would print what torch.fx has to say about that.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -63,44 +65,43 @@ def one_stage(by_rank: Tensor, group: dist.ProcessGroup) -> Run:
 
 def train_step(model: nn.Module, setup: Setup, mesh: Mesh, batches: Sequence[Batch]) -> TrainStep | None:
     """A step of the flat DLRM that `model` is, from the same first values; None for other models."""
-    return TrainStep(model, setup, mesh, batches) if isinstance(model, DLRM) else None
+    if not isinstance(model, DLRM):
+        return None
+    config = setup.config
+    training = Training(config.table_optimizer_spec(), config.dense_lr, config.seed)
+    return TrainStep(dlrm(model, setup.plan, training), COLLECTION, setup.plan, mesh, batches, training)
 
 
-class TrainStep:
-    """Trains TorchRec's twin of a flat DLRM, and returns this rank's own mean loss.
+class Sharded:
+    """Trains a net that ``DistributedModelParallel`` has sharded, and returns this rank's own mean loss.
 
-    Tables are whole, each on the rank where ours has it (or its first columns). Optimizers are as ours: row-wise
-    Adagrad in the backward pass, and Adam in one kernel for the rest. All samples of `batches` are real, so that the
-    mean over a rank's samples, averaged over ranks, is the mean over all of them. Gradients are summed in another
-    order than ours: results agree to rounding.
+    `net` maps a batch of TorchRec's to a loss and something else. All samples of `batches` are real, so that the mean
+    over a rank's samples, averaged over ranks, is the mean over all of them. Gradients are summed in another order than
+    ours: results agree to rounding.
     """
 
-    def __init__(self, model: DLRM, setup: Setup, mesh: Mesh, batches: Sequence[Batch]) -> None:
-        config, plan = setup.config, setup.plan
-        assert model.bottom is not None and config.table_optimizer == "rowwise_adagrad"
-        features = plan.partition.features
-        collection = EmbeddingBagCollection(
-            tables=[_table_config(plan.feature_tables[feature], config.seed) for feature in features],
-            device=torch.device("meta"),
-        )
-        of_tables = config.table_optimizer_spec()
-        apply_optimizer_in_backward(RowWiseAdagrad, collection.parameters(), {"lr": of_tables.lr, "eps": of_tables.eps})
-        net = TorchRecDLRM(
-            embedding_bag_collection=collection,
-            dense_in_features=setup.dataset.dense_width,
-            dense_arch_layer_sizes=[layer.out_features for layer in _linears(model.bottom)],
-            over_arch_layer_sizes=[layer.out_features for layer in _linears(model.top)],
-            dense_device=mesh.device,
-        )
-        _copy_dense(model, net)
-        self._model = _distribute(DLRMTrain(net), _owners(plan), mesh)
+    def __init__(
+        self,
+        net: nn.Module,
+        plan: ShardingPlan,
+        sharder: ModuleSharder[nn.Module],
+        features: Sequence[str],
+        mesh: Mesh,
+        batches: Sequence[Batch],
+        dense_lr: float,
+    ) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of DDP, about an argument that TorchRec gives it
+            self._model = DistributedModelParallel(
+                module=net,
+                env=ShardingEnv.from_process_group(dist.group.WORLD),
+                device=mesh.device,
+                plan=plan,
+                sharders=[sharder],
+            )
         dense = dict(in_backward_optimizer_filter(self._model.named_parameters()))
-        self._optimizer = CombinedOptimizer(
-            [
-                self._model.fused_optimizer,
-                KeyedOptimizerWrapper(dense, partial(torch.optim.Adam, lr=config.dense_lr, fused=True)),
-            ]
-        )
+        adam = partial(torch.optim.Adam, lr=dense_lr, fused=True)
+        self._optimizer = CombinedOptimizer([self._model.fused_optimizer, KeyedOptimizerWrapper(dense, adam)])
         self._batches = itertools.cycle([_keyed(batch, features) for batch in batches])
 
     def __call__(self) -> Tensor:
@@ -110,34 +111,80 @@ class TrainStep:
         self._optimizer.step()
         return loss.detach()
 
+
+class TrainStep(Sharded):
+    """A net over one flat collection, at `path` in it.
+
+    Tables are whole, each on the rank where ours has it (or its first columns). With `half`, rows and
+    gradients travel as float16.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        path: str,
+        plan: Plan,
+        mesh: Mesh,
+        batches: Sequence[Batch],
+        training: Training,
+        *,
+        half: bool = False,
+    ) -> None:
+        self._path = path
+        sharder = EmbeddingBagCollectionSharder(qcomm_codecs_registry=codecs(half))
+        sharding = construct_module_sharding_plan(
+            net.get_submodule(path),
+            per_param_sharding={name: table_wise(rank=rank) for name, rank in owners(plan).items()},
+            sharder=sharder,
+            local_size=int(os.environ["LOCAL_WORLD_SIZE"]),
+            world_size=mesh.topology.world,
+            device_type=mesh.device.type,
+        )
+        by_path = ShardingPlan(plan={path: sharding})
+        super().__init__(net, by_path, sharder, plan.partition.features, mesh, batches, training.dense_lr)
+
     def tables(self) -> dict[str, Tensor]:
         """``[E, D]`` each, by name: those that this rank holds."""
-        bags = self._model.module.model.get_submodule(COLLECTION).embedding_bags
+        bags = self._model.module.get_submodule(self._path).embedding_bags
         return {name: bag.weight.detach() for name, bag in bags.items() if bag.weight.numel()}
 
 
-def _distribute(net: DLRMTrain, owners: dict[str, int], mesh: Mesh) -> DistributedModelParallel:
-    sharder = EmbeddingBagCollectionSharder()
-    plan = construct_module_sharding_plan(
-        net.model.get_submodule(COLLECTION),
-        per_param_sharding={name: table_wise(rank=rank) for name, rank in owners.items()},
-        sharder=sharder,
-        local_size=int(os.environ["LOCAL_WORLD_SIZE"]),
-        world_size=mesh.topology.world,
-        device_type=mesh.device.type,
+def dlrm(model: DLRM, plan: Plan, training: Training) -> DLRMTrain:
+    """TorchRec's twin of a flat DLRM, from the same first values."""
+    assert model.bottom is not None
+    net = TorchRecDLRM(
+        embedding_bag_collection=collection(plan, plan.partition.features, training),
+        dense_in_features=_linears(model.bottom)[0].in_features,
+        dense_arch_layer_sizes=[layer.out_features for layer in _linears(model.bottom)],
+        over_arch_layer_sizes=[layer.out_features for layer in _linears(model.top)],
+        dense_device=torch.device("cpu"),
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of DDP, about an argument that TorchRec gives it
-        return DistributedModelParallel(
-            module=net,
-            env=ShardingEnv.from_process_group(dist.group.WORLD),
-            device=mesh.device,
-            plan=ShardingPlan(plan={f"model.{COLLECTION}": plan}),
-            sharders=[sharder],
-        )
+    _copy_dense(model, net)
+    return DLRMTrain(net)
 
 
-def _owners(plan: Plan) -> dict[str, int]:
+def collection(plan: Plan, features: Sequence[str], training: Training) -> EmbeddingBagCollection:
+    """The tables of some features, which get their values where they are sharded to."""
+    assert training.tables.kind == "rowwise_adagrad"
+    bags = EmbeddingBagCollection(
+        tables=[_table_config(plan.feature_tables[feature], training.seed) for feature in features],
+        device=torch.device("meta"),
+    )
+    apply_optimizer_in_backward(
+        RowWiseAdagrad, bags.parameters(), {"lr": training.tables.lr, "eps": training.tables.eps}
+    )
+    return bags
+
+
+def codecs(half: bool) -> dict[str, QuantizedCommCodecs] | None:
+    """What makes rows and gradients travel as float16."""
+    if not half:
+        return None
+    precision = QCommsConfig(forward_precision=CommType.FP16, backward_precision=CommType.FP16)
+    return get_qcomm_codecs_registry(precision, device=torch.device("cpu"))
+
+
+def owners(plan: Plan) -> dict[str, int]:
     """The rank of every table's first shard."""
     return {
         shard.table.name: plan.topology.rank_of(shard.tower, shard.member)

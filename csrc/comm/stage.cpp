@@ -13,6 +13,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -20,6 +21,7 @@
 #include <vector>
 
 #include "kernels/wire_format.h"
+#include "ops/output_pages.h"
 
 namespace dmt {
 namespace {
@@ -41,8 +43,12 @@ class Message {
     }
     const at::Tensor* first = format.has_value() ? nullptr : together();
     in_place_ = first != nullptr;
-    bytes_ = in_place_ ? first->as_strided({total / first->element_size()}, {1}).view(at::kByte)
-                       : at::empty({total}, blocks_[0].options().dtype(at::kByte));
+    if (in_place_) {
+      bytes_ = first->as_strided({total / first->element_size()}, {1}).view(at::kByte);
+    } else {
+      bytes_ = at::empty({total}, blocks_[0].options().dtype(at::kByte));
+      if (bytes_.is_cpu()) ask_for_huge_pages(bytes_);
+    }
   }
 
   at::Tensor& bytes() { return bytes_; }
@@ -103,16 +109,17 @@ class Message {
     return first == nullptr ? &blocks_[0] : first;
   }
 
+  // Calls copy(where a block lies in the message, the block).
   template <class Copy>
   void for_pieces(const Copy& copy) {
     if (in_place_) return;
+    const at::Tensor elements = bytes_.view(blocks_[0].scalar_type());
     int64_t begin = 0;
     for (const at::Tensor& block : blocks_) {
-      const int64_t size = block.nbytes();
-      if (size > 0) copy(bytes_.narrow(0, begin, size).view(block.scalar_type()).view(block.sizes()), block);
-      begin += size;
+      if (block.numel() > 0) copy(elements.as_strided(block.sizes(), {block.size(1), 1}, begin), block);
+      begin += block.numel();
     }
-    copied_bytes += begin;
+    copied_bytes += bytes_.numel();
   }
 
   Blocks blocks_;

@@ -1,8 +1,6 @@
 // Memory of outputs.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstdint>
 
 #if defined(__linux__)
@@ -12,7 +10,9 @@
 namespace dmt {
 
 // A large output is fresh memory: in huge pages it costs a 512th of the page faults. A wish: if it fails, so be it.
-inline void ask_for_huge_pages([[maybe_unused]] const torch::stable::Tensor& tensor) {
+// `tensor` is torch's of either ABI, on the CPU.
+template <class Tensor>
+inline void ask_for_huge_pages([[maybe_unused]] const Tensor& tensor) {
 #if defined(__linux__)
   constexpr uintptr_t kPage = 2 << 20;
   const uintptr_t start = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());

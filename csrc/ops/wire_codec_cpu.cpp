@@ -95,7 +95,6 @@ void wire_encode_blocks_(Tensor message, std::vector<Tensor> blocks, int64_t for
   const char* op = "wire_encode_blocks_";
   const WireFormat wire = check_format(op, format);
   check_blocks(op, blocks, message, wire);
-  ask_for_huge_pages(message);
   uint8_t* bytes = static_cast<uint8_t*>(message.mutable_data_ptr());
   cpu::StochasticRounding rounding = {seed.value_or(0), step, first_row};
   for (const Tensor& block : blocks) {

@@ -21,6 +21,7 @@ constexpr Test kTests[] = {
     {"embedding_bag", testing::test_embedding_bag},
     {"embedding_update", testing::test_embedding_update},
     {"embedding_update_plan", testing::test_embedding_update_plan},
+    {"id_codec", testing::test_id_codec},
     {"tower_pool", testing::test_tower_pool},
     {"tower_pool_backward", testing::test_tower_pool_backward},
     {"wire_codec", testing::test_wire_codec},

@@ -37,9 +37,10 @@ def id_encode(
         payload = [_to_bytes(lengths[lengths >= LONG], 8)]
         pieces = [(f, slice(*bounds[f * chunks + c :][:2])) for c in range(chunks) for f in route]
         for f, piece in pieces:
-            is_row = (ids[piece] >= 0) & (ids[piece] < rows[f])
+            found = ids[piece].long()
+            is_row = (found >= 0) & (found < rows[f])
             missing += int((~is_row).sum())
-            payload.append(_to_bytes(torch.where(is_row, ids[piece], -1), width))
+            payload.append(_to_bytes(torch.where(is_row, found, -1), width))
         if weights is not None:
             payload += [weights[piece].detach().float().view(torch.uint8) for _, piece in pieces]
         sizes.append(sum(part.numel() for part in payload))

@@ -1,0 +1,123 @@
+"""Builds the contenders of one rank: a call of each is one training step."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from bench.baselines import Training
+from bench.cluster.problem import DENSE_LR, SEED, TABLE_OPTIMIZER, Problem
+from bench.cluster.variants import Variant, twin_of
+from bench.registry import Run
+from dmt_kernels.comm import Mesh
+from dmt_kernels.embedding import EmbeddingExchange, build_exchange
+from dmt_kernels.models import DLRM
+from dmt_kernels.spec import Batch, Jagged
+from dmt_kernels.train.step import TrainStep, predict_logits
+
+
+class MeanSquare(nn.Module):
+    """The smallest model over an exchange: a scale."""
+
+    def __init__(self, exchange: nn.Module) -> None:
+        super().__init__()
+        self.exchange = exchange
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, dense: Tensor, sparse: Jagged) -> Tensor:
+        """Return the scaled embeddings less their target of 1."""
+        return self.exchange(sparse) * self.scale - 1.0
+
+
+class MeanSquareStep(TrainStep):
+    def loss(self, batch: Batch) -> Tensor:
+        off = predict_logits(self.model, batch)
+        return off.square().sum() / (batch.global_samples * off.shape[1])
+
+
+class Ours:
+    """Trains a variant of ours, on the ranks of a mesh or in this process alone, and returns the global loss."""
+
+    def __init__(self, variant: Variant, problem: Problem, mesh: Mesh | None) -> None:
+        self.plan = problem.plan()
+        modules = problem.tower_modules(self.plan) if variant.tower_module else None
+        self.exchange = build_exchange(
+            variant.road,
+            self.plan,
+            optimizer=TABLE_OPTIMIZER,
+            seed=SEED,
+            mesh=mesh,
+            tower_modules=modules,
+            **(variant.options if mesh is not None else {}),
+        )
+        self.batches = problem.global_batches() if mesh is None else problem.rank_batches(mesh.rank)
+        self._next: Iterator[Batch] = itertools.cycle(self.batches)
+        model: nn.Module
+        if variant.over_arch:
+            out_dim = problem.dim // problem.compression if variant.tower_module else problem.dim
+            model, kind = DLRM(self.exchange, problem.dense_width, out_dim, seed=SEED), TrainStep
+        else:
+            model, kind = MeanSquare(self.exchange), MeanSquareStep
+        self.model = model
+        self.step = kind(model, mesh, optimizer="adam", lr=DENSE_LR)
+
+    def __call__(self) -> Tensor:
+        return self.step(next(self._next))
+
+    @torch.no_grad()
+    def outputs(self) -> Tensor:
+        """The exchange's output for the first batch."""
+        return self.exchange(self.batches[0].sparse)
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """Dense parameters of this rank: of the over-arch, and of its tower module."""
+        return sum(p.numel() for p in self.step.over_arch), sum(p.numel() for p in self.step.tower_module)
+
+
+def build(variants: Sequence[Variant], problem: Problem, mesh: Mesh) -> dict[str, Run]:
+    """Every variant's step; a peer's has the first values of ours of the same model."""
+    steps: dict[str, Run] = {v.name: Ours(v, problem, mesh) for v in variants if v.peer is None}
+    training = Training(TABLE_OPTIMIZER, DENSE_LR, SEED)
+    for variant in variants:
+        if variant.peer is not None:
+            twin = cast(Ours, steps[twin_of(variant, variants).name])
+            peer = importlib.import_module(f"bench.baselines.{variant.peer}_towers")
+            tower = twin.exchange.tower_modules[str(mesh.tower_index)] if variant.tower_module else None
+            half = variant.payload.element_bytes == 2
+            steps[variant.name] = peer.cluster_step(
+                twin.model, tower, twin.plan, mesh, twin.batches, training, half=half
+            )
+    return steps
+
+
+class _Widths(nn.Module):
+    """What an over-arch sees of an exchange: its output, and who takes its gradient."""
+
+    def __init__(self, exchange: EmbeddingExchange, samples: int) -> None:
+        super().__init__()
+        self.out_widths = exchange.out_widths
+        self._output = torch.rand(samples, sum(self.out_widths), requires_grad=True)
+
+    def forward(self, sparse: Jagged) -> Tensor:
+        return self._output
+
+
+def over_arch_alone(ours: Ours, problem: Problem) -> Run:
+    """Forward and backward pass of the over-arch of a variant, without the exchange under it."""
+    stand_in = _Widths(ours.exchange, problem.samples)
+    if isinstance(ours.model, DLRM):
+        model: nn.Module = DLRM(stand_in, problem.dense_width, ours.model.out_dim, seed=SEED)
+    else:
+        model = MeanSquare(stand_in)
+    step = type(ours.step)(model, None, optimizer="adam", lr=DENSE_LR)
+
+    def run() -> None:
+        step.loss(ours.batches[0]).backward()
+
+    return run

@@ -1,0 +1,78 @@
+"""Who takes part: our variants, by what they ask `build_exchange` for, and TorchRec's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dmt_kernels.spec import WireFormat
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One contender.
+
+    A new one is a line in `VARIANTS`: its options go to `build_exchange` as they are, its formats to the count of the
+    least bytes and to the bounds of the comparison.
+    """
+
+    name: str
+    road: str  # flat | sptt
+    over_arch: bool = (
+        True  # a DLRM; otherwise the loss is the mean of (scale * embedding - 1)^2, as for TorchRec's towers
+    )
+    tower_module: bool = False
+    peer: str | None = None  # whose it is, if not ours
+    payload: WireFormat = WireFormat.FP32  # of rows and gradients between hosts
+    tower_payload: WireFormat = WireFormat.FP32  # inside a host
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def model(self) -> tuple[bool, bool]:
+        """Variants of one model train to the same losses, but for rounding and formats."""
+        return self.over_arch, self.tower_module
+
+    @property
+    def exact(self) -> bool:
+        return self.payload is self.tower_payload is WireFormat.FP32
+
+
+VARIANTS = (
+    Variant("flat", "flat"),
+    Variant("sptt", "sptt"),
+    Variant("dmt", "sptt", tower_module=True),
+    Variant("flat, bare", "flat", over_arch=False),
+    Variant("dmt, bare", "sptt", over_arch=False, tower_module=True),
+    Variant("TorchRec flat", "flat", peer="torchrec"),
+    Variant("TorchRec flat, fp16", "flat", peer="torchrec", payload=WireFormat.BF16),  # its fp16 has no scales either
+    Variant("TorchRec flat, bare", "flat", over_arch=False, peer="torchrec"),
+    Variant("TorchRec towers, bare", "sptt", over_arch=False, tower_module=True, peer="torchrec"),
+    Variant(
+        "TorchRec towers, bare, fp16",
+        "sptt",
+        over_arch=False,
+        tower_module=True,
+        peer="torchrec",
+        payload=WireFormat.BF16,
+        tower_payload=WireFormat.BF16,
+    ),
+)
+
+# Like against like: the ratio of the second's step to the first's.
+RATIOS = (
+    ("flat", "TorchRec flat"),
+    ("flat, bare", "TorchRec flat, bare"),
+    ("dmt, bare", "TorchRec towers, bare"),
+    ("dmt, bare, fp16", "TorchRec towers, bare, fp16"),
+    ("dmt", "TorchRec flat"),
+    ("dmt, fp16", "TorchRec flat, fp16"),
+    ("dmt, fp8", "dmt, fp16"),
+    ("dmt", "flat"),
+    ("sptt", "flat"),
+)
+
+
+def twin_of(variant: Variant, variants: Sequence[Variant]) -> Variant:
+    """The variant of ours that trains to the same losses: the first of the same model without losses in its formats."""
+    return next(v for v in variants if v.peer is None and v.exact and v.model == variant.model)

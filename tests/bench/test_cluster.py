@@ -1,0 +1,196 @@
+"""Emulated hosts: rates, the least bytes, the gate before the clock, reports from numbers, and a whole small run."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import report
+from bench.agreement import Disagreement
+from bench.cluster import network, show
+from bench.cluster.__main__ import main
+from bench.cluster.check import agree_within, output_bound
+from bench.cluster.floor import least_bytes, payload_seconds, wire_seconds
+from bench.cluster.network import PACKET_BYTES, PACKET_PAYLOAD, parse_rate, show_rate
+from bench.cluster.problem import Problem
+from bench.cluster.steps import Ours
+from bench.cluster.variants import RATIOS, VARIANTS, Variant, twin_of
+from dmt_kernels.comm import build_mesh, traffic
+from dmt_kernels.spec import InputError, WireFormat
+from tests.ranks import run_ranks
+
+ROOT = Path(__file__).parents[2]
+TINY = Problem(tables=8, rows=50, dim=8, samples=16, batches=2)
+HEADERS = PACKET_BYTES / PACKET_PAYLOAD
+
+
+def test_rates_are_read_with_their_units():
+    assert [parse_rate(text) for text in ("200mbit", "1gbit", "2.5gbit")] == [2e8, 1e9, 2.5e9]
+    assert parse_rate("9x", 2e8) == 1.8e9
+    assert [show_rate(rate) for rate in (2e8, 1.8e9, None)] == ["200 Mbit/s", "1.8 Gbit/s", "unshaped"]
+
+
+@pytest.mark.parametrize("text", ["", "200", "fast", "9x", "-1gbit", "nangbit", "1kbit", "1tbit"])
+def test_what_is_no_rate_is_refused(text):
+    with pytest.raises(InputError, match="is no rate"):
+        parse_rate(text)
+
+
+def test_the_least_bytes_of_the_flat_road_by_hand():
+    # 4 ranks, 1024 samples, 8 of 16 features on the other host, bags of 4 ids; 256 columns on every rank.
+    ids = 2 * 1024 * 8 * (4 * 4 + 4)
+    rows = 2 * 2 * (2 * 1024 * 256 * 4)  # both members, forward and backward, two ranks there
+    ring = 2 * 3 / 4 * 1000 * 4
+    wire = least_bytes(Problem(), "flat", over_arch=1000)
+    assert wire.peer == pytest.approx(HEADERS * (ids + rows + ring))
+    assert wire.payload == pytest.approx(HEADERS * rows)
+
+
+def test_the_least_bytes_of_compressed_rows_hold_their_scales():
+    wire = least_bytes(Problem(), "sptt", compression=4, payload=WireFormat.FP8)
+    assert wire.payload == pytest.approx(HEADERS * 2 * 2 * 1024 * (128 + 4))
+    uncompressed = least_bytes(Problem(), "sptt")
+    assert uncompressed.payload == least_bytes(Problem(), "flat").payload
+
+
+def _traffic_of_a_step(rank, problem):
+    mesh, sent = build_mesh(problem.hosts, problem.members), {}
+    for variant in VARIANTS:
+        if variant.peer is None and variant.exact:
+            step = Ours(variant, problem, mesh)
+            traffic.reset()
+            step()
+            counted = traffic.sent_bytes()
+            sent[variant.name] = [
+                sum(size for (stage, over), size in counted.items() if over == link and not stage.endswith("dense"))
+                for link in ("peer", "tower")
+            ]
+    return sent
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("hosts, members", [(2, 2), (4, 1)])
+def test_the_least_bytes_are_what_our_exchanges_send(hosts, members):
+    problem = dataclasses.replace(TINY, hosts=hosts, members=members)
+    by_rank = run_ranks(_traffic_of_a_step, 4, problem)
+    for variant in VARIANTS:
+        if variant.name in by_rank[0]:
+            wire = least_bytes(problem, variant.road, compression=4 if variant.tower_module else 1)
+            for host in range(hosts):
+                ranks = by_rank[host * members : (host + 1) * members]
+                peer, tower = (sum(sent[variant.name][link] for sent in ranks) for link in (0, 1))
+                assert (peer, tower) == pytest.approx((wire.peer / HEADERS, wire.tower / HEADERS)), variant.name
+
+
+def test_the_slower_link_is_the_floor():
+    wire = least_bytes(Problem(), "sptt", compression=4)
+    assert wire_seconds(wire, None, None) == 0
+    assert wire_seconds(wire, 1e9, None) == 8 * wire.peer / 1e9
+    assert wire_seconds(wire, 1e9, 1e9) == 8 * wire.tower / 1e9 > 8 * wire.peer / 1e9
+    assert payload_seconds(wire, 1e9) < wire_seconds(wire, 1e9, None)
+
+
+@pytest.mark.parametrize("sizes", [{"hosts": 1}, {"members": 0}, {"members": 3}, {"dim": 6}])
+def test_sizes_that_do_not_go_round_are_refused(sizes):
+    with pytest.raises(InputError):
+        Problem(**sizes)
+
+
+def test_every_contender_has_a_twin_of_ours_and_ratios_name_contenders():
+    names = [variant.name for variant in VARIANTS]
+    assert len(set(names)) == len(names)
+    for variant in VARIANTS:
+        assert twin_of(variant, VARIANTS).exact
+    assert {"TorchRec flat", "TorchRec towers, bare"} <= {second for _, second in RATIOS} & set(names)
+
+
+def test_formats_have_the_room_that_their_errors_need():
+    fp8 = Variant("x", "sptt", payload=WireFormat.FP8, tower_payload=WireFormat.FP8)
+    assert 2 / 16 < output_bound(fp8, TINY) < 1 / 4
+    assert output_bound(dataclasses.replace(fp8, road="flat"), TINY) == output_bound(fp8, TINY) / 2
+    agree_within("x", torch.tensor([1.01]), torch.tensor([1.0]), 0.02)
+    for wrong in (1.03, float("nan")):
+        with pytest.raises(Disagreement, match="x: .* 0.02 allowed"):
+            agree_within("x", torch.tensor([wrong]), torch.tensor([1.0]), 0.02)
+
+
+def record():
+    names = [variant.name for variant in VARIANTS]
+    unshaped = {"rate": None, "tower_rate": None, "rounds": 5, "ms": {name: [9, 10, 11] for name in names}}
+    shaped = {"rate": 2e8, "tower_rate": 1.8e9, "verified_rate": 199.96e6, "verified_tower_rate": 1.8e9, "rounds": 5}
+    shaped["ms"] = {name: [399, 400 if name == "flat" else 800, 900] for name in names}
+    shaped["sent_bytes"] = {name: [9.4e6, 9.3e6] for name in names}
+    ours = [variant.name for variant in VARIANTS if variant.peer is None]
+    unshaped["over_arch_ms"] = dict.fromkeys(ours, 1.0)
+    parameters = dict.fromkeys(ours, (1000, 0))
+    return {"problem": dataclasses.asdict(Problem()), "parameters": parameters, "phases": [unshaped, shaped]}
+
+
+def test_tables_show_floor_exposed_share_and_ratios(capsys, tmp_path):
+    report.show(*show.tables(record()))
+    out = capsys.readouterr().out
+    assert "200 Mbit/s, a timed transfer ran at 200 Mbit/s, inner links 1.8 Gbit/s" in out
+    wire = least_bytes(Problem(), "flat", over_arch=1000)
+    [row] = [line for line in out.splitlines() if line.startswith("| flat ") and "9.40" in line]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1:4] == ["399.0 400.0 900.0", "9.40", f"{9.4e6 / wire.peer:.3f}"]
+    floor = 1e3 * payload_seconds(wire, 2e8) + 1
+    peer, tower = 8e3 * wire.peer / 2e8, 8e3 * wire.tower / 1.8e9
+    assert peer > floor > tower
+    assert cells[4:] == [f"{peer:.1f}", f"{peer:.1f}", f"{400 / peer:.2f}", "98 %"]
+    [ratio] = [line for line in out.splitlines() if line.startswith("| flat over TorchRec flat ")]
+    assert [cell.strip() for cell in ratio.split("|")[2:4]] == ["1.00", "2.00"]
+    show.plot(record(), tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+def test_without_the_tools_one_sentence_and_code_2(monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    assert main([]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == "bench-cluster: unshare is not on the PATH; emulated hosts need iproute2 and util-linux"
+
+
+def test_a_bad_rate_is_one_sentence_and_code_2(capsys):
+    assert main(["--rate", "fast"]) == 2
+    assert "'fast' is no rate" in capsys.readouterr().err
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_a_small_cluster_measures_and_leaves_nothing(tmp_path):
+    if obstacle := network.obstacle():
+        pytest.skip(obstacle)
+    sizes = "--members 1 --tables 4 --rows 200 --dim 16 --samples 64 --rate 500mbit --seconds 0.1"
+    files = ["--json", str(tmp_path / "x.json"), "--plot", str(tmp_path / "x.png")]
+    before = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
+    run = subprocess.run(
+        [sys.executable, "-m", "bench.cluster", *sizes.split(), *files],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert run.returncode == 0, run.stderr + run.stdout
+    assert subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout == before
+    result = json.loads((tmp_path / "x.json").read_text())
+    assert result["complaint"] is None and (tmp_path / "x.png").exists()
+    expected = [v.name for v in VARIANTS if v.peer is None or importlib.util.find_spec("torchrec")]
+    for phase in result["phases"]:
+        assert set(phase["ms"]) == set(expected)
+    [flat] = [variant for variant in VARIANTS if variant.name == "flat"]
+    sent = result["phases"][1]["sent_bytes"]["flat"]
+    assert sent == pytest.approx([show.least(result, flat).peer] * 2, rel=0.1)
+    assert "timed transfer" in run.stdout and "flat over" in run.stdout
+
+
+def test_only_root_can(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(network.shutil, "which", lambda tool: tool)
+    assert network.obstacle() == "bench-cluster: emulated hosts need root, for network namespaces"
