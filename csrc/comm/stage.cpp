@@ -14,9 +14,11 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -53,6 +55,17 @@ class Message {
 
   at::Tensor& bytes() { return bytes_; }
   std::vector<int64_t>& sizes() { return sizes_; }
+
+  // The bytes for, or from, each rank.
+  std::vector<at::Tensor> pieces() const {
+    std::vector<at::Tensor> result;
+    int64_t begin = 0;
+    for (const int64_t size : sizes_) {
+      result.push_back(bytes_.narrow(0, begin, size));
+      begin += size;
+    }
+    return result;
+  }
 
   // An element is rounded by its row among those of all blocks.
   void pack(std::optional<int64_t> seed, int64_t step) {
@@ -149,10 +162,15 @@ class Stage {
       : sent_(std::move(blocks), format), received_(std::move(out), format) {
     sent_.pack(seed, step);
     const auto process_group = c10d::resolve_process_group(group);
+    if (sent_.bytes().is_cpu()) {
+      send_to_each(*process_group);
+      return;
+    }
 #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13
-    work_ = process_group->all_to_all_single(received_.bytes(), sent_.bytes(), received_.sizes(), sent_.sizes());
+    works_.push_back(
+        process_group->all_to_all_single(received_.bytes(), sent_.bytes(), received_.sizes(), sent_.sizes()));
 #else
-    work_ = process_group->alltoall_base(received_.bytes(), sent_.bytes(), received_.sizes(), sent_.sizes());
+    works_.push_back(process_group->alltoall_base(received_.bytes(), sent_.bytes(), received_.sizes(), sent_.sizes()));
 #endif
   }
 
@@ -161,7 +179,7 @@ class Stage {
   void wait() {
     in_plain_words([this] {
       const at::AutoDispatchBelowADInplaceOrView untracked;
-      work_->wait();
+      for (const auto& work : works_) work->wait();
       sent_.record_stream();
       received_.record_stream();
       received_.unpack();
@@ -169,9 +187,41 @@ class Stage {
   }
 
  private:
+  // gloo's all-to-all posts what it sends before what it receives. Two ranks that come at different times then use a link
+  // in one direction after the other: the late one's word that it is ready queues behind its own message.
+  void send_to_each(c10d::ProcessGroup& group) {
+    const int rank = group.getRank();
+    const int ranks = group.getSize();
+    const int tag = next_tag(group.getGroupName());
+    std::vector<at::Tensor> arriving = received_.pieces();
+    std::vector<at::Tensor> leaving = sent_.pieces();
+    TORCH_CHECK(static_cast<int>(leaving.size()) == ranks && static_cast<int>(arriving.size()) == ranks,
+                "a stage among ", ranks, " ranks needs as many blocks, got ", leaving.size(), " and ", arriving.size());
+    // Every rank begins with its successor, so that nobody is sent to by all at once.
+    const auto for_peers = [&](const std::vector<at::Tensor>& pieces, const auto& function) {
+      for (int i = 1; i < ranks; ++i) {
+        const int peer = (rank + i) % ranks;
+        if (pieces[peer].numel() == 0) continue;
+        std::vector<at::Tensor> one = {pieces[peer]};
+        works_.push_back(function(one, peer));
+      }
+    };
+    for_peers(arriving, [&](std::vector<at::Tensor>& piece, int peer) { return group.recv(piece, peer, tag); });
+    for_peers(leaving, [&](std::vector<at::Tensor>& piece, int peer) { return group.send(piece, peer, tag); });
+    arriving[rank].copy_(leaving[rank]);
+  }
+
+  // Ranks start the stages of a group in the same order, so that they count alike.
+  static int next_tag(const std::string& group) {
+    static std::mutex mutex;
+    static std::unordered_map<std::string, uint32_t> started;
+    const std::lock_guard<std::mutex> lock(mutex);
+    return static_cast<int>(started[group]++ & 0x3FFFFFFF);
+  }
+
   Message sent_;
   Message received_;
-  c10::intrusive_ptr<c10d::Work> work_;
+  std::vector<c10::intrusive_ptr<c10d::Work>> works_;
 };
 
 std::unique_ptr<Stage> start(Blocks blocks, Blocks out, const std::string& group, std::optional<int64_t> format,

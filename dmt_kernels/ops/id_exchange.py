@@ -13,18 +13,15 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import _resolve_process_group
 
-from dmt_kernels.ops import traffic
 from dmt_kernels.ops._composition import implement
 from dmt_kernels.ops.all_to_all import all_to_all
 from dmt_kernels.ops.check_ids import MissingIds, check_ids
 from dmt_kernels.ops.id_codec import bytes_per_id, id_decode, id_encode, id_payload_bytes
+from dmt_kernels.ops.stage import stage_start, stage_wait
 from dmt_kernels.spec import Jagged
 
 
@@ -77,11 +74,6 @@ class IdRoutes:
         """Of the ids that arrive."""
         return id_dtype(self.rows)
 
-    @cached_property
-    def process_group(self) -> dist.ProcessGroup:
-        """The group of that name."""
-        return _resolve_process_group(cast(Any, self.group))  # a str with a name of its own
-
 
 @dataclass(frozen=True)
 class ReceivedIds:
@@ -132,7 +124,7 @@ class IdExchange:
             on_missing(check_ids(sparse.ids, sparse.offsets, routes.rows))
         samples = (sparse.offsets.numel() - 1) // max(1, len(routes.rows))
         splits = [8 + size * samples if size * samples else 0 for size in routes.sizes]
-        self._lengths = _Message(lengths, [splits[routes.rank]] * len(splits), splits, routes)
+        self._lengths = _Message(lengths, [splits[routes.rank]] * len(splits), splits, routes.group)
         self._ids: _Message | None = None
         self._received: ReceivedIds | None = None
 
@@ -143,7 +135,7 @@ class IdExchange:
         routes = self._routes
         item_bytes = routes.id_bytes[routes.rank] + 4 * self._weighted
         sizes = id_payload_bytes(self._lengths.wait(), len(routes.routes), item_bytes)
-        self._ids = _Message(self._payload, sizes.tolist(), self._payload_splits, routes)
+        self._ids = _Message(self._payload, sizes.tolist(), self._payload_splits, routes.group)
 
     def wait(self) -> ReceivedIds:
         """Wait for everything and return it."""
@@ -165,20 +157,17 @@ class IdExchange:
 
 
 class _Message:
-    """An all-to-all of bytes on its way; keeps what is sent until it has been waited for."""
+    """An all-to-all of bytes on its way."""
 
-    def __init__(self, sent: Tensor, output_splits: list[int], input_splits: list[int], routes: IdRoutes) -> None:
-        traffic.count_sent(routes.group, input_splits)
+    def __init__(self, sent: Tensor, output_splits: list[int], input_splits: list[int], group: str) -> None:
         self._received = sent.new_empty(sum(output_splits))
-        self._sent: Tensor | None = sent
-        self._work: Any = dist.all_to_all_single(
-            self._received, sent, output_splits, input_splits, group=routes.process_group, async_op=True
-        )
+        blocks = (sent.unsqueeze(1).split(input_splits), self._received.unsqueeze(1).split(output_splits))
+        self._ticket: int | None = stage_start(*blocks, group)
 
     def wait(self) -> Tensor:
-        if self._work is not None:
-            self._work.wait()
-            self._work = self._sent = None
+        if self._ticket is not None:
+            stage_wait(self._ticket)
+            self._ticket = None
         return self._received
 
 
