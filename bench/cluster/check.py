@@ -39,12 +39,13 @@ def check(steps: dict[str, Run], variants: Sequence[Variant], problem: Problem, 
                 bound = HALF if variant.peer else output_bound(variant, problem)
                 agree_within(f"losses, {twin.name} and {name}", losses[name], losses[twin.name], bound)
             if variant.peer is None and variant is not twin:
-                for what, outputs in (("first outputs", before), ("outputs after training", after)):
-                    what = f"{what}, {twin.name} and {name}"
-                    if variant.exact:
-                        agree(what, outputs[name], outputs[twin.name], exact=True)
-                    else:
-                        agree_within(what, outputs[name], outputs[twin.name], output_bound(variant, problem))
+                what = f"outputs, {twin.name} and {name}"
+                if variant.exact:
+                    agree(f"first {what}", before[name], before[twin.name], exact=True)
+                    agree(f"{what} after training", after[name], after[twin.name], exact=True)
+                else:
+                    # Not after training: Adam makes a whole step of what rounding leaves of a small gradient.
+                    agree_within(f"first {what}", before[name], before[twin.name], output_bound(variant, problem))
     except Disagreement as error:
         complaint = str(error)
     complaints: list[str | None] = [None] * problem.world

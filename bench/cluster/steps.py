@@ -53,7 +53,7 @@ class Ours:
             seed=SEED,
             mesh=mesh,
             tower_modules=modules,
-            **(variant.options if mesh is not None else {}),
+            **(variant.exchange_options if mesh is not None else {}),
         )
         self.batches = problem.global_batches() if mesh is None else problem.rank_batches(mesh.rank)
         self._next: Iterator[Batch] = itertools.cycle(self.batches)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dmt_kernels.spec import WireFormat
+from dmt_kernels.spec import Payloads, WireFormat
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class Variant:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
+    def exchange_options(self) -> dict[str, Any]:
+        """What `build_exchange` is asked for."""
+        return {"payloads": Payloads.of(self.payload, self.tower_payload), **self.options}
+
+    @property
     def model(self) -> tuple[bool, bool]:
         """Variants of one model train to the same losses, but for rounding and formats."""
         return self.over_arch, self.tower_module
@@ -44,6 +49,9 @@ VARIANTS = (
     Variant("dmt", "sptt", tower_module=True),
     Variant("flat, bare", "flat", over_arch=False),
     Variant("dmt, bare", "sptt", over_arch=False, tower_module=True),
+    Variant("dmt, fp16", "sptt", tower_module=True, payload=WireFormat.FP16),
+    Variant("dmt, fp8", "sptt", tower_module=True, payload=WireFormat.FP8),
+    Variant("dmt, bare, fp16", "sptt", over_arch=False, tower_module=True, payload=WireFormat.FP16),
     Variant("TorchRec flat", "flat", peer="torchrec"),
     Variant("TorchRec flat, fp16", "flat", peer="torchrec", payload=WireFormat.BF16),  # its fp16 has no scales either
     Variant("TorchRec flat, bare", "flat", over_arch=False, peer="torchrec"),

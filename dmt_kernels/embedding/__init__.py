@@ -9,7 +9,7 @@ from dmt_kernels.comm import Mesh
 from dmt_kernels.embedding.exchange import EmbeddingExchange
 from dmt_kernels.embedding.local_exchange import LocalExchange
 from dmt_kernels.embedding.wired_exchange import FlatExchange, SpttExchange
-from dmt_kernels.spec import InputError, Plan, TableOptimizer
+from dmt_kernels.spec import InputError, Payloads, Plan, TableOptimizer
 from dmt_kernels.towers import TowerModule
 
 __all__ = ["EmbeddingExchange", "FlatExchange", "LocalExchange", "SpttExchange", "build_exchange"]
@@ -26,6 +26,8 @@ def build_exchange(
     bounds: str = "error",
     dtype: torch.dtype = torch.float32,
     init_scale: float | None = None,
+    chunks: int = 1,
+    payloads: Payloads | None = None,
 ) -> EmbeddingExchange:
     """Build the exchange of one process.
 
@@ -49,6 +51,12 @@ def build_exchange(
         Of tables and embeddings.
     init_scale : float, optional
         Tables start uniform in ``[-init_scale, init_scale)``; None means ``1 / sqrt(E)``.
+
+    chunks : int
+        Pieces that a rank's batch is cut into, so that lookup, stages and tower module overlap; where its samples are no
+        multiple of it, the largest number below that divides them.
+    payloads : Payloads, optional
+        What rows travel as; by default as they are.
 
     Returns
     -------
@@ -74,4 +82,4 @@ def build_exchange(
     }
     if mesh is None:
         return LocalExchange(plan, tower_modules, **options)
-    return roads[kind](plan, tower_modules, mesh=mesh, **options)
+    return roads[kind](plan, tower_modules, mesh=mesh, chunks=chunks, payloads=payloads, **options)
