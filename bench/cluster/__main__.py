@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(job: dict[str, Any], hosts: Network) -> dict[str, Any] | None:
     """What rank 0 has recorded, or None if a rank failed, after its last words."""
-    hosts.build()
+    hosts.build(shapes_inner=any(job["tower_rates"]))
     members = job["problem"]["members"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job"

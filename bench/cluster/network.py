@@ -59,8 +59,11 @@ class Network:
     def address(self, host: int) -> str:
         return f"10.77.0.{host + 1}"
 
-    def build(self) -> None:
-        """Make namespaces and links, in namespaces of this process's own."""
+    def build(self, *, shapes_inner: bool) -> None:
+        """Make namespaces and links, in namespaces of this process's own.
+
+        `shapes_inner`: whether loopbacks will be shaped. Packets of their own size would not fit through a shaper.
+        """
         _run("mount", "-t", "tmpfs", "none", "/run")
         _run("ip", "netns", "add", SWITCH)
         _run("ip", "-n", SWITCH, "link", "add", "bridge", "type", "bridge")
@@ -71,8 +74,8 @@ class Network:
             _run(*f"ip -n {SWITCH} link add {name} mtu {MTU} type veth peer name {INTERFACE} netns {name}".split())
             _run(*f"ip -n {SWITCH} link set {name} master bridge gso_max_size {SEGMENT} up".split())
             _run(*f"ip -n {name} addr add {self.address(host)}/24 dev {INTERFACE}".split())
-            # On the loopback, too: packets of its own size would not fit through a shaper.
-            for device in (INTERFACE, "lo"):
+            _run(*f"ip -n {name} link set lo up".split())
+            for device in (INTERFACE, *(["lo"] if shapes_inner else [])):
                 _run(*f"ip -n {name} link set {device} mtu {MTU} gso_max_size {SEGMENT} up".split())
             # What every kernel has and nobody paces, and connections that stay warm between steps.
             for setting in ("tcp_congestion_control=reno", "tcp_slow_start_after_idle=0"):
