@@ -14,7 +14,7 @@ from torch import Tensor
 from dmt_kernels.ops import traffic
 from dmt_kernels.ops._engine import Stage, choose_engine
 from dmt_kernels.ops.groups import exchange_failure
-from dmt_kernels.spec import WireFormat
+from dmt_kernels.spec import InputError, WireFormat
 
 _engine, engine_in_use = choose_engine()
 _tickets = itertools.count(1)
@@ -87,8 +87,12 @@ def stage_wait(ticket: int) -> None:
     ------
     ExchangeError
         A rank of the group died, or did not answer within the group's timeout.
+    InputError
+        There is no such stage, or it was waited for before.
     """
-    group, stage = _in_flight.pop(ticket)
+    if (started := _in_flight.pop(ticket, None)) is None:
+        raise InputError(f"stage_wait: nothing is in flight under ticket {ticket}; a stage is waited for once")
+    group, stage = started
     try:
         stage.wait()
     except RuntimeError as error:

@@ -2,9 +2,12 @@
 
 import itertools
 import os
+import re
 import signal
+import sys
 import threading
 import time
+import types
 
 import pytest
 import torch
@@ -13,9 +16,9 @@ from torch import Tensor
 
 from dmt_kernels.comm import build_mesh, traffic
 from dmt_kernels.ops import stage
-from dmt_kernels.ops._engine import compiled_engine
+from dmt_kernels.ops._engine import choose_engine, compiled_engine
 from dmt_kernels.ops.reference import stage as composition
-from dmt_kernels.spec import ExchangeError, WireFormat
+from dmt_kernels.spec import ExchangeError, InputError, WireFormat
 from tests.ops.bags import DTYPES
 from tests.ops.stages import LAYOUTS, Case, same_bits
 from tests.ranks import DIED, run_ranks
@@ -181,3 +184,27 @@ def _no_group(rank: int, engine: str) -> None:
 @engines
 def test_a_group_that_is_not_there(engine: str) -> None:
     run_ranks(_no_group, 1, engine)
+
+
+def test_a_ticket_is_good_for_one_wait() -> None:
+    with pytest.raises(InputError, match="nothing is in flight under ticket 0"):
+        stage.stage_wait(0)
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        ({"communication_engine": "DMT_COMM=off"}, r"the engine was not built \(DMT_COMM=off\)"),
+        ({"torch_version": "2.3.1+cpu"}, "the engine was built with torch 2.3, this is "),
+        ({}, r"the engine cannot be loaded \(.*_comm.*\)"),
+    ],
+    ids=["not built", "another torch", "does not load"],
+)
+def test_the_composition_takes_over(build: dict, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"communication_engine": "on", "torch_version": str(torch.__version__)}
+    module = types.SimpleNamespace(build_info=lambda: here | build)
+    monkeypatch.setitem(sys.modules, "dmt_kernels._C", module)
+    monkeypatch.setitem(sys.modules, "dmt_kernels._comm", None)  # what the import system raises ImportError for
+    engine, words = choose_engine()
+    assert engine is composition
+    assert re.match("composition of torch.distributed: " + reason, words)
