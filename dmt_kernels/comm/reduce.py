@@ -1,12 +1,13 @@
-"""Dense gradients: one flat buffer, one all-reduce."""
+"""Dense gradients: one flat buffer, one all-reduce, which starts when the last gradient is there."""
 
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmt_kernels.ops import traffic
+from dmt_kernels.ops.groups import exchange_failure
 
 
 def all_reduce_flat(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> None:
@@ -18,11 +19,85 @@ def all_reduce_flat(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> None
         The same shapes and order on every rank; one dtype. The order fixes which bits the sum has.
     group : ProcessGroup
         Over whom.
+
+    Raises
+    ------
+    ExchangeError
+        A rank of the group died, or did not answer within the group's timeout.
     """
-    if not tensors:
-        return
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    traffic.count_all_reduce(group.group_name, flat.numel() * flat.element_size())
-    dist.all_reduce(flat, group=group)
-    for tensor, reduced in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(reduced.view_as(tensor))
+    if tensors:
+        _FlatSum(tensors, group).finish()
+
+
+class GradientSum:
+    """Sums the gradients of parameters over a group, step by step; the message travels under the backward pass.
+
+    It starts when autograd has the gradients of all the parameters, and otherwise at the end: a parameter that this
+    rank's batch does not use may be used on another. Which of the two is the model's affair, the same on all ranks
+    if all use the same parameters.
+
+    Parameters
+    ----------
+    parameters : sequence of Parameter
+        The same shapes and order on every rank; one dtype. The order fixes which bits the sums have.
+    group : ProcessGroup
+        Over whom.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> None:
+        self._parameters, self._group = list(parameters), group
+        self._missing = 0  # gradients that this step's backward pass has not come to yet; 0 between steps
+        self._riders: list[Tensor] = []
+        self._sum: _FlatSum | None = None
+        for p in self._parameters:
+            p.register_post_accumulate_grad_hook(self._count)
+
+    def begin(self, *riders: Tensor) -> None:
+        """Expect a backward pass. ``riders`` are summed along with the gradients, in place."""
+        self._missing, self._riders = len(self._parameters), list(riders)
+
+    def finish(self) -> None:
+        """After the backward pass: wait for the sums, which ``grad`` then holds.
+
+        Raises
+        ------
+        ExchangeError
+            A rank of the group died, or did not answer within the group's timeout.
+        """
+        self._missing = 0
+        if self._sum is None and (self._parameters or self._riders):
+            self._start()
+        if self._sum is not None:
+            self._sum.finish()
+            self._sum = None
+
+    def _count(self, parameter: Tensor) -> None:
+        if self._missing:
+            self._missing -= 1
+            if not self._missing:
+                self._start()
+
+    def _start(self) -> None:
+        for p in self._parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        self._sum = _FlatSum([*(p.grad for p in self._parameters if p.grad is not None), *self._riders], self._group)
+
+
+class _FlatSum:
+    def __init__(self, tensors: Sequence[Tensor], group: dist.ProcessGroup) -> None:
+        self._tensors, self._group = tensors, group
+        self._flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        traffic.count_all_reduce(group.group_name, self._flat.nbytes)
+        try:
+            self._work = dist.all_reduce(self._flat, group=group, async_op=True)
+        except RuntimeError as error:
+            raise exchange_failure(group.group_name, "sent its gradients", error) from error
+
+    def finish(self) -> None:
+        try:
+            self._work.wait()
+        except RuntimeError as error:
+            raise exchange_failure(self._group.group_name, "waited for the sum of gradients", error) from error
+        for tensor, reduced in zip(self._tensors, self._flat.split([t.numel() for t in self._tensors]), strict=True):
+            tensor.copy_(reduced.view_as(tensor))

@@ -53,8 +53,8 @@ def build_exchange(
         Tables start uniform in ``[-init_scale, init_scale)``; None means ``1 / sqrt(E)``.
 
     chunks : int
-        Pieces that a rank's batch is cut into, so that lookup, stages and tower module overlap; where its samples are no
-        multiple of it, the largest number below that divides them.
+        Pieces that a rank's batch is cut into, so that lookup, stages and tower module overlap; where its samples are
+        no multiple of it, the largest number below that divides them.
     payloads : Payloads, optional
         What rows travel as; by default as they are.
 

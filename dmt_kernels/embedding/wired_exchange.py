@@ -10,7 +10,7 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -136,7 +136,7 @@ class SpttExchange(WiredExchange):
 
     def _flight(self, received: ReceivedIds, samples: int) -> Flight:
         layout = self.layouts[self.place[0]]
-        module = next(iter(self.tower_modules.values()), None)
+        module = cast(TowerModule | None, next(iter(self.tower_modules.values()), None))
         return SpttFlight(
             self.shards,
             received,

@@ -1,12 +1,12 @@
 """One training step: loss, gradients, their sums over ranks, the dense optimizer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dmt_kernels.comm import Mesh, all_reduce_flat
+from dmt_kernels.comm import GradientSum, Mesh
 from dmt_kernels.spec import Batch
 
 
@@ -30,8 +30,12 @@ class TrainStep:
     def __init__(self, model: nn.Module, mesh: Mesh | None, *, optimizer: str, lr: float) -> None:
         self.model = model
         self.mesh = mesh
+        self._over_arch_sum = self._tower_sum = None
         self.over_arch = in_name_order(over_arch_parameters(model))
         self.tower_module = in_name_order(tower_parameters(model))
+        if mesh is not None:
+            self._over_arch_sum = GradientSum(self.over_arch, mesh.dense)
+            self._tower_sum = GradientSum(self.tower_module, mesh.tower_dense)
         parameters = [*self.over_arch, *self.tower_module]
         self.optimizer: torch.optim.Optimizer = (
             torch.optim.Adam(parameters, lr=lr, fused=True)
@@ -44,14 +48,16 @@ class TrainStep:
         self.model.train()
         self.optimizer.zero_grad()
         loss = self.loss(batch)
+        total = loss.detach().clone()
+        if self._tower_sum is not None and self._over_arch_sum is not None:
+            self._over_arch_sum.begin(total)  # the loss rides along: no collective of its own
+            self._tower_sum.begin()
         loss.backward()
-        loss = loss.detach().reshape(1)
-        if self.mesh is not None:
-            all_reduce_flat(_gradients(self.tower_module), self.mesh.tower_dense)
-            # The loss rides along with the gradients: no collective of its own.
-            all_reduce_flat([*_gradients(self.over_arch), loss], self.mesh.dense)
+        if self._tower_sum is not None and self._over_arch_sum is not None:
+            self._over_arch_sum.finish()
+            self._tower_sum.finish()
         self.optimizer.step()
-        return loss[0]
+        return total
 
     def loss(self, batch: Batch) -> Tensor:
         """Return this rank's share of the loss, a scalar; another loss is a subclass that overrides this."""
@@ -87,10 +93,3 @@ def over_arch_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def in_name_order(parameters: Mapping[str, nn.Parameter]) -> list[nn.Parameter]:
     """Parameters sorted by name: the order in which gradients are summed, whatever order modules were built in."""
     return [parameters[name] for name in sorted(parameters)]
-
-
-def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    for p in parameters:
-        if p.grad is None:  # not used by this batch on this rank, but perhaps on another
-            p.grad = torch.zeros_like(p)
-    return [p.grad for p in parameters if p.grad is not None]
