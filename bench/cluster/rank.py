@@ -71,8 +71,9 @@ def _phase(
     if rate is None:
         ours = {name: step for name, step in steps.items() if isinstance(step, Ours)}
         alone = {name: over_arch_alone(step, problem) for name, step in ours.items()}
-        samples = interleave(alone, 1.0, Clock(mesh))
-        phase["over_arch_ms"] = {name: 1e3 * percentiles(times)[1] for name, times in samples.items()}
+        samples = interleave(alone, 2.0, Clock(mesh))
+        # A part of a floor: of what disturbs it, as little as possible.
+        phase["over_arch_ms"] = {name: 1e3 * percentiles(times)[0] for name, times in samples.items()}
     else:
         phase |= _calibrate(mesh, problem, network, rate, tower_rate)
         phase["sent_bytes"] = {name: _sent_bytes(step, mesh, network) for name, step in steps.items()}
