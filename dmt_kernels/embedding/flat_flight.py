@@ -8,13 +8,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dmt_kernels.embedding.column_layout import TowerLayout
-from dmt_kernels.embedding.flight import Flight
+from dmt_kernels.embedding.flight import Cargo, Flight
 from dmt_kernels.embedding.stage import Stage
 from dmt_kernels.ops import stage_wait
 
@@ -24,6 +23,8 @@ class FlatFlight(Flight):
 
     Parameters
     ----------
+    cargo : Cargo
+        The batch.
     layouts : sequence of TowerLayout
         Of all towers.
     place : tuple of int
@@ -32,13 +33,12 @@ class FlatFlight(Flight):
         All ranks; and, for replicated tables only, the peers and the own tower.
     number : int
         Of the flight: no two draw the same random numbers.
-    rest
-        As for :class:`Flight`.
     """
 
     def __init__(
         self,
-        *shards_and_bags: Any,
+        cargo: Cargo,
+        *,
         layouts: Sequence[TowerLayout],
         place: tuple[int, int],
         flat: Stage,
@@ -47,7 +47,7 @@ class FlatFlight(Flight):
         number: int,
     ) -> None:
         widths = [layout.width for layout in layouts]
-        super().__init__(*shards_and_bags, sum(widths))
+        super().__init__(cargo, sum(widths))
         self.layouts, self.flat, self.peer, self.tower, self.number = layouts, flat, peer, tower, number
         self.t, self.r = place
         self.own = layouts[self.t].members[self.r]

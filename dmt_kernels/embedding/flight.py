@@ -32,8 +32,9 @@ from dmt_kernels.embedding.table_shards import TableShards
 from dmt_kernels.ops import ReceivedIds
 
 
-class Flight(ABC):
-    """One batch on one road, between its ids and its embeddings.
+@dataclass(frozen=True)
+class Cargo:
+    """What a batch is to be looked up in, and where it goes.
 
     Parameters
     ----------
@@ -45,20 +46,33 @@ class Flight(ABC):
         ``B``, samples of this rank.
     block_order : list of int
         Output block of every source rank, within a chunk.
+    """
+
+    shards: TableShards
+    received: ReceivedIds
+    samples: int
+    block_order: list[int]
+
+
+class Flight(ABC):
+    """One batch on one road, between its ids and its embeddings.
+
+    Parameters
+    ----------
+    cargo : Cargo
+        The batch.
     out_width : int
         ``sum(C_t)``.
     """
 
     inputs: tuple[Tensor, ...] = ()  # that autograd wants gradients of, besides the tables
 
-    def __init__(
-        self, shards: TableShards, received: ReceivedIds, samples: int, block_order: list[int], out_width: int
-    ) -> None:
-        self.shards, self.received, self.block_order = shards, received, block_order
-        self.chunks = len(received.chunks)
-        self.chunk_samples = samples // self.chunks  # b
-        ids = received.bags.ids
-        self.out = torch.empty(samples, out_width, dtype=shards.dtype, device=ids.device)
+    def __init__(self, cargo: Cargo, out_width: int) -> None:
+        self.shards, self.received, self.block_order = cargo.shards, cargo.received, cargo.block_order
+        self.chunks = len(self.received.chunks)
+        self.chunk_samples = cargo.samples // self.chunks  # b
+        device = self.received.bags.ids.device
+        self.out = torch.empty(cargo.samples, out_width, dtype=self.shards.dtype, device=device)
         self.grad: Tensor | None = None  # [n * W * b, D_r] of the pooled rows, chunk by chunk
 
     def lookup(self, chunk: int) -> Tensor:

@@ -7,12 +7,11 @@ one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from dmt_kernels.embedding.column_layout import TowerLayout
-from dmt_kernels.embedding.flight import Flight
+from dmt_kernels.embedding.flight import Cargo, Flight
 from dmt_kernels.embedding.stage import Stage
 from dmt_kernels.embedding.tower_step import TowerStep
 from dmt_kernels.ops import stage_wait
@@ -23,6 +22,8 @@ class SpttFlight(Flight):
 
     Parameters
     ----------
+    cargo : Cargo
+        The batch.
     layout : TowerLayout
         Of the own tower.
     place : tuple of int
@@ -35,13 +36,12 @@ class SpttFlight(Flight):
         ``C_t`` of every tower.
     number : int
         Of the flight: no two draw the same random numbers.
-    rest
-        As for :class:`Flight`.
     """
 
     def __init__(
         self,
-        *shards_and_bags: Any,
+        cargo: Cargo,
+        *,
         layout: TowerLayout,
         place: tuple[int, int],
         tower: Stage,
@@ -50,7 +50,7 @@ class SpttFlight(Flight):
         out_widths: Sequence[int],
         number: int,
     ) -> None:
-        super().__init__(*shards_and_bags, sum(out_widths))
+        super().__init__(cargo, sum(out_widths))
         self.layout, self.tower, self.peer = layout, tower, peer
         self.tower_step, self.out_widths, self.number = tower_step, list(out_widths), number
         self.inputs = tower_step.inputs

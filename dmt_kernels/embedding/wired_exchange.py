@@ -17,7 +17,7 @@ from torch import Tensor
 from dmt_kernels.comm import Mesh
 from dmt_kernels.embedding.exchange import EmbeddingExchange
 from dmt_kernels.embedding.flat_flight import FlatFlight
-from dmt_kernels.embedding.flight import Flight, InFlight, arrive, depart
+from dmt_kernels.embedding.flight import Cargo, Flight, InFlight, arrive, depart
 from dmt_kernels.embedding.row_means import TowerRowMeans, splits_columns
 from dmt_kernels.embedding.sptt_flight import SpttFlight
 from dmt_kernels.embedding.stage import Stage
@@ -97,13 +97,19 @@ class WiredExchange(EmbeddingExchange):
             self._ahead[1].advance()
 
     def start(self, sparse: Jagged) -> InFlight:  # noqa: D102
-        return depart(self._flight(self._receive_ids(sparse), self._samples(sparse)))
+        cargo = Cargo(self.shards, self._receive_ids(sparse), self._samples(sparse), self.block_order)
+        return depart(self._flight(cargo))
 
     def finish(self, in_flight: InFlight) -> Tensor:  # noqa: D102
         return arrive(in_flight)
 
+    @property
     @abstractmethod
-    def _flight(self, received: ReceivedIds, samples: int) -> Flight:
+    def block_order(self) -> list[int]:
+        """Block of a chunk's pooled rows that goes to each rank."""
+
+    @abstractmethod
+    def _flight(self, cargo: Cargo) -> Flight:
         """The road of one batch."""
 
     def _send_ids(self, sparse: Jagged) -> IdExchange:
@@ -128,20 +134,21 @@ class SpttExchange(WiredExchange):
     Parameters are those of :class:`WiredExchange`.
     """
 
+    @property
+    def block_order(self) -> list[int]:  # noqa: D102
+        return self.plan.topology.peer_order
+
     def __init__(self, plan: Plan, tower_modules: Mapping[int, TowerModule] | None, **options: Any) -> None:
         super().__init__(plan, tower_modules, **options)
         if tower_modules is not None:
             t = self.place[0]
             self.tower_modules[str(t)] = tower_modules[t]
 
-    def _flight(self, received: ReceivedIds, samples: int) -> Flight:
+    def _flight(self, cargo: Cargo) -> Flight:
         layout = self.layouts[self.place[0]]
         module = cast(TowerModule | None, next(iter(self.tower_modules.values()), None))
         return SpttFlight(
-            self.shards,
-            received,
-            samples,
-            self.plan.topology.peer_order,
+            cargo,
             layout=layout,
             place=self.place,
             tower=self.stages["tower"],
@@ -168,12 +175,13 @@ class FlatExchange(WiredExchange):
             raise InputError("a flat exchange has no towers to put tower modules in; use exchange 'sptt'")
         super().__init__(plan, None, **options)
 
-    def _flight(self, received: ReceivedIds, samples: int) -> Flight:
+    @property
+    def block_order(self) -> list[int]:  # noqa: D102
+        return list(range(self.plan.topology.world))
+
+    def _flight(self, cargo: Cargo) -> Flight:
         return FlatFlight(
-            self.shards,
-            received,
-            samples,
-            list(range(self.plan.topology.world)),
+            cargo,
             layouts=self.layouts,
             place=self.place,
             **self.stages,
