@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -75,6 +76,25 @@ def wire_decode(message: Tensor, dim: int, wire_format: WireFormat) -> Run | Non
     if not wire_format.is_scaled:
         return lambda: message.view(dtype).to(torch.float32, copy=True)
     return lambda: message[:, :-4].view(dtype).float() * message[:, -4:].view(torch.float32)
+
+
+def stage(blocks: list[Tensor], in_place: bool) -> Run:
+    """The blocks of one buffer as it is; others by way of one."""
+    buffer = torch.cat([block.flatten() for block in blocks])
+    arrived, sizes = torch.empty_like(buffer), [block.numel() for block in blocks]
+    pieces = [piece.view_as(block) for piece, block in zip(arrived.split(sizes), blocks, strict=True)]
+    out = pieces if in_place else [torch.empty_like(block) for block in blocks]
+
+    def run() -> list[Tensor]:
+        sent = buffer if in_place else torch.cat([block.view(-1) for block in blocks])
+        work = dist.all_to_all_single(arrived, sent, sizes, sizes, async_op=True)
+        assert work is not None
+        work.wait()
+        if not in_place:
+            torch._foreach_copy_(out, pieces)
+        return out
+
+    return run
 
 
 def _lookups(bags: Bags) -> list[dict]:

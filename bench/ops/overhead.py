@@ -1,19 +1,22 @@
-"""What a call costs when there is nothing to do: on a batch without samples."""
+"""What a call costs when there is nothing to do: on a batch without samples, over a group that has no wire."""
 
 from __future__ import annotations
 
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from bench import baselines
-from bench.agreement import Disagreement
-from bench.registry import DEFAULT, QUICK, Registry, Run, Setting, Work
+from bench.agreement import Disagreement, agree
+from bench.registry import DEFAULT, FULL, QUICK, Registry, Run, Setting, Work
 from dmt_kernels import ops
+from dmt_kernels.spec import WireFormat
 
 DIM = 16
 TOWER_WIDTH = 4
+RANKS, ROWS = 4, 8  # of a stage
 
 
 def register(registry: Registry) -> None:
@@ -24,6 +27,10 @@ def register(registry: Registry) -> None:
             registry.add(f"overhead/embedding_bag/F{tables}/{way}", partial(build_lookup, tables, grad), effort)
             registry.add(f"overhead/tower_pool/F{tables}/{way}", partial(build_tower, tables, grad), effort)
         registry.add(f"overhead/embedding_update_/F{tables}", partial(build_update, tables), effort)
+    # These make a process group of this process, so they run only when asked for.
+    registry.add("overhead/stage/in_place", partial(build_stage, True, None), FULL)
+    registry.add("overhead/stage/packed", partial(build_stage, False, None), FULL)
+    registry.add("overhead/stage/int8", partial(build_stage, False, WireFormat.INT8), FULL)
 
 
 def build_lookup(count: int, grad: bool, setting: Setting) -> Work:
@@ -56,6 +63,32 @@ def build_update(count: int, setting: Setting) -> Work:
             raise Disagreement("ours: an update without samples changed a table")
         for peer in peers.values():
             peer()
+
+    return Work(ours, peers, check, cold=False)
+
+
+def build_stage(in_place: bool, wire_format: WireFormat | None, setting: Setting) -> Work:
+    """Start and wait of a block for each of 4 ranks; torch's own copies in the group are in it."""
+    if not dist.is_initialized():
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=RANKS)
+    assert dist.get_backend() == "fake", "a stage's overhead is measured over a group without a wire"
+    group = dist.group.WORLD
+    assert group is not None
+    blocks, out = (list(torch.rand(RANKS, ROWS, DIM)) for _ in range(2))
+    if not in_place:
+        blocks, out = ([block.clone() for block in side] for side in (blocks, out))
+    peers = {} if wire_format else baselines.contenders("stage", setting.peers, blocks, in_place)
+
+    def ours() -> list[Tensor]:
+        ops.stage_wait(ops.stage_start(blocks, out, group.group_name, wire_format))
+        return out
+
+    def check() -> None:
+        mine = torch.stack(ours())
+        for name, peer in peers.items():
+            agree(f"ours and {name}", mine, torch.stack(peer()), exact=True)
 
     return Work(ours, peers, check, cold=False)
 

@@ -152,9 +152,10 @@ void in_plain_words(const Function& function) {
   }
 }
 
-// Lives until its end has been waited for. The backends keep what they read and write until then, too (gloo's work owns
-// the tensors; NCCL's stashes them until wait() makes the current stream wait for its own), but the blocks behind
-// staging and the staging behind a decoding belong to this.
+// Lives until its end has been waited for, and keeps alive what is sent, received and staged until then. So do the
+// backends for what they were given: gloo's work owns it, NCCL's stashes it until wait() has made the current stream
+// wait for NCCL's own (ProcessGroupNCCL.hpp, TensorShelf), or until it is done. After that wait, staging that is freed
+// may be handed out again to the current stream alone, which record_stream() sees to.
 class Stage {
  public:
   Stage(Blocks blocks, Blocks out, const std::string& group, std::optional<int64_t> format, std::optional<int64_t> seed,
