@@ -1,6 +1,7 @@
 """One training step: loss, gradients, their sums over ranks, the dense optimizer."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ class TrainStep:
 
     def __init__(self, model: nn.Module, mesh: Mesh | None, *, optimizer: str, lr: float) -> None:
         self.model = model
+        self._exchange: Any = model.exchange
         self.mesh = mesh
         self.over_arch = in_name_order(over_arch_parameters(model))
         self.tower_module = in_name_order(tower_parameters(model))
@@ -39,12 +41,25 @@ class TrainStep:
             else torch.optim.Adagrad(parameters, lr=lr)
         )
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Train on this rank's share of a global batch and return the global loss, a 0-dim tensor."""
+    def __call__(self, batch: Batch, next_batch: Batch | None = None) -> Tensor:
+        """Train on this rank's share of a global batch and return the global loss, a 0-dim tensor.
+
+        Parameters
+        ----------
+        batch : Batch
+            What to train on.
+        next_batch : Batch or None
+            What the next call will train on, this very object, so that its ids travel meanwhile; on all ranks or none.
+        """
         self.model.train()
         self.optimizer.zero_grad()
         loss = loss_share(predict_logits(self.model, batch), batch)
+        # Lengths arrive during the backward pass, and ids during what follows it.
+        if next_batch is not None:
+            self._exchange.prefetch(next_batch.sparse)
         loss.backward()
+        if next_batch is not None:
+            self._exchange.advance()
         loss = loss.detach().reshape(1)
         if self.mesh is not None:
             all_reduce_flat(_gradients(self.tower_module), self.mesh.tower_dense)
