@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from bench.bags import Bags
 from bench.registry import Run
-from dmt_kernels.spec import WireFormat
+from dmt_kernels.spec import Jagged, WireFormat
 
 _CASTS = {
     WireFormat.FP32: torch.float32,
@@ -75,6 +75,29 @@ def wire_decode(message: Tensor, dim: int, wire_format: WireFormat) -> Run | Non
     if not wire_format.is_scaled:
         return lambda: message.view(dtype).to(torch.float32, copy=True)
     return lambda: message[:, :-4].view(dtype).float() * message[:, -4:].view(torch.float32)
+
+
+def id_encode(bags: Jagged, rows: list[int]) -> Run:
+    """Lengths and ids as int32, in one chunk and where features lie in the order of the ranks: nothing moves."""
+    limits = torch.tensor(rows)
+
+    def run() -> tuple[Tensor, Tensor]:
+        samples = (len(bags.offsets) - 1) // len(rows)
+        limit = limits.repeat_interleave(bags.offsets[::samples].diff())
+        missing = (bags.ids < 0) | (bags.ids >= limit)
+        return bags.lengths().to(torch.int32), bags.ids.masked_fill(missing, -1).to(torch.int32)
+
+    return run
+
+
+def id_decode(lengths: Tensor, ranks: int) -> Run:
+    """Offsets of lengths that came as int32; ids are where they should be."""
+
+    def run() -> Tensor:
+        lengths.view(ranks, -1).sum(1, dtype=torch.int64).tolist()
+        return F.pad(lengths.cumsum(0, dtype=torch.int64), (1, 0))
+
+    return run
 
 
 def _lookups(bags: Bags) -> list[dict]:
