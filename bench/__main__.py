@@ -22,6 +22,8 @@ from dmt_kernels.train.launch import launched, speaks
 
 BUDGET_S = {QUICK: 0.6, DEFAULT: 1.5}  # of timing, per case
 
+OWN_ROADS = {"ops": (), "comm": ("flat", "op"), "train": ("flat",)}  # other ways of ours to do the same
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and return the exit code: 1 if anything disagreed."""
@@ -95,7 +97,7 @@ def _progress(text: str) -> None:
 
 def _show(suite: str, part: dict[str, Any], peers: Sequence[str]) -> None:
     results = [Result.from_json(result) for result in part["results"]]
-    others = [*(() if suite == "ops" else ("flat",)), *peers]
+    others = [*OWN_ROADS[suite], *peers]
     title = "measured ceilings" if suite == "ops" else "ranks"
     if results:
         report.show("", report.facts(part["facts"], title), report.comparison(results, others))

@@ -17,9 +17,10 @@ SUITES = {
         "bench.ops.embedding_update",
         "bench.ops.tower_pool",
         "bench.ops.wire_codec",
+        "bench.ops.id_codec",
         "bench.ops.overhead",
     ),
-    "comm": ("bench.comm.links", "bench.comm.two_stage"),
+    "comm": ("bench.comm.links", "bench.comm.two_stage", "bench.comm.id_exchange"),
     "train": ("bench.train_step",),
 }
 QUICK, DEFAULT, FULL = range(3)  # how much one must ask for until a case runs

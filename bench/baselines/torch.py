@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from bench.bags import Bags
 from bench.registry import Run
-from dmt_kernels.spec import WireFormat
+from dmt_kernels.spec import Jagged, WireFormat
 
 _CASTS = {
     WireFormat.FP32: torch.float32,
@@ -93,6 +93,29 @@ def stage(blocks: list[Tensor], in_place: bool) -> Run:
         if not in_place:
             torch._foreach_copy_(out, pieces)
         return out
+
+    return run
+
+
+def id_encode(bags: Jagged, rows: list[int]) -> Run:
+    """Lengths and ids as int32, in one chunk and where features lie in the order of the ranks: nothing moves."""
+    limits = torch.tensor(rows)
+
+    def run() -> tuple[Tensor, Tensor]:
+        samples = (len(bags.offsets) - 1) // len(rows)
+        limit = limits.repeat_interleave(bags.offsets[::samples].diff())
+        missing = (bags.ids < 0) | (bags.ids >= limit)
+        return bags.lengths().to(torch.int32), bags.ids.masked_fill(missing, -1).to(torch.int32)
+
+    return run
+
+
+def id_decode(lengths: Tensor, ranks: int) -> Run:
+    """Offsets of lengths that came as int32; ids are where they should be."""
+
+    def run() -> Tensor:
+        lengths.view(ranks, -1).sum(1, dtype=torch.int64).tolist()
+        return F.pad(lengths.cumsum(0, dtype=torch.int64), (1, 0))
 
     return run
 

@@ -93,7 +93,8 @@ class EmbeddingExchange(nn.Module):
     def prefetch(self, sparse: Jagged) -> None:
         """Send the ids of a batch to come on their way, ahead of the forward pass that is given this very object.
 
-        All ranks prefetch the same batches at the same point of their program. Where nothing is sent it does nothing.
+        All ranks prefetch the same batches at the same points of their program. One batch at a time is kept: another
+        call forgets a batch that was not used. Where nothing is sent it does nothing.
 
         Parameters
         ----------

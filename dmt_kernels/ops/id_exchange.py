@@ -121,7 +121,7 @@ class IdExchange:
         )
         *self._payload_splits, missing = sizes.tolist()
         if missing and on_missing is not None:
-            on_missing(check_ids(sparse.ids, sparse.offsets, routes.rows))
+            on_missing(check_ids(sparse.ids.cpu(), sparse.offsets.cpu(), routes.rows))
         samples = (sparse.offsets.numel() - 1) // max(1, len(routes.rows))
         splits = [8 + size * samples if size * samples else 0 for size in routes.sizes]
         self._lengths = _Message(lengths, [splits[routes.rank]] * len(splits), splits, routes.group)

@@ -1,5 +1,6 @@
 """A training run on one rank, from options to summary."""
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -91,8 +92,8 @@ class Trainer:
         samples, began = 0, time.perf_counter()
         traffic.reset()
         self.timer.restart()
-        for batch in self._batches(epoch):
-            losses.append(self.train_step(batch))
+        for batch, next_batch in self._batches(epoch):
+            losses.append(self.train_step(batch, next_batch))
             samples += batch.global_samples
             self.timer.step(batch.global_samples)
             self.step += 1
@@ -105,13 +106,16 @@ class Trainer:
                 losses, samples, began = [], 0, time.perf_counter()
         self.sent.update(traffic.sent_bytes())
 
-    def _batches(self, epoch: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int) -> Iterator[tuple[Batch, Batch | None]]:
+        """The batches of an epoch, or of what is left of the run, each with the one after it."""
         loader = self.loaders["train"]
         loader.set_epoch(epoch)
-        for batch in loader:
-            if self.step >= self.steps:
-                return
-            yield batch
+        ahead = itertools.islice(loader, self.steps - self.step)
+        batch = next(ahead, None)
+        while batch is not None:
+            next_batch = next(ahead, None)
+            yield batch, next_batch
+            batch = next_batch
 
     def _keep(self) -> None:
         """Keep the model as it is: in its folder, or in memory where there is none."""

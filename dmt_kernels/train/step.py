@@ -1,6 +1,7 @@
 """One training step: loss, gradients, their sums over ranks, the dense optimizer."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ class TrainStep:
 
     def __init__(self, model: nn.Module, mesh: Mesh | None, *, optimizer: str, lr: float) -> None:
         self.model = model
+        self._exchange: Any = model.exchange
         self.mesh = mesh
         self._over_arch_sum = self._tower_sum = None
         self.over_arch = in_name_order(over_arch_parameters(model))
@@ -43,16 +45,28 @@ class TrainStep:
             else torch.optim.Adagrad(parameters, lr=lr)
         )
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Train on this rank's share of a global batch and return the global loss, a 0-dim tensor."""
+    def __call__(self, batch: Batch, next_batch: Batch | None = None) -> Tensor:
+        """Train on this rank's share of a global batch and return the global loss, a 0-dim tensor.
+
+        Parameters
+        ----------
+        batch : Batch
+            What to train on.
+        next_batch : Batch or None
+            What the next call will train on, this very object, so that its ids travel meanwhile; on all ranks or none.
+        """
         self.model.train()
         self.optimizer.zero_grad()
         loss = self.loss(batch)
         total = loss.detach().clone()
+        if next_batch is not None:  # its lengths arrive during the backward pass, and its ids during what follows
+            self._exchange.prefetch(next_batch.sparse)
         if self._tower_sum is not None and self._over_arch_sum is not None:
             self._over_arch_sum.begin(total)  # the loss rides along: no collective of its own
             self._tower_sum.begin()
         loss.backward()
+        if next_batch is not None:
+            self._exchange.advance()
         if self._tower_sum is not None and self._over_arch_sum is not None:
             self._over_arch_sum.finish()
             self._tower_sum.finish()

@@ -1,5 +1,6 @@
 """The messages of an id exchange: the kernel's against the oracle's, byte for byte, and what is decoded from them."""
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -95,7 +96,10 @@ def deliver(case: Case) -> list[tuple[Tensor, Tensor]]:
     splits = [8 + len(route) * case.samples if len(route) * case.samples else 0 for route in case.routes]
     lengths = [lengths.split(splits) for lengths, _, _ in sent]
     payloads = [payload.split(sizes[:-1].tolist()) for _, payload, sizes in sent]
-    return [(torch.cat(pieces), torch.cat(parts)) for pieces, parts in zip(zip(*lengths), zip(*payloads), strict=True)]
+    return [
+        (torch.cat([pieces[d] for pieces in lengths]), torch.cat([pieces[d] for pieces in payloads]))
+        for d in range(len(case.routes))
+    ]
 
 
 def as_bags(jagged: Jagged) -> list[list[tuple[int, float | None]]]:
@@ -103,7 +107,7 @@ def as_bags(jagged: Jagged) -> list[list[tuple[int, float | None]]]:
     assert bounds[0] == 0 and bounds[-1] == len(ids)
     weights = [None] * len(ids) if jagged.weights is None else jagged.weights.tolist()
     items = list(zip(ids, weights, strict=True))
-    return [items[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [items[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,4 +1,6 @@
-"""``id_exchange`` against a gather of everything by pickles."""
+"""``id_exchange`` against a gather of everything by pickles, and ``IdExchange`` against both."""
+
+import dataclasses
 
 import pytest
 import torch
@@ -24,6 +26,17 @@ def _sparse(rank: int, id_dtype: torch.dtype, weighted: bool, samples: int) -> J
 
 def _bags(sparse: Jagged, values: torch.Tensor) -> list[list]:
     return [values[a:b].tolist() for a, b in zip(sparse.offsets[:-1], sparse.offsets[1:], strict=True)]
+
+
+def _routes(rank: int, group: str, chunks: int = 1, rows: int = 1000) -> ops.IdRoutes:
+    return ops.IdRoutes((rows,) * FEATURES, tuple(map(tuple, ROUTES)), rank, group, chunks)
+
+
+def _assert_same(actual: Jagged, expected: Jagged) -> None:
+    assert torch.equal(actual.ids, expected.ids) and torch.equal(actual.offsets, expected.offsets)
+    assert (actual.weights is None) == (expected.weights is None)
+    if actual.weights is not None and expected.weights is not None:
+        assert torch.equal(actual.weights, expected.weights)
 
 
 def _exchange(rank: int, id_dtype: torch.dtype, weighted: bool, samples: int) -> None:
@@ -76,3 +89,117 @@ def test_traffic_is_what_was_sent() -> None:
 def test_select_features_keeps_everything_when_nothing_moves() -> None:
     sparse = _sparse(0, torch.int64, True, SAMPLES)
     assert ops.select_features(sparse, FEATURES, range(FEATURES)) is sparse
+
+
+def _one_chunk(rank: int, weighted: bool) -> None:
+    mesh = build_mesh(WORLD, 1, timeout_s=30)
+    for samples in (0, 1, SAMPLES):
+        for id_dtype in (torch.int32, torch.int64):
+            sparse = _sparse(rank, id_dtype, weighted, samples)
+            expected = ops.id_exchange(sparse, FEATURES, ROUTES, rank, mesh.ids.group_name)
+            received = ops.IdExchange(sparse, _routes(rank, mesh.ids.group_name)).wait()
+            assert received.chunks == (received.bags,)
+            assert received.bags.ids.dtype == torch.int32
+            _assert_same(received.bags, dataclasses.replace(expected, ids=expected.ids.to(torch.int32)))
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+def test_one_chunk_is_id_exchange(weighted: bool) -> None:
+    run_ranks(_one_chunk, WORLD, weighted)
+
+
+def _chunks(rank: int, chunks: int, rows: int) -> None:
+    mesh = build_mesh(WORLD, 1, timeout_s=30)
+    samples = 2 * chunks
+    sparse = _sparse(rank, torch.int64, True, samples)
+    received = ops.IdExchange(sparse, _routes(rank, mesh.ids.group_name, chunks, rows)).wait()
+    assert received.bags.ids.dtype == (torch.int64 if rows >= 2**31 else torch.int32)
+    everyone: list = [None] * WORLD
+    assert sparse.weights is not None
+    dist.all_gather_object(everyone, (_bags(sparse, sparse.ids), _bags(sparse, sparse.weights)))
+    in_chunk = [range(2 * c, 2 * c + 2) for c in range(chunks)]
+    orders = [(received.bags, in_chunk)] + [(received.chunks[c], [in_chunk[c]]) for c in range(chunks)]
+    assert len(received.chunks) == chunks
+    for actual, order in orders:
+        assert actual.weights is not None
+        for values, which in ((actual.ids, 0), (actual.weights, 1)):
+            assert _bags(actual, values) == [
+                source[which][feature * samples + b]
+                for source in everyone
+                for c in order
+                for feature in ROUTES[rank]
+                for b in c
+            ]
+
+
+@pytest.mark.parametrize("chunks", [2, 3])
+@pytest.mark.parametrize("rows", [1000, 2**33], ids=["int32", "int64"])
+def test_chunks_against_a_gather(chunks: int, rows: int) -> None:
+    run_ranks(_chunks, WORLD, chunks, rows)
+
+
+def _several_on_their_way(rank: int) -> None:
+    mesh = build_mesh(WORLD, 1, timeout_s=30)
+    routes = _routes(rank, mesh.ids.group_name)
+    batches = [_sparse(WORLD * i + rank, torch.int64, False, samples) for i, samples in enumerate([4, 1, 7])]
+    expected = [ops.id_exchange(sparse, FEATURES, ROUTES, rank, mesh.ids.group_name) for sparse in batches]
+    first, second, third = [ops.IdExchange(sparse, routes) for sparse in batches]
+    second.advance()
+    second.advance()
+    for exchange, right in ((third, expected[2]), (second, expected[1]), (first, expected[0])):
+        received = exchange.wait()
+        _assert_same(received.bags, dataclasses.replace(right, ids=right.ids.to(torch.int32)))
+        assert exchange.wait() is received
+
+
+def test_several_exchanges_are_on_their_way_at_once() -> None:
+    run_ranks(_several_on_their_way, WORLD)
+
+
+def _sent_in_small_messages(rank: int) -> dict:
+    mesh = build_mesh(WORLD, 1, timeout_s=30)
+    routes = _routes(rank, mesh.ids.group_name)
+    for weighted in (True, False):
+        traffic.reset()
+        ops.IdExchange(_sparse(rank, torch.int64, weighted, SAMPLES), routes).wait()
+        if weighted:
+            with_weights = traffic.sent_bytes()
+    return {"weighted": with_weights, "unweighted": traffic.sent_bytes()}
+
+
+def test_traffic_of_small_messages_is_what_was_sent() -> None:
+    for rank, sent in enumerate(run_ranks(_sent_in_small_messages, WORLD)):
+        lengths = _sparse(rank, torch.int64, False, SAMPLES).lengths().view(FEATURES, SAMPLES)
+        for name, item_bytes in (("unweighted", 2), ("weighted", 6)):
+            per_rank = [
+                8 * bool(route) + sum(SAMPLES + item_bytes * int(lengths[f].sum()) for f in route) for route in ROUTES
+            ]
+            assert sent[name]["ids", "self"] == per_rank[rank]
+            assert sent[name]["ids", "peer"] == sum(per_rank) - per_rank[rank]
+
+
+def _refusing(rank: int) -> list:
+    mesh = build_mesh(WORLD, 1, timeout_s=30)
+    routes = _routes(rank, mesh.ids.group_name, rows=10)
+    sparse = _sparse(rank, torch.int64, False, SAMPLES)
+    seen: list = []
+
+    def refuse(missing: ops.MissingIds) -> None:
+        seen.append(missing)
+        raise ValueError
+
+    traffic.reset()
+    with pytest.raises(ValueError):
+        ops.IdExchange(sparse, routes, refuse)
+    assert not traffic.sent_bytes()
+    assert seen == [ops.check_ids(sparse.ids, sparse.offsets, routes.rows)]
+    received = ops.IdExchange(sparse, routes, seen.append).wait().bags  # they count as missing
+    assert len(seen) == 2
+    expected = ops.id_exchange(sparse, FEATURES, ROUTES, rank, mesh.ids.group_name)
+    ids = torch.where((expected.ids >= 0) & (expected.ids < 10), expected.ids, -1)
+    _assert_same(received, dataclasses.replace(expected, ids=ids.to(torch.int32)))
+    return seen
+
+
+def test_ids_outside_their_tables_are_told_before_anything_is_sent() -> None:
+    assert all(seen[0].count > 0 for seen in run_ranks(_refusing, WORLD))

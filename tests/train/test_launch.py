@@ -44,13 +44,13 @@ def fail_while_training(folder, how):
     note_pid(folder)
     steps, train_step = [], TrainStep.__call__
 
-    def failing(self, batch):
+    def failing(self, batch, next_batch=None):
         steps.append(batch)
         if len(steps) == 3 and self.mesh.rank == 2:
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise InputError("row 7 is bad") if how == "bad input" else ArithmeticError("rank 2 has had enough")
-        return train_step(self, batch)
+        return train_step(self, batch, next_batch)
 
     TrainStep.__call__ = failing
     train_rank(TrainConfig(data="synthetic:2000", towers=2, members=2, batch_size=64))

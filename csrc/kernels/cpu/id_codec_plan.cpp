@@ -101,7 +101,9 @@ std::vector<int64_t> payload_bytes_of(const IdMessages& messages, const IdCodecK
     const uint8_t* const header = messages.lengths + source * (messages.lengths_bytes / messages.world);
     int64_t sum;
     const int64_t num_long = kernels.count_long(header + kIdHeaderBytes, messages.bags_per_source(), &sum);
-    sizes[source] = num_long * kLongLengthBytes + number_at(header) * messages.item_bytes();
+    // Unsigned: a message that is none may begin with anything.
+    sizes[source] = static_cast<int64_t>(static_cast<uint64_t>(num_long * kLongLengthBytes) +
+                                         static_cast<uint64_t>(number_at(header)) * messages.item_bytes());
   }
   return sizes;
 }
@@ -110,22 +112,21 @@ IdDecoder::IdDecoder(const IdMessages& messages, const IdCodecKernels& kernels)
     : messages_(messages), kernels_(kernels), num_ids_(messages.chunks > 1 ? messages.chunks + 1 : 1) {
   runs_.reserve(messages.world * messages.chunks);
   const std::vector<int64_t> sizes = payload_bytes_of(messages, kernels);
+  const int64_t most_ids = messages.payload_bytes / messages.item_bytes();
   int64_t begin = 0;
   fits_ = true;
   for (int64_t source = 0; source < messages.world && fits_; ++source) {
     const uint8_t* const header = messages.lengths + source * (messages.lengths_bytes / messages.world);
-    const int64_t most_ids = messages.payload_bytes / messages.item_bytes();
     fits_ = messages.lengths_bytes == 0 || (number_at(header) >= 0 && number_at(header) <= most_ids);
     fits_ =
         fits_ && sizes[source] <= messages.payload_bytes - begin && add_source(header, begin, begin + sizes[source]);
-    begin += sizes[source];
+    if (fits_) begin += sizes[source];
   }
   fits_ = fits_ && begin == messages.payload_bytes;
 }
 
 bool IdDecoder::add_source(const uint8_t* header, int64_t payload_begin, int64_t payload_end) {
   const int64_t num_bags = messages_.bags_per_source() / messages_.chunks;
-  const int64_t first_run = static_cast<int64_t>(runs_.size());
   const int64_t count = num_bags > 0 ? number_at(header) : 0;
   const uint8_t* long_lengths = messages_.payload + payload_begin;
   const uint8_t* weights = messages_.payload + payload_end - (messages_.weighted ? count * sizeof(float) : 0);
@@ -157,7 +158,7 @@ bool IdDecoder::add_source(const uint8_t* header, int64_t payload_begin, int64_t
     num_ids_[0] += run.num_ids;
     if (messages_.chunks > 1) num_ids_[1 + chunk] += run.num_ids;
   }
-  return rest == 0 && static_cast<int64_t>(runs_.size()) == first_run + messages_.chunks;
+  return rest == 0;
 }
 
 int64_t IdDecoder::num_bags(int64_t result) const {

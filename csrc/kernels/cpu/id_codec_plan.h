@@ -79,7 +79,7 @@ class IdDecoder {
   void decode(const std::vector<DecodedBags>& results, bool wide_ids, const ParallelFor& threads);
 
  private:
-  bool add_source(const uint8_t* lengths, int64_t payload_begin, int64_t payload_end);
+  bool add_source(const uint8_t* header, int64_t payload_begin, int64_t payload_end);
 
   const IdMessages messages_;
   const IdCodecKernels& kernels_;

@@ -1,0 +1,77 @@
+"""Ids outside their tables: the same complaints and the same results on every road."""
+
+import warnings
+
+import pytest
+import torch
+
+from dmt_kernels.comm import build_mesh
+from dmt_kernels.embedding import EmbeddingExchange, build_exchange
+from dmt_kernels.planner import partition_features, place
+from dmt_kernels.spec import InputError, Jagged, Table, TableOptimizer, Topology
+from tests.ranks import run_ranks
+
+TOPOLOGY = Topology(2, 1)
+TABLES = (Table("users", 11, 8, ("user",)), Table("words", 300, 5, ("word", "title"), pooling="mean"))
+SAMPLES = 3
+BAD = {"user": 11, "word": -1, "title": 2**40}
+
+
+def _exchange(bounds: str, distributed: bool) -> EmbeddingExchange:
+    return build_exchange(
+        "sptt",
+        place(TABLES, partition_features(TABLES, TOPOLOGY.towers), TOPOLOGY),
+        optimizer=TableOptimizer("sgd", lr=0.1),
+        seed=1,
+        mesh=build_mesh(TOPOLOGY.towers, TOPOLOGY.members, timeout_s=30) if distributed else None,
+        bounds=bounds,
+    )
+
+
+def _batch(exchange: EmbeddingExchange, bad_sample: int) -> Jagged:
+    """Two ids a bag; in one sample, each feature's second id is bad."""
+    ids = torch.arange(len(exchange.features) * SAMPLES * 2) % 11
+    for f, feature in enumerate(exchange.features):
+        ids[2 * (f * SAMPLES + bad_sample) + 1] = BAD[feature]
+    return Jagged(ids, torch.arange(len(exchange.features) * SAMPLES + 1) * 2)
+
+
+def _complaint(exchange: EmbeddingExchange, bad_sample: int) -> str:
+    feature = exchange.features[0]
+    table = exchange.plan.feature_tables[feature]
+    return (
+        f"id {BAD[feature]} of feature {feature!r} (sample {bad_sample}, position 1) "
+        f"is outside table {table.name!r} with {table.rows} rows"
+    )
+
+
+def _in_all_modes(rank: int, distributed: bool) -> torch.Tensor:
+    refusing = _exchange("error", distributed)
+    for call in (refusing, refusing.prefetch) if distributed else (refusing,):
+        with pytest.raises(InputError) as error:
+            call(_batch(refusing, rank))
+        assert str(error.value) == _complaint(refusing, rank)
+
+    outputs = []
+    for bounds in ("warn", "none"):
+        exchange = _exchange(bounds, distributed)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            outputs.append(exchange(_batch(exchange, rank)).detach())
+        complaints = [str(w.message) for w in caught if "missing" in str(w.message)]
+        expected = f"3 ids count as missing; first: {_complaint(exchange, rank)}"
+        assert complaints == ([expected] if bounds == "warn" else [])
+        assert exchange.bad_ids == (3 if bounds == "warn" else 0)
+    assert torch.equal(*outputs)
+    return outputs[0]
+
+
+def test_ranks_and_one_process_complain_and_compute_alike() -> None:
+    for rank, output in enumerate(run_ranks(_in_all_modes, TOPOLOGY.world, True)):
+        assert torch.equal(output, _in_all_modes(rank, False))
+
+
+def test_bags_that_are_no_whole_number_of_samples() -> None:
+    exchange = _exchange("error", False)
+    with pytest.raises(InputError, match="^4 bags are no whole number of samples of 3 features$"):
+        exchange(Jagged(torch.arange(4), torch.arange(5)))
