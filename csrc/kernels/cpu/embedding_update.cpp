@@ -71,7 +71,7 @@ void add_vectors(const Contributions& all, int64_t begin, int64_t end, const Gra
 #pragma GCC unroll 8
   for (int v = 0; v < count; ++v) sums[v] = V::load(sum + v * V::lanes);
   for (int64_t i = begin; i < end; ++i) {
-    const GradientSource& source = all.source(i);
+    const GradientSource source = all.source(i);
     const Grad* const row = grad + source.offset;
     const A scale = static_cast<A>(source.scale);
 #pragma GCC unroll 8
@@ -95,7 +95,7 @@ void add_sources(const Contributions& all, int64_t begin, int64_t end, const Gra
   for (; c + lanes <= last; c += lanes) add_vectors<1>(all, begin, end, grad + c, sum + c);
   if (c == last) return;
   for (int64_t i = begin; i < end; ++i) {
-    const GradientSource& source = all.source(i);
+    const GradientSource source = all.source(i);
     for (int64_t d = c; d < last; ++d) sum[d] += static_cast<A>(source.scale) * load(grad[source.offset + d]);
   }
 }
@@ -191,7 +191,7 @@ void for_rows(const TableUpdate& table, const RowPiece& piece, void* scratch, co
       some.sums[some.count] = sum;
       const bool is_alone = begin + 1 == piece.end || all.row(begin + 1) != row;
       if constexpr (sizeof(Grad) == sizeof(A)) {
-        const GradientSource& source = all.source(begin);
+        const GradientSource source = all.source(begin);
         if (is_alone && source.scale == 1) {  // as most rows of a large table: the gradient is read where it lies
           prefetch_ahead<Weight, Grad>(table, begin, begin + 1);
           some.sums[some.count] = grad + source.offset;
