@@ -36,10 +36,10 @@ template <class Weight, class Grad>
 inline __attribute__((always_inline)) void prefetch_ahead(const TableUpdate& table, int64_t begin, int64_t end) {
   using A = accumulator_t<Weight>;
   const Contributions& all = table.contributions;
-  const auto at_most_last = [&all](int64_t i) { return i < all.count ? i : all.count - 1; };
+  const auto within = [&all](int64_t i) { return i < 0 ? 0 : i < all.count ? i : all.count - 1; };
   for (int64_t i = begin; i < end; ++i) {
-    prefetch(static_cast<const Grad*>(table.grad) + all.source(at_most_last(i + sources_ahead)).offset, table.dim);
-    const int64_t row = all.row(at_most_last(i + rows_ahead));
+    prefetch(static_cast<const Grad*>(table.grad) + all.source(within(i + sources_ahead)).offset, table.dim);
+    const int64_t row = all.row(within(i + rows_ahead));
     prefetch(static_cast<const Weight*>(table.table) + row * table.table_stride, table.dim);
     if (table.state == nullptr) continue;
     prefetch(static_cast<const A*>(table.state) + row * table.state_stride,
@@ -183,6 +183,7 @@ void for_rows(const TableUpdate& table, const RowPiece& piece, void* scratch, co
     return function(some);
   }
   const Grad* const grad = static_cast<const Grad*>(table.grad);
+  prefetch_ahead<Weight, Grad>(table, piece.begin - rows_ahead, piece.begin);  // the first rows, all at once
   for (int64_t begin = piece.begin; begin < piece.end;) {
     A* sum = static_cast<A*>(scratch);
     for (some.count = 0; some.count < kRowsTogether && begin < piece.end; ++some.count, sum += table.dim) {
