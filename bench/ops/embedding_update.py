@@ -29,7 +29,7 @@ def register(registry: Registry) -> None:
                 for ids in ("uniform", "zipf"):
                     spec = BagSpec(SHAPES[shape], ids, dtype=dtype)
                     effort = FULL
-                    if dtype == torch.float32 and (shape == "S1" or (shape == "S2" and optimizer != "sgd")):
+                    if dtype == torch.float32 and (shape == "S1" or (shape in ("S2", "S3") and optimizer != "sgd")):
                         quick = (shape, optimizer, ids) == ("S1", "rowwise_adagrad", "uniform")
                         effort = QUICK if quick else DEFAULT
                     registry.add(

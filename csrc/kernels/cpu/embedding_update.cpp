@@ -23,21 +23,23 @@ constexpr int vector_bytes = 32;
 constexpr int vector_bytes = 16;
 #endif
 
-// GCC removes calls to functions that only prefetch: they have no effect that it knows of. Hence inlined by force.
+// Into the second cache: on their way to the first one, only a few lines at a time leave the memory. GCC removes calls
+// to functions that only prefetch: they have no effect that it knows of. Hence inlined by force.
 template <class T>
 inline __attribute__((always_inline)) void prefetch(const T* first, int64_t count) {
   constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
-  for (int64_t i = 0; i < count; i += line) __builtin_prefetch(first + i);
+  constexpr int into_second_cache = 2;
+  for (int64_t i = 0; i < count; i += line) __builtin_prefetch(first + i, 0, into_second_cache);
 }
 
 template <class Weight, class Grad>
 inline __attribute__((always_inline)) void prefetch_ahead(const TableUpdate& table, int64_t begin, int64_t end) {
   using A = accumulator_t<Weight>;
   const Contributions& all = table.contributions;
-  const auto at_most_last = [&all](int64_t i) { return i < all.count ? i : all.count - 1; };
+  const auto within = [&all](int64_t i) { return i < 0 ? 0 : i < all.count ? i : all.count - 1; };
   for (int64_t i = begin; i < end; ++i) {
-    prefetch(static_cast<const Grad*>(table.grad) + all.source(at_most_last(i + sources_ahead)).offset, table.dim);
-    const int64_t row = all.row(at_most_last(i + rows_ahead));
+    prefetch(static_cast<const Grad*>(table.grad) + all.source(within(i + sources_ahead)).offset, table.dim);
+    const int64_t row = all.row(within(i + rows_ahead));
     prefetch(static_cast<const Weight*>(table.table) + row * table.table_stride, table.dim);
     if (table.state == nullptr) continue;
     prefetch(static_cast<const A*>(table.state) + row * table.state_stride,
@@ -69,7 +71,7 @@ void add_vectors(const Contributions& all, int64_t begin, int64_t end, const Gra
 #pragma GCC unroll 8
   for (int v = 0; v < count; ++v) sums[v] = V::load(sum + v * V::lanes);
   for (int64_t i = begin; i < end; ++i) {
-    const GradientSource& source = all.source(i);
+    const GradientSource source = all.source(i);
     const Grad* const row = grad + source.offset;
     const A scale = static_cast<A>(source.scale);
 #pragma GCC unroll 8
@@ -93,7 +95,7 @@ void add_sources(const Contributions& all, int64_t begin, int64_t end, const Gra
   for (; c + lanes <= last; c += lanes) add_vectors<1>(all, begin, end, grad + c, sum + c);
   if (c == last) return;
   for (int64_t i = begin; i < end; ++i) {
-    const GradientSource& source = all.source(i);
+    const GradientSource source = all.source(i);
     for (int64_t d = c; d < last; ++d) sum[d] += static_cast<A>(source.scale) * load(grad[source.offset + d]);
   }
 }
@@ -115,15 +117,13 @@ double sum_of_squares(const Weight* row, const A* g, int64_t dim, A weight_decay
       Values values;
       __builtin_memcpy(&values, decayed + v * lanes, sizeof(values));
 #if defined(__AVX512F__)
-      Squares wide;
       if constexpr (sizeof(A) == sizeof(float)) {
-        wide = _mm512_maskz_cvtps_pd(-1, values);  // of a conversion GCC makes two halves
-      } else {
-        wide = values;
+        const __m512d wide = _mm512_maskz_cvtps_pd(-1, values);  // of a conversion GCC makes two halves
+        sums[v] = _mm512_fmadd_pd(wide, wide, sums[v]);          // the square is exact: no bit is lost between
+        continue;
       }
-#else
-      const Squares wide = __builtin_convertvector(values, Squares);
 #endif
+      const Squares wide = __builtin_convertvector(values, Squares);
       sums[v] += wide * wide;
     }
   };
@@ -183,6 +183,7 @@ void for_rows(const TableUpdate& table, const RowPiece& piece, void* scratch, co
     return function(some);
   }
   const Grad* const grad = static_cast<const Grad*>(table.grad);
+  prefetch_ahead<Weight, Grad>(table, piece.begin - rows_ahead, piece.begin);  // the first rows, all at once
   for (int64_t begin = piece.begin; begin < piece.end;) {
     A* sum = static_cast<A*>(scratch);
     for (some.count = 0; some.count < kRowsTogether && begin < piece.end; ++some.count, sum += table.dim) {
@@ -191,7 +192,7 @@ void for_rows(const TableUpdate& table, const RowPiece& piece, void* scratch, co
       some.sums[some.count] = sum;
       const bool is_alone = begin + 1 == piece.end || all.row(begin + 1) != row;
       if constexpr (sizeof(Grad) == sizeof(A)) {
-        const GradientSource& source = all.source(begin);
+        const GradientSource source = all.source(begin);
         if (is_alone && source.scale == 1) {  // as most rows of a large table: the gradient is read where it lies
           prefetch_ahead<Weight, Grad>(table, begin, begin + 1);
           some.sums[some.count] = grad + source.offset;

@@ -21,10 +21,13 @@ struct Contributions {
   const uint64_t* keys;  // [count]
   int64_t count;
   int source_bits;
-  const GradientSource* sources;
+  const GradientSource* sources;  // null: the low bits are the offset, and all scales are 1
 
   int64_t row(int64_t i) const { return static_cast<int64_t>(keys[i] >> source_bits); }
-  const GradientSource& source(int64_t i) const { return sources[keys[i] & ((uint64_t{1} << source_bits) - 1)]; }
+  GradientSource source(int64_t i) const {
+    const uint64_t low = keys[i] & ((uint64_t{1} << source_bits) - 1);
+    return sources != nullptr ? sources[low] : GradientSource{static_cast<int64_t>(low), 1};
+  }
 };
 
 // One table and what its update reads. Strides are in elements between rows; columns are contiguous.

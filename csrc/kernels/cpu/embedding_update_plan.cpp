@@ -31,21 +31,30 @@ void for_pieces(const Pieces& pieces, const ParallelFor& threads, const Function
   });
 }
 
-// Stable radix sort of keys[0:count] by their bits [low, high). `counts` holds max_buckets per piece. Returns where the
-// sorted keys are: in `keys` or in `other`.
-uint64_t* radix_sort(uint64_t* keys, uint64_t* other, int64_t count, int low, int high, int64_t num_pieces,
-                     int64_t* counts, const ParallelFor& threads) {
-  const int num_passes = (high - low + max_digit_bits - 1) / max_digit_bits;
-  if (num_passes == 0) return keys;
-  const int digit_bits = (high - low + num_passes - 1) / num_passes;
-  const int64_t num_buckets = int64_t{1} << digit_bits;
+// How the bits of a row are cut into digits.
+struct Digits {
+  int count;
+  int bits;  // of each, the last may have fewer
+};
+
+Digits digits_of(int row_bits) {
+  const int count = (row_bits + max_digit_bits - 1) / max_digit_bits;
+  return {count, count == 0 ? 0 : (row_bits + count - 1) / count};
+}
+
+// Stable radix sort of `from[0:count]` by the digits above bit `low`. Every digit moves the keys to the other place:
+// with an odd number of digits they end in `to`. `counts` holds max_buckets per piece.
+void radix_sort(uint64_t* from, uint64_t* to, int64_t count, int low, const Digits& digits, int64_t num_pieces,
+                int64_t* counts, const ParallelFor& threads) {
+  const int64_t num_buckets = int64_t{1} << digits.bits;
   const uint64_t mask = static_cast<uint64_t>(num_buckets - 1);
   const Pieces pieces = {count, num_pieces};
-  for (int shift = low; shift < high; shift += digit_bits) {
+  for (int digit = 0; digit < digits.count; ++digit) {
+    const int shift = low + digit * digits.bits;
     for_pieces(pieces, threads, [&](int64_t piece, int64_t begin, int64_t end) {
       int64_t* const mine = counts + piece * max_buckets;
       std::fill(mine, mine + num_buckets, 0);
-      for (int64_t i = begin; i < end; ++i) ++mine[keys[i] >> shift & mask];
+      for (int64_t i = begin; i < end; ++i) ++mine[from[i] >> shift & mask];
     });
     int64_t position = 0;
     for (int64_t bucket = 0; bucket < num_buckets; ++bucket) {
@@ -55,20 +64,19 @@ uint64_t* radix_sort(uint64_t* keys, uint64_t* other, int64_t count, int low, in
     }
     for_pieces(pieces, threads, [&](int64_t piece, int64_t begin, int64_t end) {
       int64_t* const mine = counts + piece * max_buckets;
-      for (int64_t i = begin; i < end; ++i) other[mine[keys[i] >> shift & mask]++] = keys[i];
+      for (int64_t i = begin; i < end; ++i) to[mine[from[i] >> shift & mask]++] = from[i];
     });
-    std::swap(keys, other);
+    std::swap(from, to);
   }
-  return keys;
 }
 
 // One table's share of the batch.
 struct TableIds {
   std::vector<int64_t> features;
-  int64_t count = 0;  // ids
-  uint64_t* keys;     // [count]
-  uint64_t* other;    // [count]
-  GradientSource* sources;
+  int64_t count = 0;                  // ids
+  uint64_t* keys = nullptr;           // [count]
+  GradientSource* sources = nullptr;  // [num_sources], or null: keys hold offsets
+  int64_t num_sources = 0;
   int source_bits = 0;
   int row_bits = 0;
 };
@@ -88,118 +96,143 @@ int64_t ids_before(const BagLayout& bags, const TableIds& table, int64_t sample)
   return count;
 }
 
-// The keys and sources of the ids in samples [begin, end), in canonical order. A source is a bag, or with per-sample
-// weights an id. What has no row here gets the key of the row behind the last one.
+// The ids of the table's bags in samples [begin, end), in canonical order, as keys; and where there are any, their
+// sources: a source is a bag, or with per-sample weights an id. What has no row here gets the key of the row behind the
+// last one.
 template <class Id, class A>
-void list_contributions(const BagLayout& bags, const RowWindow& window, const TableIds& table, int64_t begin,
-                        int64_t end) {
+void list_contributions(const BagLayout& bags, const RowWindow& window, const TableIds& table, uint64_t* keys,
+                        int64_t begin, int64_t end) {
   const Id* const ids = typed_ids<Id>(bags);
   const A* const weights = static_cast<const A*>(bags.weights);
-  uint64_t* key = table.keys + ids_before(bags, table, begin);
-  uint64_t source = static_cast<uint64_t>(weights != nullptr ? key - table.keys
-                                                             : begin * static_cast<int64_t>(table.features.size()));
+  uint64_t* key = keys + ids_before(bags, table, begin);
+  const auto put_key = [&](int64_t p, uint64_t source) {
+    const int64_t row = window.row(ids[p]);
+    *key++ = static_cast<uint64_t>(row < 0 ? window.rows : row) << table.source_bits | source;
+  };
+  uint64_t source =
+      static_cast<uint64_t>(weights != nullptr ? key - keys : begin * static_cast<int64_t>(table.features.size()));
+  int64_t k = begin / bags.num_samples;
+  int64_t b = begin % bags.num_samples;
   for (int64_t sample = begin; sample < end; ++sample) {
-    const int64_t k = sample / bags.num_samples;
-    const int64_t b = sample % bags.num_samples;
     for (const int64_t f : table.features) {
       const int64_t bag = (k * bags.num_features + f) * bags.num_samples + b;
       const int64_t first = bags.offsets[bag];
       const int64_t last = bags.offsets[bag + 1];
+      const int64_t offset = (bags.block_order[k] * bags.num_samples + b) * bags.width + bags.feature_column[f];
+      if (table.sources == nullptr) {
+        for (int64_t p = first; p < last; ++p) put_key(p, static_cast<uint64_t>(offset));
+        continue;
+      }
       const bool is_mean = bags.feature_is_mean[f];
       const int64_t count = is_mean ? window.count(ids + first, last - first) : 1;
-      const int64_t offset = (bags.block_order[k] * bags.num_samples + b) * bags.width + bags.feature_column[f];
       const auto put_source = [&](A weight) {
         table.sources[source] = {offset, static_cast<double>(gradient_scale(weight, is_mean, count))};
       };
       if (weights == nullptr) put_source(A(1));
       for (int64_t p = first; p < last; ++p) {
-        const int64_t row = window.row(ids[p]);
         if (weights != nullptr) put_source(weights[p]);
-        *key++ = static_cast<uint64_t>(row < 0 ? window.rows : row) << table.source_bits | source;
+        put_key(p, source);
         if (weights != nullptr) ++source;
       }
       if (weights == nullptr) ++source;
     }
+    if (++b == bags.num_samples) {
+      b = 0;
+      ++k;
+    }
   }
 }
 
+// `other` is room for as many keys as the table has.
 template <class Id, class A>
-Contributions sort_table(const BagLayout& bags, int64_t index, const TableIds& table, int64_t num_pieces,
-                         int64_t* counts, const ParallelFor& threads) {
+Contributions sort_table(const BagLayout& bags, int64_t index, const TableIds& table, uint64_t* other,
+                         int64_t num_pieces, int64_t* counts, const ParallelFor& threads) {
   const RowWindow window = row_window(bags, index);
-  for_pieces({bags.num_blocks * bags.num_samples, num_pieces}, threads,
-             [&](int64_t, int64_t begin, int64_t end) { list_contributions<Id, A>(bags, window, table, begin, end); });
-  const uint64_t* const sorted = radix_sort(table.keys, table.other, table.count, table.source_bits,
-                                            table.source_bits + table.row_bits, num_pieces, counts, threads);
+  const Digits digits = digits_of(table.row_bits);
+  uint64_t* const unsorted = digits.count % 2 == 0 ? table.keys : other;
+  for_pieces({bags.num_blocks * bags.num_samples, num_pieces}, threads, [&](int64_t, int64_t begin, int64_t end) {
+    list_contributions<Id, A>(bags, window, table, unsorted, begin, end);
+  });
+  radix_sort(unsorted, unsorted == other ? table.keys : other, table.count, table.source_bits, digits, num_pieces,
+             counts, threads);
   const uint64_t behind_the_last = static_cast<uint64_t>(window.rows) << table.source_bits;
-  return {sorted, std::lower_bound(sorted, sorted + table.count, behind_the_last) - sorted, table.source_bits,
-          table.sources};
+  return {table.keys, std::lower_bound(table.keys, table.keys + table.count, behind_the_last) - table.keys,
+          table.source_bits, table.sources};
+}
+
+// What each table has of the batch, and how its keys are made up; no memory for them yet.
+std::vector<TableIds> list_tables(const BagLayout& bags) {
+  std::vector<TableIds> tables(static_cast<size_t>(bags.num_tables));
+  std::vector<bool> have_scales(tables.size(), bags.weights != nullptr);
+  for (int64_t f = 0; f < bags.num_features; ++f) {
+    const size_t t = static_cast<size_t>(bags.feature_table[f]);
+    tables[t].features.push_back(f);
+    for (int64_t k = 0; k < bags.num_blocks; ++k) {
+      const int64_t* const first = bags.offsets + (k * bags.num_features + f) * bags.num_samples;
+      tables[t].count += first[bags.num_samples] - first[0];
+    }
+    if (bags.feature_is_mean[f]) have_scales[t] = true;
+  }
+  const int64_t out_rows = bags.num_blocks * bags.num_samples;
+  for (size_t t = 0; t < tables.size(); ++t) {
+    TableIds& table = tables[t];
+    table.row_bits = std::bit_width(static_cast<uint64_t>(bags.table_rows[t]));
+    table.source_bits = std::bit_width(static_cast<uint64_t>(out_rows * bags.width));
+    if (!have_scales[t] && table.source_bits + table.row_bits <= 64) continue;
+    table.num_sources = bags.weights != nullptr ? table.count : out_rows * static_cast<int64_t>(table.features.size());
+    table.source_bits = std::bit_width(static_cast<uint64_t>(table.num_sources));
+    if (table.source_bits + table.row_bits > 64) {
+      throw std::length_error("embedding_update_: too many rows and ids for one sort key");
+    }
+  }
+  return tables;
 }
 
 template <class Id, class A>
 SortedBatch sort_tables(const BagLayout& bags, const ParallelFor& threads) {
-  const int64_t num_bags = bags.num_blocks * bags.num_features * bags.num_samples;
-  if (bags.offsets[0] == bags.offsets[num_bags]) {
-    return {std::vector<Contributions>(static_cast<size_t>(bags.num_tables)), nullptr, nullptr};
-  }
-  std::vector<TableIds> tables(static_cast<size_t>(bags.num_tables));
-  for (int64_t f = 0; f < bags.num_features; ++f) {
-    TableIds& table = tables[static_cast<size_t>(bags.feature_table[f])];
-    table.features.push_back(f);
-    for (int64_t k = 0; k < bags.num_blocks; ++k) {
-      const int64_t* const first = bags.offsets + (k * bags.num_features + f) * bags.num_samples;
-      table.count += first[bags.num_samples] - first[0];
-    }
-  }
-  const auto num_sources = [&](const TableIds& table) {
-    const int64_t own_bags = bags.num_blocks * bags.num_samples * static_cast<int64_t>(table.features.size());
-    return bags.weights != nullptr ? table.count : own_bags;
-  };
+  std::vector<TableIds> tables = list_tables(bags);
   int64_t num_ids = 0;
-  int64_t all_sources = 0;
+  int64_t num_sources = 0;
   for (const TableIds& table : tables) {
     num_ids += table.count;
-    all_sources += num_sources(table);
+    num_sources += table.num_sources;
   }
   SortedBatch batch = {std::vector<Contributions>(tables.size()),
-                       std::make_unique_for_overwrite<uint64_t[]>(static_cast<size_t>(2 * num_ids)),
-                       std::make_unique_for_overwrite<GradientSource[]>(static_cast<size_t>(all_sources))};
-  uint64_t* keys = batch.keys.get();
-  GradientSource* sources = batch.sources.get();
-  for (size_t i = 0; i < tables.size(); ++i) {
-    TableIds& table = tables[i];
-    table.keys = keys;
-    table.other = keys + table.count;
-    table.sources = sources;
-    table.source_bits = std::bit_width(static_cast<uint64_t>(num_sources(table)));
-    table.row_bits = std::bit_width(static_cast<uint64_t>(bags.table_rows[i]));
-    if (table.source_bits + table.row_bits > 64) {
-      throw std::length_error("embedding_update_: too many rows and ids for one sort key");
-    }
-    keys += 2 * table.count;
-    sources += num_sources(table);
-  }
-
+                       std::make_unique_for_overwrite<uint64_t[]>(static_cast<size_t>(num_ids)),
+                       std::make_unique_for_overwrite<GradientSource[]>(static_cast<size_t>(num_sources))};
   // A table with more than its share of the ids is sorted by all threads, the others by one thread each.
   const int64_t share = std::max(num_ids / (2 * threads.num_threads), min_ids_per_thread);
-  const auto sort = [&](int64_t i, int64_t pieces, int64_t* counts, const ParallelFor& by) {
-    batch.tables[i] = sort_table<Id, A>(bags, i, tables[i], pieces, counts, by);
-  };
-  std::vector<int64_t> counts(static_cast<size_t>(threads.num_threads * max_buckets));
   std::vector<int64_t> small;
+  std::vector<int64_t> large;
+  int64_t most_of_small = 0;
+  int64_t most_of_large = 0;
+  uint64_t* keys = batch.keys.get();
+  GradientSource* sources = batch.sources.get();
   for (int64_t i = 0; i < bags.num_tables; ++i) {
-    const int64_t count = tables[i].count;
-    if (count == 0) continue;
-    if (count <= share) {
-      small.push_back(i);
-    } else {
-      sort(i, std::min(count / min_ids_per_thread, threads.num_threads), counts.data(), threads);
-    }
+    TableIds& table = tables[i];
+    if (table.count == 0) continue;
+    table.keys = std::exchange(keys, keys + table.count);
+    if (table.num_sources > 0) table.sources = std::exchange(sources, sources + table.num_sources);
+    const bool is_small = table.count <= share;
+    (is_small ? small : large).push_back(i);
+    int64_t& most = is_small ? most_of_small : most_of_large;
+    most = std::max(most, table.count);
+  }
+
+  const int64_t room = std::max(threads.num_threads * most_of_small, most_of_large);
+  const auto other = std::make_unique_for_overwrite<uint64_t[]>(static_cast<size_t>(room));
+  const auto counts = std::make_unique_for_overwrite<int64_t[]>(static_cast<size_t>(threads.num_threads * max_buckets));
+  for (const int64_t i : large) {
+    const int64_t pieces = std::min(tables[i].count / min_ids_per_thread, threads.num_threads);
+    batch.tables[i] = sort_table<Id, A>(bags, i, tables[i], other.get(), pieces, counts.get(), threads);
   }
   const ParallelFor alone = {
       [](int64_t begin, int64_t end, int64_t, ParallelFor::Body body, void* context) { body(begin, end, context); }, 1};
-  for_tasks(static_cast<int64_t>(small.size()), threads,
-            [&](int64_t task, int64_t worker) { sort(small[task], 1, counts.data() + worker * max_buckets, alone); });
+  for_tasks(static_cast<int64_t>(small.size()), threads, [&](int64_t task, int64_t worker) {
+    const int64_t i = small[task];
+    batch.tables[i] = sort_table<Id, A>(bags, i, tables[i], other.get() + worker * most_of_small, 1,
+                                        counts.get() + worker * max_buckets, alone);
+  });
   return batch;
 }
 
