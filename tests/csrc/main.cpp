@@ -23,6 +23,7 @@ constexpr Test kTests[] = {
     {"embedding_update_plan", testing::test_embedding_update_plan},
     {"tower_pool", testing::test_tower_pool},
     {"tower_pool_backward", testing::test_tower_pool_backward},
+    {"tower_pool_pooled_backward", testing::test_tower_pool_pooled_backward},
     {"wire_codec", testing::test_wire_codec},
 };
 
