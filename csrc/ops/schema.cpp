@@ -18,9 +18,10 @@ STABLE_TORCH_LIBRARY(dmt, ops) {
   ops.def("embedding_update_(Tensor(a!)[] tables, Tensor(b!)[] states, Tensor grad, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, int optimizer=0, float lr=0.01, float eps=1e-8, float weight_decay=0.0, Tensor? row_mean_squares=None) -> ()");
   ops.def("embedding_row_squares(Tensor[] tables, Tensor grad, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, float weight_decay=0.0) -> Tensor[]");
 
-  // embedding_bag(...) @ weight.T + bias: [K*B, C]; and the gradient of weight: [C, D].
+  // embedding_bag(...) @ weight.T + bias: [K*B, C]; and the gradients of weight, [C, D], and of the pooled rows, [K*B, D].
   ops.def("tower_pool(Tensor[] tables, Tensor ids, Tensor offsets, Tensor weight, Tensor? bias=None, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, bool sparse=False, ScalarType? product_dtype=None) -> Tensor");
   ops.def("tower_pool_weight_backward(Tensor grad, Tensor[] tables, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, ScalarType? product_dtype=None) -> Tensor");
+  ops.def("tower_pool_pooled_backward(Tensor grad, Tensor weight, ScalarType? product_dtype=None) -> Tensor");
 
   // Rows [N, D] to and from the bytes that carry them between ranks. Formats: 0 fp32, 1 bf16, 2 fp16, 3 fp8, 4 int8; a
   // seed asks for stochastic rounding. kernels/wire_format.h has the layout.

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "../kernels/cpu/tower_pool_backward.h"
+#include "../kernels/cpu/tower_pool_pooled_backward.h"
 #include "bag_arguments.h"
 #include "output_pages.h"
 
@@ -110,11 +111,43 @@ Tensor tower_pool_weight_backward(const Tensor& grad, const std::vector<Tensor>&
   return out;
 }
 
+Tensor tower_pool_pooled_backward(const Tensor& grad, const Tensor& weight, std::optional<ScalarType> product_dtype) {
+  const char* op = "tower_pool_pooled_backward";
+  check_cpu(op, "grad", grad);
+  check_floating(op, "grad", grad.scalar_type());
+  check_dim(op, "grad", grad, 2);
+  check_cpu(op, "weight", weight);
+  check_floating(op, "weight", weight.scalar_type());
+  check(weight.dim() == 2 && weight.size(0) == grad.size(1), op, "weight must be [", grad.size(1),
+        ", D], a row per column of grad, got ", shape_name(weight));
+  const ScalarType sums = accumulator(weight.scalar_type());
+  const Tensor dense_grad = contiguous_as(grad, sums);
+  const Tensor rows = weight.stride(1) == 1 ? weight : torch::stable::contiguous(weight);
+  const cpu::TowerPooledGradient gradient = {
+      .grad = dense_grad.const_data_ptr(),
+      .num_rows = grad.size(0),
+      .out_width = grad.size(1),
+      .weight = rows.const_data_ptr(),
+      .stride = rows.stride(0),
+      .width = weight.size(1),
+      .dtype = kernel_dtype(weight.scalar_type()),
+      .bfloat16_products = rounds_products(op, weight.scalar_type(), product_dtype),
+  };
+  const cpu::ParallelFor threads = torch_threads();
+  const cpu::TowerPoolPooledBackwardKernels& kernels = cpu::tower_pool_pooled_backward_kernels();
+  const Tensor out = torch::stable::empty({grad.size(0), weight.size(1)}, sums);
+  ask_for_huge_pages(out);
+  const Tensor scratch = torch::stable::empty({kernels.scratch_size(gradient, threads)}, sums);
+  kernels.pooled(gradient, out.mutable_data_ptr(), scratch.mutable_data_ptr(), threads);
+  return out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(dmt, CPU, ops) {
   ops.impl("tower_pool", TORCH_BOX(&tower_pool));
   ops.impl("tower_pool_weight_backward", TORCH_BOX(&tower_pool_weight_backward));
+  ops.impl("tower_pool_pooled_backward", TORCH_BOX(&tower_pool_pooled_backward));
 }
 
 }  // namespace dmt

@@ -66,15 +66,15 @@ def tower_pool_weight_backward(
 def tower_pool_pooled_backward(grad: Tensor, weight: Tensor, *, product_dtype: torch.dtype | None = None) -> Tensor:
     """Compute ``grad @ weight``: the gradient of the pooled matrix, which is what tables are updated with.
 
-    The rows of `grad` are looked up in order, as bags of one id, since our product and its output in huge pages take
-    less time than torch's, and keep sums in float32 when factors are rounded.
+    A product of our own, since nobody promises that torch's has the same bits for any number of threads, or sums in
+    float32 when factors are rounded; nor is it faster.
 
     Parameters
     ----------
     grad : Tensor [K*B, C]
         Gradient of the output of :func:`dmt_kernels.tower_pool`. Of any floating dtype.
     weight : Tensor [C, D]
-        The module's.
+        The module's, or some columns of it.
     product_dtype : torch.dtype, optional
         As for :func:`dmt_kernels.tower_pool`: what the factors are rounded to.
 
@@ -88,11 +88,7 @@ def tower_pool_pooled_backward(grad: Tensor, weight: Tensor, *, product_dtype: t
     RuntimeError
         Shapes or dtypes that do not fit.
     """
-    sums = accumulator_dtype(weight.dtype)
-    places = torch.arange(grad.size(0) + 1)
-    return torch.ops.dmt.tower_pool(
-        [grad.to(sums).contiguous()], places[:-1], places, weight.to(sums).t(), product_dtype=product_dtype
-    )
+    return torch.ops.dmt.tower_pool_pooled_backward(grad, weight, product_dtype)
 
 
 @torch.library.register_fake("dmt::tower_pool_weight_backward")
@@ -112,9 +108,15 @@ def _(
     return grad.new_empty((grad.size(1), width), dtype=tables[0].dtype if tables else grad.dtype)
 
 
+@torch.library.register_fake("dmt::tower_pool_pooled_backward")
+def _(grad: Tensor, weight: Tensor, product_dtype: torch.dtype | None = None) -> Tensor:
+    return grad.new_empty((grad.size(0), weight.size(1)), dtype=accumulator_dtype(weight.dtype))
+
+
 def _refuse_second_derivative(ctx: Any, *grads: Any) -> None:
     raise RuntimeError("tower_pool can be differentiated only once")
 
 
 # Without this torch would only warn, and give zeros.
 torch.library.register_autograd("dmt::tower_pool_weight_backward", _refuse_second_derivative)
+torch.library.register_autograd("dmt::tower_pool_pooled_backward", _refuse_second_derivative)

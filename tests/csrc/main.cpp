@@ -24,6 +24,7 @@ constexpr Test kTests[] = {
     {"id_codec", testing::test_id_codec},
     {"tower_pool", testing::test_tower_pool},
     {"tower_pool_backward", testing::test_tower_pool_backward},
+    {"tower_pool_pooled_backward", testing::test_tower_pool_pooled_backward},
     {"wire_codec", testing::test_wire_codec},
 };
 

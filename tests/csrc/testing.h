@@ -20,6 +20,7 @@ void test_embedding_update_plan(int64_t number);
 void test_id_codec(int64_t number);
 void test_tower_pool(int64_t number);
 void test_tower_pool_backward(int64_t number);
+void test_tower_pool_pooled_backward(int64_t number);
 void test_wire_codec(int64_t number);
 
 // ---- Failures -------------------------------------------------------------------------------------------------------

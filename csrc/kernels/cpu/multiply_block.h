@@ -54,6 +54,34 @@ inline WordBits bfloat16_pairs(vector_t<float> low, vector_t<float> high) {
 
 constexpr int64_t kPanelVectors = 2;  // vectors side by side
 
+// `count` numbers, or as many as there are lanes if there are more; behind them zeros.
+template <class Acc>
+vector_t<Acc> load_some(const Acc* source, int64_t count) {
+  if (count >= kLanes<Acc>) return load_vector(source);
+  vector_t<Acc> values = {};
+  if (count > 0) __builtin_memcpy(&values, source, count * sizeof(Acc));
+  return values;
+}
+
+// The first `count` lanes, rounded; all of them if there are no more.
+template <class T>
+void store_some(T* target, vector_t<accumulator_t<T>> values, int64_t count) {
+  constexpr int64_t lanes = kLanes<accumulator_t<T>>;
+  if (count >= lanes) {
+    store_vector(target, values);
+    return;
+  }
+  T rounded[lanes];
+  store_vector(&rounded[0], values);
+  __builtin_memcpy(target, rounded, count * sizeof(T));
+}
+
+#if defined(__AVX512F__)
+inline void store_some(float* target, vector_t<float> values, int64_t count) {
+  _mm512_mask_storeu_ps(target, count >= kLanes<float> ? 0xFFFF : (1 << count) - 1, values);
+}
+#endif
+
 // Words side by side in a panel: one per sample.
 template <class Word>
 constexpr int64_t kPanel = kPanelVectors * kLanes<Word>;
@@ -95,6 +123,18 @@ void multiply_block(const Word* factors, const Word* panel, int64_t depth, bool 
 #pragma GCC unroll 16
   for (int64_t r = 0; r < Rows; ++r) {
     for (int64_t v = 0; v < kPanelVectors; ++v) store_vector(sums + (r * kPanelVectors + v) * lanes, block[r][v]);
+  }
+}
+
+// target[0:rows, 0:columns] = the sums of a block of kBlockRows rows, panel after panel, rounded; rows `stride` apart.
+template <class Acc, class T>
+void store_block(const Acc* sums, int64_t rows, int64_t columns, T* target, int64_t stride) {
+  constexpr int64_t lanes = kLanes<Acc>;
+  for (int64_t c = 0; c < columns; c += lanes) {
+    const Acc* source = sums + c / kPanel<Acc> * kBlockRows * kPanel<Acc> + c % kPanel<Acc>;
+    for (int64_t r = 0; r < rows; ++r, source += kPanel<Acc>) {
+      store_some(target + r * stride + c, load_vector(source), columns - c);
+    }
   }
 }
 

@@ -104,21 +104,85 @@ struct PooledMatrix {
     });
     return missing;
   }
+};
 
-  // Fetches piece `piece` of `pieces` of the table rows that `pool` will read.
-  void prefetch(const Tile& tile, const Slice& slice, int64_t piece, int64_t pieces) const {
-    const Id* ids = typed_ids<Id>(bags);
-    for_features(tile, slice, [&](const FeatureRows<T>& rows, int64_t begin, int64_t end, const int64_t* offsets) {
-      const int64_t count = min(offsets[tile.samples] - offsets[0], kPrefetchedIds);
-      const int64_t last = offsets[0] + count * (piece + 1) / pieces;
-      for (int64_t p = offsets[0] + count * piece / pieces; p < last; ++p) {
-        const int64_t row = rows.window.row(ids[p]);
-        if (row < 0) continue;
-        const T* source = rows.data + row * rows.stride;
-        fetch(source + begin, source + end);
-      }
-    });
+// The table rows that `pool` will read for a piece, fetched a few at a time before its turn. The first lines of the
+// next few rows are asked for together: each may have to wait for its page's address, and so they wait together.
+template <class T, class Id>
+class RowsAhead {
+ public:
+  // All of them are on their way after `portions` calls of fetch_portion.
+  RowsAhead(const PooledMatrix<T, Id>& matrix, const Tile& tile, const Slice& slice, int64_t portions)
+      : matrix_(matrix), tile_(tile), slice_(slice) {
+    int64_t rows = 0;
+    for (int64_t f = 0; f < matrix.bags.num_features; ++f) rows += enter(f);
+    portion_ = divide_up(rows, portions);
+    left_ = enter(0);
   }
+
+  void fetch_portion() {
+    for (int64_t i = 0; i < portion_; ++i) {
+      if (next_ == queued_) queue();
+      if (next_ == queued_) return;
+      fetch(queue_[next_].first, queue_[next_].last);
+      ++next_;
+    }
+  }
+
+ private:
+  struct Row {
+    const T* first;
+    const T* last;
+  };
+
+  void queue() {
+    next_ = queued_ = 0;
+    while (queued_ < kQueue) {
+      if (left_ == 0) {
+        if (feature_ + 1 >= matrix_.bags.num_features) return;
+        left_ = enter(feature_ + 1);
+        continue;
+      }
+      --left_;
+      const int64_t row = rows_.window.row(*ids_++);
+      if (row < 0) continue;
+      const T* source = rows_.data + row * rows_.stride;
+      queue_[queued_] = {source + begin_, source + end_};
+      fetch(queue_[queued_].first, queue_[queued_].first + 1);
+      ++queued_;
+    }
+  }
+
+  // Goes to the first of a feature's rows in the slice. Returns how many there are to fetch.
+  int64_t enter(int64_t feature) {
+    const BagLayout& bags = matrix_.bags;
+    feature_ = feature;
+    if (feature >= bags.num_features) return 0;
+    rows_ = feature_rows<T>(bags, matrix_.tables, feature);
+    begin_ = max(slice_.first - rows_.column, 0);
+    end_ = min(slice_.last - rows_.column, rows_.dim);
+    if (begin_ >= end_) return 0;
+    const int64_t* offsets = bags.offsets + (tile_.k * bags.num_features + feature) * bags.num_samples + tile_.first;
+    ids_ = typed_ids<Id>(bags) + offsets[0];
+    return min(offsets[tile_.samples] - offsets[0], kPrefetchedIds);
+  }
+
+  static constexpr int64_t kQueue = 8;
+
+  const PooledMatrix<T, Id>& matrix_;
+  const Tile tile_;
+  const Slice slice_;
+  int64_t portion_;
+  // What is not queued yet: `left_` ids of a feature, and all of later ones.
+  int64_t feature_;
+  FeatureRows<T> rows_;
+  int64_t begin_;
+  int64_t end_;
+  const Id* ids_;
+  int64_t left_;
+  Row queue_[kQueue];
+  int64_t next_ = 0;
+  int64_t queued_ = 0;
 };
 
 }  // namespace

@@ -18,8 +18,11 @@ struct Plain {
     for (int64_t i = 0; i < count; ++i) words[i] = load(values[i]);
   }
 
-  // words = a vector of words, each of kTerms numbers `stride` apart.
-  static void make_across(const Acc* rows, int64_t /*stride*/, Word* words) { make(rows, kLanes<Acc>, words); }
+  // The numbers side by side, as many as make a vector of words.
+  static vector_t<Word> vector(const Acc* values) { return load_vector(values); }
+
+  // A vector of words, each of kTerms numbers `stride` apart.
+  static vector_t<Word> vector_across(const Acc* rows, int64_t /*stride*/) { return load_vector(rows); }
 };
 
 #if defined(__AVX512BF16__)
@@ -33,21 +36,26 @@ struct Rounded {
     constexpr int64_t lanes = kLanes<float>;
     int64_t i = 0;
     for (; i + 2 * lanes <= count; i += 2 * lanes) {
-      store_vector(words + i / 2, bfloat16_pairs(load_vector(values + i), load_vector(values + i + lanes)));
+      store_vector(words + i / 2, vector(values + i));
     }
     if (i == count) return;
     float rest[2 * lanes] = {};
     for (int64_t j = i; j < count; ++j) rest[j - i] = load(values[j]);
-    const WordBits pairs = bfloat16_pairs(load_vector(rest), load_vector(rest + lanes));
+    const WordBits pairs = vector(rest);
     for (int64_t j = i; j < count; j += 2) words[j / 2] = pairs[(j - i) / 2];
   }
 
-  static void make_across(const float* rows, int64_t stride, Word* words) {
+  template <class T>
+  static WordBits vector(const T* values) {
+    return bfloat16_pairs(load_vector(values), load_vector(values + kLanes<float>));
+  }
+
+  static WordBits vector_across(const float* rows, int64_t stride) {
     typedef uint16_t Shorts __attribute__((vector_size(kRegisterBytes)));
     const Shorts rounded = (Shorts)bfloat16_pairs(load_vector(rows), load_vector(rows + stride));
     const Shorts zip = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                         8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    store_vector(words, (WordBits)__builtin_shuffle(rounded, zip));
+    return (WordBits)__builtin_shuffle(rounded, zip);
   }
 };
 #else
@@ -65,7 +73,13 @@ struct Rounded {
     }
   }
 
-  static void make_across(const float* rows, int64_t /*stride*/, Word* words) { make(rows, kLanes<float>, words); }
+  static vector_t<float> vector(const float* values) {
+    BFloat16 rounded[kLanes<float>];
+    store_floats(rounded, load_vector(values));
+    return load_floats(rounded);
+  }
+
+  static vector_t<float> vector_across(const float* rows, int64_t /*stride*/) { return vector(rows); }
 };
 #endif
 

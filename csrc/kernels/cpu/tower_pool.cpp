@@ -11,6 +11,7 @@
 #include "multiply_block.h"
 #include "pooled_slice.h"
 #include "product_words.h"
+#include "transpose.h"
 
 namespace dmt::cpu {
 namespace {
@@ -30,34 +31,49 @@ struct TowerPool {
   T* out;
   const BagLayout& bags = matrix.bags;
 
-  // pooled = the slice's words of the tile, a panel after the other. Returns the missing ids.
+  // pooled = the slice's words of the tile, a panel after the other; lanes behind the last sample hold anything.
+  // Returns the missing ids.
   int64_t pool_slice(const Tile& tile, const Slice& slice, Word* pooled) const {
     const int64_t depth = divide_up(slice.columns(), Words::kTerms);
-    alignas(kCacheLine) Acc staged[kStagedRows][kSlice];
-    Word words[kDepth];
+    alignas(kCacheLine) Acc staged[kStagedRows][kSlice] = {};
     int64_t missing = 0;
     for (int64_t first = 0; first < tile.samples; first += kStagedRows) {
       const int64_t last = min(first + kStagedRows, tile.samples);
       missing += matrix.pool(tile, slice, first, last, staged[0], kSlice);
-      for (int64_t s = first; s < last; ++s) {
+      for (int64_t s = first; s < last; s += kLanes<Word>) {
         Word* panel = pooled + s / kWidth * kDepth * kWidth + s % kWidth;
-        Words::make(staged[s - first], slice.columns(), words);
-        for (int64_t d = 0; d < depth; ++d) panel[d * kWidth] = words[d];
+        for (int64_t d = 0; d < depth; d += kLanes<Word>)
+          turn(staged[s - first] + d * Words::kTerms, panel + d * kWidth);
       }
     }
     return missing;
   }
 
-  // Fetches the columns of a block of the weight, as far as there is one.
-  void prefetch_weight(const Slice& slice, int64_t row) const {
-    const int64_t last = min(row + kBlockRows, module.out_width);
-    const T* source = static_cast<const T*>(module.weight) + row * bags.width;
-    for (; row < last; ++row, source += bags.width) fetch(source + slice.first, source + slice.last);
+  // A vector of words of each of as many staged rows becomes rows of a panel.
+  static void turn(const Acc* staged, Word* panel) {
+    vector_t<Word> square[kLanes<Word>];
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes<Word>; ++i) square[i] = Words::vector(staged + i * kSlice);
+    transpose<Word>(square);
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes<Word>; ++i) store_vector(panel + i * kWidth, square[i]);
   }
 
-  // sums of rows [row, row + Rows) of the weight for all samples.
+  // Fetches a portion of a block of the weight.
+  void fetch_weight(const Slice& slice, int64_t row, int64_t portion, int64_t portions) const {
+    const int64_t rows = min(module.out_width - row, kBlockRows);
+    const int64_t last = row + rows * (portion + 1) / portions;
+    for (int64_t r = row + rows * portion / portions; r < last; ++r) {
+      const T* source = static_cast<const T*>(module.weight) + r * bags.width;
+      fetch(source + slice.first, source + slice.last);
+    }
+  }
+
+  // sums of rows [row, row + Rows) of the weight for all samples. What comes next is fetched on the way: rows of
+  // tables, and the block of the weight at row_ahead of slice_ahead.
   template <int64_t Rows>
-  void multiply(const Slice& slice, int64_t row, const Word* pooled, int64_t panels, Acc* sums) const {
+  void multiply(const Slice& slice, int64_t row, const Word* pooled, int64_t panels, Acc* sums,
+                RowsAhead<T, Id>& rows_ahead, const Slice& slice_ahead, int64_t row_ahead) const {
     const int64_t columns = slice.columns();
     const int64_t rows = min(module.out_width - row, Rows);
     Word block[Rows * kDepth];
@@ -65,58 +81,64 @@ struct TowerPool {
       const T* source = static_cast<const T*>(module.weight) + (row + r) * bags.width + slice.first;
       Words::make(source, columns, block + r * kDepth);
     }
-    for (int64_t r = rows; r < Rows; ++r) {
-      for (int64_t d = 0; d < kDepth; ++d) block[r * kDepth + d] = 0;
-    }
+    for (int64_t i = rows * kDepth; i < Rows * kDepth; ++i) block[i] = 0;
     const int64_t depth = divide_up(columns, Words::kTerms);
     for (int64_t p = 0; p < panels; ++p) {
+      rows_ahead.fetch_portion();
+      fetch_weight(slice_ahead, row_ahead, p, panels);
       multiply_block<Rows>(block, pooled + p * kDepth * kWidth, depth, slice.first == 0,
                            sums + (row * panels + p * Rows) * kWidth);
     }
   }
 
-  // Rounds the sums of rows [row, row + height) of the weight into the output.
-  void finish(const Tile& tile, int64_t row, int64_t height, int64_t panels, const Acc* sums) const {
+  // Rounds the sums of rows [row, row + Rows) of the weight into the output.
+  template <int64_t Rows>
+  void finish(const Tile& tile, int64_t row, int64_t panels, const Acc* sums) const {
+    constexpr int64_t lanes = kLanes<Acc>;
     const int64_t C = module.out_width;
-    const int64_t rows = min(C - row, height);
+    const int64_t rows = min(C - row, Rows);
     const T* bias = static_cast<const T*>(module.bias);
     T* target = out + (bags.block_order[tile.k] * bags.num_samples + tile.first) * C + row;
-    for (int64_t s = 0; s < tile.samples; ++s, target += C) {
-      const Acc* source = sums + (row * panels + s / kWidth * height) * kWidth + s % kWidth;
-      for (int64_t r = 0; r < rows; ++r) {
-        store(target + r, bias != nullptr ? source[r * kWidth] + load(bias[row + r]) : source[r * kWidth]);
+    for (int64_t s = 0; s < tile.samples; s += lanes, target += lanes * C) {
+      const Acc* source = sums + (row * panels + s / kWidth * Rows) * kWidth + s % kWidth;
+      const int64_t samples = min(tile.samples - s, lanes);
+      for (int64_t first = 0; first < rows; first += lanes) {
+        vector_t<Acc> square[lanes] = {};
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < lanes; ++i) {
+          if (first + i >= rows) break;
+          square[i] = load_vector(source + (first + i) * kWidth);
+          if (bias != nullptr) square[i] += splat<Acc>(load(bias[row + first + i]));
+        }
+        transpose<Acc>(square);
+        for (int64_t i = 0; i < samples; ++i) store_some(target + i * C + first, square[i], rows - first);
       }
     }
   }
 
-  // Returns the missing ids. The first slice of `next` is fetched on the way, if there is one.
-  int64_t run(const Tile& tile, const Tile* next, Word* pooled, Acc* sums) const {
+  // Returns the missing ids. The first slice of `next` is fetched on the way.
+  int64_t run(const Tile& tile, const Tile& next, Word* pooled, Acc* sums) const {
     constexpr int64_t half = (kBlockRows + 1) / 2;
     const int64_t C = module.out_width;
     const int64_t panels = divide_up(tile.samples, kWidth);
     const int64_t blocks = divide_up(C, kBlockRows);
-    // The lanes behind the last sample are multiplied, too.
-    if (tile.samples % kWidth != 0) {
-      Word* panel = pooled + (panels - 1) * kDepth * kWidth;
-      for (int64_t i = 0; i < kDepth * kWidth; ++i) panel[i] = 0;
-    }
     int64_t missing = 0;
     int64_t first = 0;
     do {
       const Slice slice = slice_at(bags, first, kSlice);
       missing += pool_slice(tile, slice, pooled);
-      const Tile* ahead = slice.is_last ? next : &tile;
       const Slice slice_ahead = slice_at(bags, slice.is_last ? 0 : slice.last, kSlice);
-      for (int64_t i = 0; i < blocks; ++i) {
-        if (ahead != nullptr) matrix.prefetch(*ahead, slice_ahead, i, blocks);
-        const int64_t row = i * kBlockRows;
-        if (i + 1 < blocks) prefetch_weight(slice, row + kBlockRows);
+      RowsAhead<T, Id> rows_ahead(matrix, slice.is_last ? next : tile, slice_ahead, max(blocks * panels, 1));
+      for (int64_t row = 0; row < C; row += kBlockRows) {
+        const bool is_last = row + kBlockRows >= C;
+        const Slice& weight_ahead = is_last ? slice_ahead : slice;
+        const int64_t row_ahead = is_last ? 0 : row + kBlockRows;
         if (C - row > half) {
-          multiply<kBlockRows>(slice, row, pooled, panels, sums);
-          if (slice.is_last) finish(tile, row, kBlockRows, panels, sums);
+          multiply<kBlockRows>(slice, row, pooled, panels, sums, rows_ahead, weight_ahead, row_ahead);
+          if (slice.is_last) finish<kBlockRows>(tile, row, panels, sums);
         } else {
-          multiply<half>(slice, row, pooled, panels, sums);
-          if (slice.is_last) finish(tile, row, half, panels, sums);
+          multiply<half>(slice, row, pooled, panels, sums, rows_ahead, weight_ahead, row_ahead);
+          if (slice.is_last) finish<half>(tile, row, panels, sums);
         }
       }
       first = slice.last;
@@ -166,8 +188,7 @@ int64_t pool_typed(const BagLayout& bags, const TableData& tables, const TowerMo
       Word* pooled = reinterpret_cast<Word*>(sums + sizes.sums);
       const int64_t last = tiles.count * (part + 1) / parts;
       for (int64_t i = tiles.count * part / parts; i < last; ++i) {
-        const Tile next = i + 1 < last ? tiles.at(i + 1) : Tile{};
-        found += job.run(tiles.at(i), i + 1 < last ? &next : nullptr, pooled, sums);
+        found += job.run(tiles.at(i), i + 1 < last ? tiles.at(i + 1) : Tile{}, pooled, sums);
       }
     }
     __atomic_fetch_add(&missing, found, __ATOMIC_RELAXED);

@@ -6,17 +6,21 @@
 //   sums     the slice of the weight's gradient, blocks [kBlockRows, kPanel], in the L2 cache
 //
 // A thread has whole sums, so threads add nothing up: its share is some blocks of a slice, whole slices, and some
-// blocks of another. While a tile is multiplied the rows of the next one are fetched.
+// blocks of another. While a tile is multiplied the rows of the next one are fetched, and
+// while a block of factors is, the next block.
 #include "tower_pool_backward.h"
 
 #include "multiply_block.h"
 #include "pooled_slice.h"
 #include "product_words.h"
+#include "transpose.h"
 
 namespace dmt::cpu {
 namespace {
 
 constexpr int64_t kSliceColumns = 256;  // the factors are read once per slice, the sums of a slice fit the L2 cache
+
+constexpr int64_t kStagedRows = 16;  // pooled rows before they are turned into panels
 
 // What is multiplied, and the sizes of the scratch.
 template <class Words>
@@ -26,7 +30,7 @@ struct Shape {
   static constexpr int64_t kPanels = kSliceColumns / kWidth;
   static constexpr int64_t kBlock = kBlockRows * kDepth;             // words of a block of factors
   static constexpr int64_t kPooled = kDepth * kSliceColumns;         // words of a tile's panels
-  static constexpr int64_t kStaged = Words::kTerms * kSliceColumns;  // numbers
+  static constexpr int64_t kStaged = kStagedRows * kSliceColumns;    // numbers
   static constexpr int64_t kBlockSums = kBlockRows * kSliceColumns;  // of all panels
 
   Tiles tiles;
@@ -61,39 +65,45 @@ struct WeightBackward {
 
   // Turns a block of grad's columns into rows of factors.
   void pack(int64_t number, int64_t block) const {
+    constexpr int64_t lanes = kLanes<Acc>;
     const Tile tile = shape.tiles.at(number);
     const int64_t C = gradient.out_width;
     const int64_t rows = min(C - block * kBlockRows, kBlockRows);
     const Acc* source = static_cast<const Acc*>(gradient.grad) + block * kBlockRows +
                         (bags.block_order[tile.k] * bags.num_samples + tile.first) * C;
-    Acc turned[kBlockRows][kDepth * Words::kTerms] = {};
-    for (int64_t s = 0; s < tile.samples; ++s, source += C) {
-      for (int64_t r = 0; r < rows; ++r) turned[r][s] = source[r];
+    Acc turned[kBlockRows][kDepth * Words::kTerms];
+    for (int64_t s = 0; s < tile.samples; s += lanes, source += lanes * C) {
+      for (int64_t first = 0; first < kBlockRows; first += lanes) {
+        vector_t<Acc> square[lanes] = {};
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < lanes; ++i) {
+          if (s + i < tile.samples) square[i] = load_some(source + i * C + first, rows - first);
+        }
+        transpose<Acc>(square);
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < lanes; ++i) {
+          if (first + i < kBlockRows) store_vector(turned[first + i] + s, square[i]);
+        }
+      }
     }
     Word* target = factors_of(number, block);
     for (int64_t r = 0; r < kBlockRows; ++r) Words::make(turned[r], tile.samples, target + r * kDepth);
   }
 
-  // Rounds the sums of a block into the output.
-  void finish(const Slice& slice, int64_t block, const Acc* sums) const {
-    const int64_t rows = min(gradient.out_width - block * kBlockRows, kBlockRows);
-    T* target = out + block * kBlockRows * bags.width + slice.first;
-    for (int64_t r = 0; r < rows; ++r, target += bags.width) {
-      for (int64_t c = 0; c < slice.columns(); ++c) {
-        store(target + c, sums[(c / Sizes::kWidth * kBlockRows + r) * Sizes::kWidth + c % Sizes::kWidth]);
-      }
-    }
-  }
-
   // pooled = the tile's words of the slice, a panel after the other.
   void pool(const Tile& tile, const Slice& slice, Acc* staged, Word* pooled) const {
-    for (int64_t first = 0; first < tile.samples; first += Words::kTerms, pooled += Sizes::kWidth) {
-      const int64_t last = min(first + Words::kTerms, tile.samples);
-      matrix.pool(tile, slice, first, last, staged, kSliceColumns);
-      for (int64_t i = (last - first) * kSliceColumns; i < Sizes::kStaged; ++i) staged[i] = 0;
+    for (int64_t first = 0; first < tile.samples; first += kStagedRows) {
+      const int64_t rows = min(tile.samples - first, kStagedRows);
+      matrix.pool(tile, slice, first, first + rows, staged, kSliceColumns);
+      if (rows % Words::kTerms != 0) {
+        for (int64_t c = 0; c < kSliceColumns; ++c) staged[rows * kSliceColumns + c] = 0;
+      }
       for (int64_t c = 0; c < slice.columns(); c += kLanes<Acc>) {
-        Word* panel = pooled + c / Sizes::kWidth * kDepth * Sizes::kWidth;
-        Words::make_across(staged + c, kSliceColumns, panel + c % Sizes::kWidth);
+        Word* target =
+            pooled + (c / Sizes::kWidth * kDepth + first / Words::kTerms) * Sizes::kWidth + c % Sizes::kWidth;
+        for (int64_t r = 0; r < rows; r += Words::kTerms, target += Sizes::kWidth) {
+          store_vector(target, Words::vector_across(staged + r * kSliceColumns + c, kSliceColumns));
+        }
       }
     }
   }
@@ -107,19 +117,25 @@ struct WeightBackward {
     for (int64_t i = 0; i < shape.tiles.count; ++i) {
       const bool is_last = i + 1 == shape.tiles.count;
       const Tile tile = shape.tiles.at(i);
-      const Tile next = shape.tiles.at(is_last ? 0 : i + 1);
+      const int64_t ahead = is_last ? 0 : i + 1;
       const Slice slice_ahead = is_last ? slice_at(bags, slice.last, kSliceColumns) : slice;
+      RowsAhead<T, Id> rows_ahead(matrix, shape.tiles.at(ahead), slice_ahead, (last - first) * panels);
       pool(tile, slice, staged, pooled);
       const int64_t depth = divide_up(tile.samples, Words::kTerms);
       for (int64_t block = first; block < last; ++block) {
-        matrix.prefetch(next, slice_ahead, block - first, last - first);
         const Word* factor = factors_of(i, block);
+        const Word* factor_ahead = block + 1 < last ? factor + Sizes::kBlock : factors_of(ahead, first);
         Acc* target = sums + (block - first) * Sizes::kBlockSums;
         for (int64_t p = 0; p < panels; ++p) {
+          rows_ahead.fetch_portion();
+          fetch(factor_ahead + Sizes::kBlock * p / panels, factor_ahead + Sizes::kBlock * (p + 1) / panels);
           multiply_block<kBlockRows>(factor, pooled + p * kDepth * Sizes::kWidth, depth, i == 0,
                                      target + p * kBlockRows * Sizes::kWidth);
         }
-        if (is_last) finish(slice, block, target);
+        if (is_last) {
+          store_block(target, min(gradient.out_width - block * kBlockRows, kBlockRows), slice.columns(),
+                      out + block * kBlockRows * bags.width + slice.first, bags.width);
+        }
       }
     }
   }
