@@ -43,29 +43,32 @@ class Message {
       sizes_.push_back(block.size(0) * row_bytes(block));
       total += sizes_.back();
     }
-    const at::Tensor* first = format.has_value() ? nullptr : together();
-    in_place_ = first != nullptr;
-    if (in_place_) {
-      bytes_ = first->as_strided({total / first->element_size()}, {1}).view(at::kByte);
-    } else {
-      bytes_ = at::empty({total}, blocks_[0].options().dtype(at::kByte));
-      if (bytes_.is_cpu()) ask_for_huge_pages(bytes_);
+    if (const at::Tensor* first = format.has_value() ? nullptr : together()) {
+      bytes_ = as_bytes(*first, total);
+      pieces_ = bytes_.split_with_sizes(sizes_);
+      is_staged_.assign(blocks_.size(), false);
+      return;
+    }
+    int64_t staged = 0;
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+      // On the CPU blocks are sent one by one.
+      is_staged_.push_back(format.has_value() || !blocks_[i].is_cpu() || !blocks_[i].is_contiguous());
+      if (is_staged_[i]) staged += sizes_[i];
+    }
+    bytes_ = at::empty({staged}, blocks_[0].options().dtype(at::kByte));
+    if (bytes_.is_cpu()) ask_for_huge_pages(bytes_);
+    int64_t begin = 0;
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+      pieces_.push_back(is_staged_[i] ? bytes_.narrow(0, begin, sizes_[i]) : as_bytes(blocks_[i], sizes_[i]));
+      if (is_staged_[i]) begin += sizes_[i];
     }
   }
 
-  at::Tensor& bytes() { return bytes_; }
+  at::Tensor& bytes() { return bytes_; }  // on CUDA
   std::vector<int64_t>& sizes() { return sizes_; }
 
   // The bytes for, or from, each rank.
-  std::vector<at::Tensor> pieces() const {
-    std::vector<at::Tensor> result;
-    int64_t begin = 0;
-    for (const int64_t size : sizes_) {
-      result.push_back(bytes_.narrow(0, begin, size));
-      begin += size;
-    }
-    return result;
-  }
+  const std::vector<at::Tensor>& pieces() const { return pieces_; }
 
   // An element is rounded by its row among those of all blocks.
   void pack(std::optional<int64_t> seed, int64_t step) {
@@ -93,7 +96,7 @@ class Message {
 
   // The allocator must not hand staging out again before the stream that now waits for it is past it.
   void record_stream() {
-    if (in_place_ || bytes_.is_cpu()) return;
+    if (bytes_.is_cpu() || !is_staged_[0]) return;
     bytes_.record_stream(c10::impl::VirtualGuardImpl(bytes_.device().type()).getStream(bytes_.device()));
   }
 
@@ -122,24 +125,26 @@ class Message {
     return first == nullptr ? &blocks_[0] : first;
   }
 
-  // Calls copy(where a block lies in the message, the block).
+  static at::Tensor as_bytes(const at::Tensor& block, int64_t size) {
+    return block.as_strided({size / static_cast<int64_t>(block.element_size())}, {1}).view(at::kByte);
+  }
+
+  // Calls copy(where a block lies in staging, the block).
   template <class Copy>
   void for_pieces(const Copy& copy) {
-    if (in_place_) return;
-    const at::Tensor elements = bytes_.view(blocks_[0].scalar_type());
-    int64_t begin = 0;
-    for (const at::Tensor& block : blocks_) {
-      if (block.numel() > 0) copy(elements.as_strided(block.sizes(), {block.size(1), 1}, begin), block);
-      begin += block.numel();
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+      if (!is_staged_[i] || blocks_[i].numel() == 0) continue;
+      copy(pieces_[i].view(blocks_[i].scalar_type()).view(blocks_[i].sizes()), blocks_[i]);
+      copied_bytes += sizes_[i];
     }
-    copied_bytes += bytes_.numel();
   }
 
   Blocks blocks_;
   std::optional<int64_t> format_;
   std::vector<int64_t> sizes_;
-  bool in_place_ = false;
-  at::Tensor bytes_;
+  at::Tensor bytes_;  // of all blocks, or of those that are staged
+  std::vector<at::Tensor> pieces_;
+  std::vector<bool> is_staged_;
 };
 
 // Python's exceptions get the backend's words without the addresses of its callers.
@@ -194,8 +199,8 @@ class Stage {
     const int rank = group.getRank();
     const int ranks = group.getSize();
     const int tag = next_tag(group.getGroupName());
-    std::vector<at::Tensor> arriving = received_.pieces();
-    std::vector<at::Tensor> leaving = sent_.pieces();
+    const std::vector<at::Tensor>& arriving = received_.pieces();
+    const std::vector<at::Tensor>& leaving = sent_.pieces();
     TORCH_CHECK(static_cast<int>(leaving.size()) == ranks && static_cast<int>(arriving.size()) == ranks,
                 "a stage among ", ranks, " ranks needs as many blocks, got ", leaving.size(), " and ", arriving.size());
     // Every rank begins with its successor, so that nobody is sent to by all at once.

@@ -37,9 +37,9 @@ def stage_start(
     the same order, also with nothing to send. Any number may be in flight; they are waited for in the order in which
     they were started. Until then nobody may write to ``blocks``, or touch ``out``.
 
-    Blocks that lie in memory one behind the other, in order and without gaps (views of one buffer), are sent from where
-    they are, and ``out`` is received in place, if there is nothing to convert. Otherwise one pass packs or encodes, and
-    one unpacks or decodes.
+    If there is nothing to convert, blocks that lie in memory one behind the other, in order and without gaps (views of
+    one buffer), are sent from where they are, and ``out`` is received in place; on the compiled engine's way through
+    gloo every contiguous block is. Otherwise one pass packs or encodes, and one unpacks or decodes.
 
     Parameters
     ----------

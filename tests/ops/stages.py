@@ -63,14 +63,17 @@ class Case:
         """Room for what arrives."""
         return lay_out([self.shape(g, rank) for g in range(self.world)], self.dtype, self.received_layout)
 
-    def copied_bytes(self, rank: int) -> int:
-        """That packing and unpacking must move."""
+    def copied_bytes(self, sent: list[Tensor], received: list[Tensor], *, piecewise: bool) -> int:
+        """That packing and unpacking must move: blocks that are not contiguous; not `piecewise`, all or none."""
         if self.format is not None and not (self.format is WireFormat.FP32 and self.dtype is torch.float32):
             return 0
-        sent = [self.shape(rank, g) for g in range(self.world)]
-        received = [self.shape(g, rank) for g in range(self.world)]
-        sides = ((sent, self.sent_layout), (received, self.received_layout))
-        return sum(elements(shapes) * self.dtype.itemsize for shapes, layout in sides if not in_place(shapes, layout))
+        copied = 0
+        for blocks, layout in ((sent, self.sent_layout), (received, self.received_layout)):
+            if piecewise:
+                copied += sum(block.nbytes for block in blocks if not block.is_contiguous())
+            elif not in_place([(len(block), block.shape[1]) for block in blocks], layout):
+                copied += sum(block.nbytes for block in blocks)
+        return copied
 
 
 def elements(shapes: list[tuple[int, int]]) -> int:
