@@ -56,7 +56,7 @@ class Ours:
             **(variant.exchange_options if mesh is not None else {}),
         )
         self.batches = problem.global_batches() if mesh is None else problem.rank_batches(mesh.rank)
-        self._next: Iterator[Batch] = itertools.cycle(self.batches)
+        self._next: Iterator[tuple[Batch, Batch]] = itertools.pairwise(itertools.cycle(self.batches))
         model: nn.Module
         if variant.over_arch:
             out_dim = problem.dim // problem.compression if variant.tower_module else problem.dim
@@ -67,7 +67,7 @@ class Ours:
         self.step = kind(model, mesh, optimizer="adam", lr=DENSE_LR)
 
     def __call__(self) -> Tensor:
-        return self.step(next(self._next))
+        return self.step(*next(self._next))  # the ids of the next batch travel under this one, as in the training loop
 
     @torch.no_grad()
     def outputs(self) -> Tensor:
