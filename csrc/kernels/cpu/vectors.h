@@ -141,6 +141,39 @@ inline void store_vector(Half* target, vector_t<float> values) {
 #endif
 }
 
+// The same past the caches: what is not read soon need not be fetched before it is overwritten. To aligned targets, and
+// quick only if whole lines are written one after the other.
+template <class Out, class Acc>
+void stream_vector(Out* target, Acc values) {
+  constexpr int64_t kBytes = kRegisterBytes / static_cast<int64_t>(sizeof(values[0]) / sizeof(Out));
+  Out stored[kBytes / static_cast<int64_t>(sizeof(Out))];
+  store_vector(stored, values);
+#if defined(__SSE4_1__)
+#if defined(__AVX512F__)
+  if constexpr (kBytes == 64)
+    return _mm512_stream_si512(reinterpret_cast<__m512i*>(target), _mm512_loadu_si512(stored));
+#endif
+#if defined(__AVX2__)
+  if constexpr (kBytes == 32) {
+    return _mm256_stream_si256(reinterpret_cast<__m256i*>(target),
+                               _mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored)));
+  }
+#endif
+  if constexpr (kBytes == 16) {
+    return _mm_stream_si128(reinterpret_cast<__m128i*>(target),
+                            _mm_loadu_si128(reinterpret_cast<const __m128i*>(stored)));
+  }
+#endif
+  __builtin_memcpy(target, stored, sizeof(stored));
+}
+
+// Before another thread may read what was streamed.
+inline void finish_streams() {
+#if defined(__SSE4_1__)
+  _mm_sfence();
+#endif
+}
+
 // A vector of floats from any storage type, and to it.
 template <class T>
 vector_t<float> load_floats(const T* source) {
