@@ -66,7 +66,7 @@ int64_t pool_range(const BagLayout& bags, const TableData& tables, Out* out, int
   const int64_t B = bags.num_samples;
   const bool is_large = bags.num_blocks * B * bags.width * out_size >= kStreamed;
   RowsAhead<T, Id> ahead(bags, tables, bag, end_bag);
-  for (int64_t i = 0; i < kIdsAhead; ++i) fetch_row(ahead.next(), kBytesAhead);
+  for (int64_t i = 0; i < kIdsAhead; ++i) fetch_row(ahead.next(), 0, kBytesAhead);
   int64_t missing = 0;
   while (bag < end_bag) {
     const int64_t group = bag / B;  // = k*F + f

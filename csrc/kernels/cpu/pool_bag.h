@@ -60,12 +60,14 @@ struct NothingAhead {
 constexpr int64_t kCacheLine = 64;   // bytes
 constexpr int64_t kTileVectors = 8;  // sums kept in registers: half of what AVX2 has
 
-// Fetches `bytes` from an address that may be any, hence numbers: a pointer may not leave its object, or wrap around.
-// Into the second cache: a core waits for twice as many lines there as in the first (AMD Zen 4: 48 and 24).
-inline void fetch_row(const char* address, int64_t bytes) {
-  const uint64_t first = reinterpret_cast<uint64_t>(address);
-  for (int64_t at = 0; at < bytes; at += kCacheLine) {
-    __builtin_prefetch(reinterpret_cast<const char*>(first + static_cast<uint64_t>(at)), 0, 2);
+// Fetches bytes [first, end) behind an address that may be any, hence numbers: a pointer may not leave its object, or
+// wrap around. Into the second cache: a core waits for twice as many lines there as in the first (AMD Zen 4: 48 and
+// 24).
+inline void fetch_row(const char* address, int64_t first, int64_t end) {
+#pragma GCC unroll 8
+  for (int64_t at = first; at < end; at += kCacheLine) {
+    __builtin_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uint64_t>(address) + static_cast<uint64_t>(at)),
+                       0, 2);
   }
 }
 
@@ -81,6 +83,7 @@ template <int64_t Vectors, bool Weighted, class T, class Id, class Out, class Ah
 int64_t pool_tile(const FeatureRows<T>& rows, int64_t first, int64_t last, const BagRun<T, Id>& bags,
                   const SumRows<Out>& sums, int64_t fetched, Ahead& shared_ahead) {
   using Acc = accumulator_t<T>;
+  constexpr int64_t kTileBytes = Vectors * kLanes<Acc> * static_cast<int64_t>(sizeof(T));
   const T* const data = rows.data + first;
   const int64_t stride = rows.stride;
   const RowWindow window = rows.window;
@@ -102,7 +105,11 @@ int64_t pool_tile(const FeatureRows<T>& rows, int64_t first, int64_t last, const
     vector_t<Acc> tile[Vectors] = {};
     int64_t missing = 0;
     for (; p < bag_end; ++p) {
-      if (Ahead::kFetches && fetched > 0) fetch_row(ahead.next(), fetched);
+      if (Ahead::kFetches && fetched > 0) {
+        const char* later = ahead.next();
+        fetch_row(later, 0, kTileBytes);
+        if (fetched > kTileBytes) fetch_row(later, kTileBytes, fetched);
+      }
       const int64_t index = window.row(ids[p]);
       if (index < 0) {
         missing += window.is_missing(ids[p]);
@@ -146,7 +153,7 @@ int64_t pool_scrap(const FeatureRows<T>& rows, int64_t first, int64_t columns, c
     Acc scrap[kLanes<Acc>] = {};
     int64_t missing = 0;
     for (int64_t p = bags.offsets[i]; p < bags.offsets[i + 1]; ++p) {
-      if (Ahead::kFetches) fetch_row(ahead.next(), fetched);
+      if (Ahead::kFetches) fetch_row(ahead.next(), 0, fetched);
       const int64_t index = rows.window.row(bags.ids[p]);
       if (index < 0) {
         missing += rows.window.is_missing(bags.ids[p]);

@@ -43,10 +43,23 @@ vector_t<Acc> load_vector(const Acc* source) {
   return values;
 }
 
-inline vector_t<float> load_vector(const BFloat16* source) {
+// A vector of words from shorts. GCC converts them by halves, with shuffles.
+inline WordBits load_shorts(const void* source) {
   ShortBits bits;
   __builtin_memcpy(&bits, source, sizeof(bits));
-  return __builtin_bit_cast(vector_t<float>, __builtin_convertvector(bits, WordBits) << 16);
+#if defined(__AVX512F__)
+  return __builtin_bit_cast(WordBits, _mm512_maskz_cvtepu16_epi32(-1, __builtin_bit_cast(__m256i, bits)));
+#elif defined(__AVX2__)
+  return __builtin_bit_cast(WordBits, _mm256_cvtepu16_epi32(__builtin_bit_cast(__m128i, bits)));
+#elif defined(__SSE4_1__)
+  return __builtin_bit_cast(WordBits, _mm_cvtepu16_epi32(_mm_cvtsi64_si128(__builtin_bit_cast(int64_t, bits))));
+#else
+  return __builtin_convertvector(bits, WordBits);
+#endif
+}
+
+inline vector_t<float> load_vector(const BFloat16* source) {
+  return __builtin_bit_cast(vector_t<float>, load_shorts(source) << 16);
 }
 
 inline vector_t<float> load_vector(const Half* source) {
@@ -59,9 +72,8 @@ inline vector_t<float> load_vector(const Half* source) {
   __builtin_memcpy(&bits, source, sizeof(bits));
   return _mm256_cvtph_ps(bits);
 #else
-  ShortBits bits;  // as in float_formats.h; lane by lane GCC would go through memory
-  __builtin_memcpy(&bits, source, sizeof(bits));
-  const WordBits shifted = __builtin_convertvector(bits, WordBits) << 16;
+  const WordBits shifted = load_shorts(source)
+                           << 16;  // as in float_formats.h; lane by lane GCC would go through memory
   const WordBits magnitude = shifted + shifted;
   const vector_t<float> normal = __builtin_bit_cast(vector_t<float>, (magnitude >> 4) + 0x70000000u) * 0x1.0p-112f;
   const vector_t<float> subnormal = __builtin_bit_cast(vector_t<float>, (magnitude >> 17) | 0x3F000000u) - 0.5f;
