@@ -78,34 +78,39 @@ double on_threads(int64_t count, int threads, Range range) {
   return std::chrono::duration<double>(*std::max_element(ends.begin(), ends.end()) - start).count();
 }
 
+// Calls function(byte, bytes) for the lines of a row, and their last part.
+template <typename Function>
+inline void for_lines(int64_t size, Function function) {
+  int64_t at = 0;
+#pragma GCC unroll 8
+  for (; at + 64 <= size; at += 64) function(at, 64);
+  if (at < size) function(at, size - at);
+}
+
 // kCache: what lines are prefetched into, the first cache (3) or the second (2); the better one counts.
 template <bool kWrites, int kCache>
-void visit(char* base, const int64_t* offsets, const int32_t* sizes, int64_t begin, int64_t end, int distance,
-           uint64_t key, uint64_t* sink) {
-  Line sum0{}, sum1{}, mask = Line{} + key;
+uint64_t visit(char* base, const int64_t* offsets, const int32_t* sizes, int64_t begin, int64_t end, int distance,
+               uint64_t key) {
+  Line sum{};
+  const Line mask = Line{} + key;
   for (int64_t i = begin; i < end; ++i) {
-    if (i + distance < end) {
-      const char* ahead = base + offsets[i + distance];
-      for (int32_t at = 0; at < sizes[i + distance]; at += 64)
-        __builtin_prefetch(ahead + at, kWrites && kCache == 3, kCache);
-    }
+    const int64_t later = i + distance < end ? i + distance : end - 1;
+    const char* ahead = base + offsets[later];
+    for_lines(sizes[later],
+              [&](int64_t at, int64_t) { __builtin_prefetch(ahead + at, kWrites && kCache == 3, kCache); });
     char* row = base + offsets[i];
-    int32_t at = 0;
-    auto line = [&](int32_t bytes) {
+    for_lines(sizes[i], [&](int64_t at, int64_t bytes) {
       Line value{};
       std::memcpy(&value, row + at, static_cast<size_t>(bytes));
       if (kWrites) {
         value ^= mask;
         std::memcpy(row + at, &value, static_cast<size_t>(bytes));
       } else {
-        (at & 64 ? sum1 : sum0) ^= value;
+        sum ^= value;
       }
-    };
-    for (; at + 64 <= sizes[i]; at += 64) line(64);
-    if (at < sizes[i]) line(sizes[i] - at);
+    });
   }
-  sum0 ^= sum1;
-  *sink = sum0[0] ^ sum0[7];
+  return sum[0] ^ sum[7];
 }
 
 template <bool kWrites>
@@ -113,10 +118,8 @@ double visit_all(char* base, const int64_t* offsets, const int32_t* sizes, int64
                  int threads, uint64_t key) {
   static std::atomic<uint64_t> all;  // so that no read is deleted
   return on_threads(count, threads, [&](int64_t begin, int64_t end) {
-    uint64_t sink = 0;
-    if (cache == 1) visit<kWrites, 3>(base, offsets, sizes, begin, end, distance, key, &sink);
-    if (cache == 2) visit<kWrites, 2>(base, offsets, sizes, begin, end, distance, key, &sink);
-    all ^= sink;
+    all ^= cache == 1 ? visit<kWrites, 3>(base, offsets, sizes, begin, end, distance, key)
+                      : visit<kWrites, 2>(base, offsets, sizes, begin, end, distance, key);
   });
 }
 
