@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <thread>
 #include <vector>
 
@@ -58,17 +59,18 @@ class OnCore {
 };
 
 // Seconds from the moment when all threads run until the last is done. They spin first: so may the workers of another
-// pool, for a while after their work.
+// pool, for a while after their work. Thread t does [cuts[t], cuts[t + 1]).
 template <typename Range>
-double on_threads(int64_t count, int threads, Range range) {
+double on_threads(const std::vector<int64_t>& cuts, Range range) {
   using Clock = std::chrono::steady_clock;
   const Clock::time_point start = Clock::now() + std::chrono::milliseconds(30);
+  const int threads = static_cast<int>(cuts.size()) - 1;
   std::vector<Clock::time_point> ends(threads);
   auto work = [&](int t) {
     const OnCore here(t);
     while (Clock::now() < start) {
     }
-    range(count * t / threads, count * (t + 1) / threads);
+    range(cuts[t], cuts[t + 1]);
     ends[t] = Clock::now();
   };
   std::vector<std::thread> others;
@@ -113,11 +115,23 @@ uint64_t visit(char* base, const int64_t* offsets, const int32_t* sizes, int64_t
   return sum[0] ^ sum[7];
 }
 
+// Cuts rows into as many ranges of about as many bytes.
+std::vector<int64_t> equal_bytes(const int32_t* sizes, int64_t count, int threads) {
+  const int64_t total = std::accumulate(sizes, sizes + count, int64_t{0});
+  std::vector<int64_t> cuts;
+  int64_t before = 0;
+  for (int64_t i = 0; i < count; before += sizes[i++]) {
+    while (before * threads >= total * static_cast<int64_t>(cuts.size())) cuts.push_back(i);
+  }
+  cuts.resize(threads + 1, count);
+  return cuts;
+}
+
 template <bool kWrites>
 double visit_all(char* base, const int64_t* offsets, const int32_t* sizes, int64_t count, int distance, int cache,
                  int threads, uint64_t key) {
   static std::atomic<uint64_t> all;  // so that no read is deleted
-  return on_threads(count, threads, [&](int64_t begin, int64_t end) {
+  return on_threads(equal_bytes(sizes, count, threads), [&](int64_t begin, int64_t end) {
     all ^= cache == 1 ? visit<kWrites, 3>(base, offsets, sizes, begin, end, distance, key)
                       : visit<kWrites, 2>(base, offsets, sizes, begin, end, distance, key);
   });
@@ -142,6 +156,8 @@ double rewrite_rows(char* base, const int64_t* offsets, const int32_t* sizes, in
 
 // Overwrites `lines` whole lines, which are not read before where the CPU can do without. Returns seconds.
 double write_lines(char* base, int64_t lines, int threads) {
-  return on_threads(lines, threads, [&](int64_t begin, int64_t end) { stream(base + 64 * begin, base + 64 * end); });
+  std::vector<int64_t> cuts;
+  for (int t = 0; t <= threads; ++t) cuts.push_back(lines * t / threads);
+  return on_threads(cuts, [&](int64_t begin, int64_t end) { stream(base + 64 * begin, base + 64 * end); });
 }
 }
