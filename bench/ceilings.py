@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor
 
 from bench.memory import huge
-from bench.timing import best
+from bench.timing import best, evict
 
 SOURCE = Path(__file__).with_name("ceilings.cpp")
 BUILD = Path(__file__).parents[1] / "build" / "bench"
-DISTANCES = (8, 24)  # rows; the best one counts
+WAYS = tuple(itertools.product((12, 24, 48), (1, 2)))  # rows ahead, cache they are prefetched into; the best counts
+ROUNDS = 3
 
 
 class Ceilings:
@@ -66,12 +68,13 @@ class Ceilings:
         function = getattr(probe, f"{what}_rows")
         key = (0,) if what == "rewrite" else ()
 
-        def visit(distance: int) -> float:
-            arguments = (memory.data_ptr(), offsets.data_ptr(), sizes.data_ptr(), len(offsets), distance)
-            return best(lambda: function(*arguments, torch.get_num_threads(), *key), rounds=3)
+        def visit(distance: int, cache: int) -> float:
+            evict()
+            arguments = (memory.data_ptr(), offsets.data_ptr(), sizes.data_ptr(), len(offsets), distance, cache)
+            return function(*arguments, torch.get_num_threads(), *key)
 
         offsets, sizes = offsets.contiguous(), sizes.to(torch.int32).contiguous()
-        seconds = min(visit(distance) for distance in DISTANCES)
+        seconds = min(visit(*way) for way in WAYS * ROUNDS)
         total = float(sizes.sum(dtype=torch.int64))
         name = f"{of} of {total / len(sizes):.0f} bytes, {what} at random, GB/s"
         self.rates[name] = max(self.rates.get(name, 0), total / seconds * 1e-9)
@@ -85,8 +88,15 @@ def missing_probe() -> str | None:
 
 @functools.cache
 def _write_s(size_bytes: int) -> float:
-    memory = huge((max(size_bytes, 1),), torch.uint8)
-    return best(lambda: memory.fill_(1))
+    memory = huge((size_bytes + 64,), torch.uint8)
+    seconds = best(lambda: memory.fill_(1))
+    probe = _probe()
+    if probe is not None:
+        for _ in range(ROUNDS):
+            evict()
+            streamed = probe.write_lines(memory.data_ptr(), -(-size_bytes // 64), torch.get_num_threads())
+            seconds = min(seconds, streamed)
+    return seconds
 
 
 @functools.cache
@@ -134,7 +144,9 @@ def _probe() -> ctypes.CDLL | None:
             return None
         draft.replace(library)
     probe = ctypes.CDLL(str(library))
-    rows = [ctypes.c_void_p] * 3 + [ctypes.c_int64, ctypes.c_int, ctypes.c_int]
+    rows = [ctypes.c_void_p] * 3 + [ctypes.c_int64] + [ctypes.c_int] * 3
     probe.read_rows.argtypes, probe.rewrite_rows.argtypes = rows, [*rows, ctypes.c_uint64]
-    probe.read_rows.restype = probe.rewrite_rows.restype = ctypes.c_uint64
+    probe.read_rows.restype = probe.rewrite_rows.restype = ctypes.c_double
+    probe.write_lines.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
+    probe.write_lines.restype = ctypes.c_double
     return probe

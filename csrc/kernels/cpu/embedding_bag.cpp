@@ -8,8 +8,9 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 10;       // ids and bags per piece: some tens of microseconds
 constexpr int64_t kPiecesPerThread = 16;  // taken one by one: rows differ in width, and threads in speed
-constexpr int64_t kIdsAhead = 24;         // rows on their way at once
+constexpr int64_t kIdsAhead = 64;         // rows on their way, or in the second cache
 constexpr int64_t kBytesAhead = 512;      // of each of a piece's first rows
+constexpr int64_t kStreamed = 4 << 20;    // bytes of output that find no place in a core's share of the last cache
 
 // The rows of ids some way ahead in the stream of ids, across the ends of bags and tables.
 template <class T, class Id>
@@ -58,18 +59,14 @@ class RowsAhead {
 
 // Bags [bag, end_bag). Returns the number of missing ids.
 template <class T, class Out, class Id>
-int64_t pool_bags(const BagLayout& bags, const TableData& tables, Out* out, int64_t bag, int64_t end_bag) {
-  using Acc = accumulator_t<T>;
+int64_t pool_range(const BagLayout& bags, const TableData& tables, Out* out, int64_t bag, int64_t end_bag) {
   if (bag == end_bag) return 0;
+  constexpr int64_t out_size = static_cast<int64_t>(sizeof(Out));
   const int64_t F = bags.num_features;
   const int64_t B = bags.num_samples;
-  const Id* ids = typed_ids<Id>(bags);
-  const Acc* weights = static_cast<const Acc*>(bags.weights);
+  const bool is_large = bags.num_blocks * B * bags.width * out_size >= kStreamed;
   RowsAhead<T, Id> ahead(bags, tables, bag, end_bag);
-  for (int64_t i = 0; i < kIdsAhead; ++i) {
-    const char* row = ahead.next();
-    for (int64_t byte = 0; byte < kBytesAhead; byte += kCacheLine) __builtin_prefetch(behind(row, byte));
-  }
+  for (int64_t i = 0; i < kIdsAhead; ++i) fetch_row(ahead.next(), 0, kBytesAhead);
   int64_t missing = 0;
   while (bag < end_bag) {
     const int64_t group = bag / B;  // = k*F + f
@@ -77,12 +74,15 @@ int64_t pool_bags(const BagLayout& bags, const TableData& tables, Out* out, int6
     const int64_t group_end = (group + 1) * B < end_bag ? (group + 1) * B : end_bag;
     // Out row of bag (k, f, b) is block_order[k]*B + b.
     Out* target = out + (bags.block_order[group / F] * B + bag % B) * bags.width + rows.column;
-    for (; bag < group_end; ++bag, target += bags.width) {
-      const int64_t first_id = bags.offsets[bag];
-      missing += pool_bag(rows, 0, rows.dim, ids + first_id, bags.offsets[bag + 1] - first_id,
-                          weights != nullptr ? weights + first_id : nullptr, target, ahead);
-    }
+    const bool whole_lines =
+        (reinterpret_cast<int64_t>(target) | bags.width * out_size | rows.dim * out_size) % kCacheLine == 0;
+    missing += pool_bags(rows, 0, rows.dim,
+                         BagRun<T, Id>{typed_ids<Id>(bags), static_cast<const accumulator_t<T>*>(bags.weights),
+                                       bags.offsets + bag, group_end - bag},
+                         SumRows<Out>{target, bags.width, is_large && whole_lines}, ahead);
+    bag = group_end;
   }
+  if (is_large) finish_streams();
   return missing;
 }
 
@@ -96,8 +96,8 @@ int64_t pool_typed(const BagLayout& bags, const TableData& tables, Out* out, con
   parallel_for(threads, 0, pieces < threads.num_threads ? pieces : threads.num_threads, 1, [&](int64_t, int64_t) {
     int64_t found = 0;
     for (int64_t i; (i = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED)) < pieces;) {
-      found += pool_bags<T, Out, Id>(bags, tables, out, bag_at_cost(bags, cost * i / pieces),
-                                     bag_at_cost(bags, cost * (i + 1) / pieces));
+      found += pool_range<T, Out, Id>(bags, tables, out, bag_at_cost(bags, cost * i / pieces),
+                                      bag_at_cost(bags, cost * (i + 1) / pieces));
     }
     __atomic_fetch_add(&missing, found, __ATOMIC_RELAXED);
   });

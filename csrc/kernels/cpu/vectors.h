@@ -43,10 +43,23 @@ vector_t<Acc> load_vector(const Acc* source) {
   return values;
 }
 
-inline vector_t<float> load_vector(const BFloat16* source) {
+// A vector of words from shorts. GCC converts them by halves, with shuffles.
+inline WordBits load_shorts(const void* source) {
   ShortBits bits;
   __builtin_memcpy(&bits, source, sizeof(bits));
-  return __builtin_bit_cast(vector_t<float>, __builtin_convertvector(bits, WordBits) << 16);
+#if defined(__AVX512F__)
+  return __builtin_bit_cast(WordBits, _mm512_maskz_cvtepu16_epi32(-1, __builtin_bit_cast(__m256i, bits)));
+#elif defined(__AVX2__)
+  return __builtin_bit_cast(WordBits, _mm256_cvtepu16_epi32(__builtin_bit_cast(__m128i, bits)));
+#elif defined(__SSE4_1__)
+  return __builtin_bit_cast(WordBits, _mm_cvtepu16_epi32(_mm_cvtsi64_si128(__builtin_bit_cast(int64_t, bits))));
+#else
+  return __builtin_convertvector(bits, WordBits);
+#endif
+}
+
+inline vector_t<float> load_vector(const BFloat16* source) {
+  return __builtin_bit_cast(vector_t<float>, load_shorts(source) << 16);
 }
 
 inline vector_t<float> load_vector(const Half* source) {
@@ -59,9 +72,8 @@ inline vector_t<float> load_vector(const Half* source) {
   __builtin_memcpy(&bits, source, sizeof(bits));
   return _mm256_cvtph_ps(bits);
 #else
-  ShortBits bits;  // as in float_formats.h; lane by lane GCC would go through memory
-  __builtin_memcpy(&bits, source, sizeof(bits));
-  const WordBits shifted = __builtin_convertvector(bits, WordBits) << 16;
+  const WordBits shifted = load_shorts(source)
+                           << 16;  // as in float_formats.h; lane by lane GCC would go through memory
   const WordBits magnitude = shifted + shifted;
   const vector_t<float> normal = __builtin_bit_cast(vector_t<float>, (magnitude >> 4) + 0x70000000u) * 0x1.0p-112f;
   const vector_t<float> subnormal = __builtin_bit_cast(vector_t<float>, (magnitude >> 17) | 0x3F000000u) - 0.5f;
@@ -138,6 +150,39 @@ inline void store_vector(Half* target, vector_t<float> values) {
   const WordBits magnitude = ((rounded >> 13) & 0x7C00u) + (rounded & 0x0FFFu);
   const WordBits unsigned_half = doubled > 0xFF000000u ? WordBits{} + 0x7E00u : magnitude;
   store_shorts(target, unsigned_half | ((bits & 0x80000000u) >> 16));
+#endif
+}
+
+// The same past the caches: what is not read soon need not be fetched before it is overwritten. To aligned targets, and
+// quick only if whole lines are written one after the other.
+template <class Out, class Acc>
+void stream_vector(Out* target, Acc values) {
+  constexpr int64_t kBytes = kRegisterBytes / static_cast<int64_t>(sizeof(values[0]) / sizeof(Out));
+  Out stored[kBytes / static_cast<int64_t>(sizeof(Out))];
+  store_vector(stored, values);
+#if defined(__SSE4_1__)
+#if defined(__AVX512F__)
+  if constexpr (kBytes == 64)
+    return _mm512_stream_si512(reinterpret_cast<__m512i*>(target), _mm512_loadu_si512(stored));
+#endif
+#if defined(__AVX2__)
+  if constexpr (kBytes == 32) {
+    return _mm256_stream_si256(reinterpret_cast<__m256i*>(target),
+                               _mm256_loadu_si256(reinterpret_cast<const __m256i*>(stored)));
+  }
+#endif
+  if constexpr (kBytes == 16) {
+    return _mm_stream_si128(reinterpret_cast<__m128i*>(target),
+                            _mm_loadu_si128(reinterpret_cast<const __m128i*>(stored)));
+  }
+#endif
+  __builtin_memcpy(target, stored, sizeof(stored));
+}
+
+// Before another thread may read what was streamed.
+inline void finish_streams() {
+#if defined(__SSE4_1__)
+  _mm_sfence();
 #endif
 }
 
