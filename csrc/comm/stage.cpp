@@ -23,7 +23,6 @@
 #include <vector>
 
 #include "kernels/wire_format.h"
-#include "ops/output_pages.h"
 
 namespace dmt {
 namespace {
@@ -56,7 +55,6 @@ class Message {
       if (is_staged_[i]) staged += sizes_[i];
     }
     bytes_ = at::empty({staged}, blocks_[0].options().dtype(at::kByte));
-    if (bytes_.is_cpu()) ask_for_huge_pages(bytes_);
     int64_t begin = 0;
     for (size_t i = 0; i < blocks_.size(); ++i) {
       pieces_.push_back(is_staged_[i] ? bytes_.narrow(0, begin, sizes_[i]) : as_bytes(blocks_[i], sizes_[i]));
@@ -193,8 +191,8 @@ class Stage {
   }
 
  private:
-  // gloo's all-to-all posts what it sends before what it receives. Two ranks that come at different times then use a link
-  // in one direction after the other: the late one's word that it is ready queues behind its own message.
+  // gloo's all-to-all posts what it sends before what it receives. Two ranks that come at different times then use a
+  // link in one direction after the other: the late one's word that it is ready queues behind its own message.
   void send_to_each(c10d::ProcessGroup& group) {
     const int rank = group.getRank();
     const int ranks = group.getSize();

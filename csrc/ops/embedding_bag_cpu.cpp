@@ -30,6 +30,26 @@ Tensor embedding_bag(const std::vector<Tensor>& tables, const Tensor& ids, const
   return out;
 }
 
+// The same into memory that is there. Pages that are new cost as much as what is written into them.
+void embedding_bag_(const Tensor& out, const std::vector<Tensor>& tables, const Tensor& ids, const Tensor& offsets,
+                    const OptionalTensor& per_sample_weights, const OptionalInts& feature_tables,
+                    const OptionalInts& poolings, const OptionalInts& row_starts, const OptionalInts& block_order,
+                    int64_t bounds) {
+  const char* op = "embedding_bag_";
+  const Bounds mode = check_bounds_mode(op, bounds);
+  const TableArguments rows(op, tables);
+  const BagArguments bags(op, rows.rows(), rows.dims(), accumulator(rows.dtype()), ids, offsets, per_sample_weights,
+                          feature_tables, poolings, row_starts, block_order);
+  check_cpu(op, "out", out);
+  check(out.scalar_type() == rows.dtype(), op, "out must be ", dtype_name(rows.dtype()), " like the tables, got ",
+        dtype_name(out.scalar_type()));
+  check(out.is_contiguous() && out.dim() == 2 && out.size(0) == bags.out_rows() && out.size(1) == bags.width(), op,
+        "out must be contiguous, of shape [", bags.out_rows(), ", ", bags.width(), "], got ", shape_name(out));
+  if (mode == Bounds::error) check_ids_in_bounds(op, bags.layout());
+  cpu::embedding_bag_kernels().pool(bags.layout(), rows.data(), out.mutable_data_ptr(), kernel_dtype(rows.dtype()),
+                                    torch_threads());
+}
+
 // The gradient as the kernels read it: contiguous, in the type of sums.
 Tensor pooled_grad(const char* op, const Tensor& grad, const BagArguments& bags, ScalarType type) {
   check_cpu(op, "grad", grad);
@@ -84,6 +104,7 @@ Tensor embedding_bag_weights_backward(const Tensor& grad, const std::vector<Tens
 
 STABLE_TORCH_LIBRARY_IMPL(dmt, CPU, ops) {
   ops.impl("embedding_bag", TORCH_BOX(&embedding_bag));
+  ops.impl("embedding_bag_", TORCH_BOX(&embedding_bag_));
   ops.impl("embedding_bag_backward", TORCH_BOX(&embedding_bag_backward));
   ops.impl("embedding_bag_weights_backward", TORCH_BOX(&embedding_bag_weights_backward));
 }

@@ -84,13 +84,15 @@ class TowerLayout:
         """``D_t``."""
         return sum(run.width for run in self.runs)
 
-    def assemble(self, blocks: Sequence[Tensor]) -> Tensor:
+    def assemble(self, blocks: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
         """Put the members' columns into the order of the tower's features.
 
         Parameters
         ----------
         blocks : sequence of Tensor
             ``[N, D_m]`` of every member and, last, ``[N, kept_width]`` of replicated tables.
+        out : Tensor, optional
+            ``[N, D_t]`` to write to, where no gradient is wanted.
 
         Returns
         -------
@@ -102,7 +104,7 @@ class TowerLayout:
         for run in self.runs:
             first, *others = (blocks[b][:, start : start + run.width] for b, start in run.sources)
             pieces.append(sum(others, start=first))
-        return torch.cat(pieces, dim=1)
+        return torch.cat(pieces, dim=1, out=out)
 
     def scatter(self, grad: Tensor, blocks: Sequence[Tensor]) -> None:
         """Write the gradients of :meth:`assemble`'s blocks into ``blocks``, given that of its result, ``[N, D_t]``."""

@@ -136,7 +136,10 @@ class FlatFlight(Flight):
         """The columns ``[b, D_g]`` of all ranks: those of ``rows`` if they are in order, new memory if not."""
         widths = [[*layout.sent_widths, layout.kept_width] for layout in self.layouts]
         flat = list(itertools.chain(*widths))
-        pieces = rows.split(flat, dim=1) if self.in_order else [rows.new_empty(len(rows), width) for width in flat]
+        if self.in_order:
+            pieces = list(rows.split(flat, dim=1))
+        else:
+            pieces = [rows.new_empty(len(rows), width) for width in flat]
         remaining = iter(pieces)
         return _Blocks([[next(remaining) for _ in tower] for tower in widths])
 

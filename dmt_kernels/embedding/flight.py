@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmt_kernels.embedding.buffers import BufferPool
 from dmt_kernels.embedding.table_shards import TableShards
 from dmt_kernels.ops import ReceivedIds
 
@@ -46,12 +47,15 @@ class Cargo:
         ``B``, samples of this rank.
     block_order : list of int
         Output block of every source rank, within a chunk.
+    pool : BufferPool
+        Where memory comes from, and goes when the batch has ended.
     """
 
     shards: TableShards
     received: ReceivedIds
     samples: int
     block_order: list[int]
+    pool: BufferPool
 
 
 class Flight(ABC):
@@ -72,12 +76,17 @@ class Flight(ABC):
         self.chunks = len(self.received.chunks)
         self.chunk_samples = cargo.samples // self.chunks  # b
         device = self.received.bags.ids.device
+        self._pool, self._has_ended = cargo.pool, False
+        self.buffers = cargo.pool.take(self.shards.dtype, device)
         self.out = torch.empty(cargo.samples, out_width, dtype=self.shards.dtype, device=device)
         self.grad: Tensor | None = None  # [n * W * b, D_r] of the pooled rows, chunk by chunk
 
     def lookup(self, chunk: int) -> Tensor:
         """Pool a chunk: ``[W * b, D_r]``, blocks in ``block_order``."""
-        return self.shards.lookup(self.received.chunks[chunk], self.chunk_samples, self.block_order)
+        rows = len(self.block_order) * self.chunk_samples
+        pooled = self.buffers.take(f"pooled {chunk}", rows, self.shards.width)
+        self.shards.lookup_into(pooled, self.received.chunks[chunk], self.block_order)
+        return pooled
 
     def rows_of(self, chunk: int) -> slice:
         """The chunk's rows of this rank's ``[B, ...]``."""
@@ -102,10 +111,17 @@ class Flight(ABC):
             self.deliver(chunk)
         return self.out
 
+    def end(self) -> None:
+        """Give memory back: nobody will ask for a gradient, or for another one."""
+        self._has_ended = True
+        self._pool.give_back(self.buffers)
+
     def depart_backward(self, grad: Tensor) -> None:
         """Start the gradients of the embeddings on their way back."""
+        if self._has_ended:
+            raise RuntimeError("a batch has one backward pass, which updates its tables; look it up again for another")
         rows = self.chunks * len(self.block_order) * self.chunk_samples
-        self.grad = self.out.new_empty(rows, self.shards.width)
+        self.grad = self.buffers.take("grad", rows, self.shards.width)
         for chunk in range(self.chunks):
             self.send_back(chunk, grad[self.rows_of(chunk)])
 
@@ -119,12 +135,12 @@ class Flight(ABC):
         return self.input_grads()
 
     def update(self) -> None:
-        """One step of the tables' optimizer."""
+        """One step of the tables' optimizer, with which the batch has ended."""
         assert self.grad is not None
         blocks = len(self.block_order)
         order = [chunk * blocks + position for position in self.block_order for chunk in range(self.chunks)]
         self.shards.update(self.grad, self.received.bags, order)
-        self.grad = None
+        self.end()
 
     @abstractmethod
     def send(self, chunk: int, pooled: Tensor) -> None:
@@ -171,8 +187,11 @@ def depart(flight: Flight) -> InFlight:
 
 
 def arrive(in_flight: InFlight) -> Tensor:
-    """End a batch: ``[B, sum(C_t)]``, differentiable."""
-    return _Arrive.apply(in_flight.token, in_flight.flight)
+    """End a batch: ``[B, sum(C_t)]``, differentiable once."""
+    out = _Arrive.apply(in_flight.token, in_flight.flight)
+    if not in_flight.token.requires_grad:
+        in_flight.flight.end()
+    return out
 
 
 class _LookUp(torch.autograd.Function):

@@ -65,7 +65,7 @@ class SpttFlight(Flight):
         """Start the tower stage."""
         by_member = pooled.view(self.members, -1, self.shards.width)  # [R, T*b, D_r]
         sent = list(by_member[:, :, : self.own.sent_width].unbind(0))
-        arriving = self._side_by_side(self.layout.sent_widths)
+        arriving = self._side_by_side(f"arrived {chunk}")
         arriving[self.member] = sent[self.member]
         if any(self.layout.sent_widths):
             self._tickets["tower", chunk] = self.tower.start(*others(self.member, sent, arriving))
@@ -74,7 +74,8 @@ class SpttFlight(Flight):
     def compress(self, chunk: int) -> None:
         """Wait for the tower stage, apply the tower module, start the peer stage."""
         self._wait("tower", chunk)
-        compressed = self.tower_step.forward(self._blocks[chunk]).view(self.towers, self.chunk_samples, -1)
+        compressed = self.buffers.take(f"compressed {chunk}", self.towers, self.chunk_samples, self.width)
+        self.tower_step.forward(self._blocks[chunk], compressed.flatten(0, 1))
         arriving = self.out[self.rows_of(chunk)].split(self.out_widths, dim=1)
         arriving[self.t].copy_(compressed[self.t])
         self._tickets["peer", chunk] = self.peer.start(*others(self.t, compressed.unbind(0), arriving))
@@ -85,7 +86,8 @@ class SpttFlight(Flight):
 
     def send_back(self, chunk: int, grad: Tensor) -> None:
         """Start the peer stage's gradient."""
-        arriving = self.out.new_empty(self.towers, self.chunk_samples, self.width)
+        # Where the rows lay that have arrived by now.
+        arriving = self.buffers.take(f"compressed {chunk}", self.towers, self.chunk_samples, self.width)
         self._grads.append(arriving.flatten(0, 1))
         sent = grad.split(self.out_widths, dim=1)
         arriving[self.t].copy_(sent[self.t])
@@ -99,9 +101,9 @@ class SpttFlight(Flight):
         sent_width = self.own.sent_width
         arriving = self.pooled_grad(chunk).view(self.members, -1, self.shards.width)  # [R, T*b, D_r]
         sent_back = arriving[:, :, :sent_width].unbind(0)
-        blocks = self._side_by_side(self.layout.sent_widths)
+        blocks = self._side_by_side(f"sent back {chunk}")
         blocks[self.member] = sent_back[self.member]
-        kept = self.out.new_empty(self.towers * self.chunk_samples, self.layout.kept_width)
+        kept = self.buffers.take(f"kept {chunk}", self.towers * self.chunk_samples, self.layout.kept_width)
         self.tower_step.backward(chunk, grad, [*blocks, kept])
         if any(self.layout.sent_widths):
             wired = others(self.member, blocks, sent_back)
@@ -125,10 +127,10 @@ class SpttFlight(Flight):
         if (ticket := self._tickets.pop((stage, chunk), None)) is not None:
             stage_wait(ticket)
 
-    def _side_by_side(self, widths: Sequence[int]) -> list[Tensor]:
+    def _side_by_side(self, name: str) -> list[Tensor]:
         """One ``[T*b, D_m]`` per member, in one piece of memory: it travels as it lies."""
-        rows = self.towers * self.chunk_samples
-        pieces = self.out.new_empty(rows * sum(widths)).split([rows * width for width in widths])
+        rows, widths = self.towers * self.chunk_samples, self.layout.sent_widths
+        pieces = self.buffers.take(name, rows * sum(widths)).split([rows * width for width in widths])
         return [piece.view(rows, width) for piece, width in zip(pieces, widths, strict=True)]
 
     def _draw(self, chunk: int) -> int:

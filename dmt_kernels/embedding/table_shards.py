@@ -90,6 +90,20 @@ class TableShards(nn.Module):
         return _LookupThenUpdate.apply(anchor, self, received, samples, list(block_order))
 
     @torch.no_grad()
+    def lookup_into(self, out: Tensor, received: Jagged, block_order: list[int]) -> None:
+        """Pool into ``out``, ``[K * B, width]``, without autograd."""
+        if self.shards:
+            ops.embedding_bag_(
+                out,
+                self._tensors(self.tables),
+                received.ids,
+                received.offsets,
+                per_sample_weights=received.weights,
+                bounds="none",  # checked where they were read
+                **self._bag_layout(block_order),
+            )
+
+    @torch.no_grad()
     def lookup(self, received: Jagged, samples: int, block_order: list[int]) -> Tensor:
         """Pool without autograd; shapes as in :meth:`forward`."""
         if not self.shards:

@@ -29,8 +29,8 @@ class TowerStep(ABC):
     inputs: tuple[Tensor, ...] = ()
 
     @abstractmethod
-    def forward(self, blocks: Sequence[Tensor]) -> Tensor:
-        """Return ``[N, C_t]`` of the next chunk, contiguous, for its blocks ``[N, D_m]``."""
+    def forward(self, blocks: Sequence[Tensor], out: Tensor) -> None:
+        """Write ``[N, C_t]`` of the next chunk, given its blocks ``[N, D_m]``."""
 
     @abstractmethod
     def backward(self, chunk: int, grad: Tensor, blocks: Sequence[Tensor]) -> None:
@@ -56,8 +56,8 @@ class _PassStep(TowerStep):
     def __init__(self, layout: TowerLayout) -> None:
         self.layout = layout
 
-    def forward(self, blocks: Sequence[Tensor]) -> Tensor:
-        return self.layout.assemble(blocks)
+    def forward(self, blocks: Sequence[Tensor], out: Tensor) -> None:
+        self.layout.assemble(blocks, out)
 
     def backward(self, chunk: int, grad: Tensor, blocks: Sequence[Tensor]) -> None:
         self.layout.scatter(grad, blocks)
@@ -79,13 +79,13 @@ class _LinearStep(TowerStep):
         self._weight_grads: list[Tensor] = []
         self._bias_grad: Tensor | None = None
 
-    def forward(self, blocks: Sequence[Tensor]) -> Tensor:
+    def forward(self, blocks: Sequence[Tensor], out: Tensor) -> None:
         self._blocks.append(blocks)
-        out = self.bias
+        so_far = self.bias
         for block, weight in zip(blocks, self.weights, strict=True):
             if weight.shape[1]:
-                out = torch.addmm(out, block, weight.t()) if out is self.bias else out.addmm_(block, weight.t())
-        return out
+                torch.addmm(so_far, block, weight.t(), out=out)
+                so_far = out
 
     def backward(self, chunk: int, grad: Tensor, blocks: Sequence[Tensor]) -> None:
         for block, weight in zip(blocks, self.weights, strict=True):
@@ -116,13 +116,13 @@ class _ModuleStep(TowerStep):
         self._chunks: list[tuple[Tensor, Tensor]] = []
         self._grads: list[Tensor | None] = [None] * len(self.inputs)
 
-    def forward(self, blocks: Sequence[Tensor]) -> Tensor:
+    def forward(self, blocks: Sequence[Tensor], out: Tensor) -> None:
         x = self.layout.assemble(blocks)
         with torch.set_grad_enabled(self._records):
-            out = self.module(x.requires_grad_(self._records))
+            y = self.module(x.requires_grad_(self._records))
         if self._records:
-            self._chunks.append((x, out))
-        return out.detach().contiguous()
+            self._chunks.append((x, y))
+        out.copy_(y.detach())
 
     def backward(self, chunk: int, grad: Tensor, blocks: Sequence[Tensor]) -> None:
         x, out = self._chunks[chunk]

@@ -15,6 +15,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from dmt_kernels.comm import Mesh
+from dmt_kernels.embedding.buffers import BufferPool
 from dmt_kernels.embedding.exchange import EmbeddingExchange
 from dmt_kernels.embedding.flat_flight import FlatFlight
 from dmt_kernels.embedding.flight import Cargo, Flight, InFlight, arrive, depart
@@ -88,6 +89,7 @@ class WiredExchange(EmbeddingExchange):
         self._routes: dict[int, IdRoutes] = {}  # by number of chunks
         self._ahead: tuple[Jagged, IdExchange] | None = None  # a batch whose ids are on their way
         self._flights = itertools.count()
+        self._memory = BufferPool()
 
     def prefetch(self, sparse: Jagged) -> None:  # noqa: D102  (the base class has the words)
         self._ahead = sparse, self._send_ids(sparse)
@@ -97,7 +99,7 @@ class WiredExchange(EmbeddingExchange):
             self._ahead[1].advance()
 
     def start(self, sparse: Jagged) -> InFlight:  # noqa: D102
-        cargo = Cargo(self.shards, self._receive_ids(sparse), self._samples(sparse), self.block_order)
+        cargo = Cargo(self.shards, self._receive_ids(sparse), self._samples(sparse), self.block_order, self._memory)
         return depart(self._flight(cargo))
 
     def finish(self, in_flight: InFlight) -> Tensor:  # noqa: D102

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dmt_kernels.ops import _library  # noqa: F401  (registers the ops before the modules below extend them)
 from dmt_kernels.ops.check_ids import MissingIds, check_ids
-from dmt_kernels.ops.embedding_bag import embedding_bag
+from dmt_kernels.ops.embedding_bag import embedding_bag, embedding_bag_
 from dmt_kernels.ops.embedding_update import embedding_row_squares, embedding_update_
 from dmt_kernels.ops.id_codec import bytes_per_id, id_decode, id_encode, id_payload_bytes
 from dmt_kernels.ops.id_exchange import IdExchange, IdRoutes, ReceivedIds, id_exchange, select_features
@@ -24,6 +24,7 @@ __all__ = [
     "bytes_per_id",
     "check_ids",
     "embedding_bag",
+    "embedding_bag_",
     "embedding_row_squares",
     "embedding_update_",
     "id_decode",

@@ -92,6 +92,69 @@ def embedding_bag(
     )
 
 
+def embedding_bag_(
+    out: Tensor,
+    tables: Sequence[Tensor],
+    ids: Tensor,
+    offsets: Tensor,
+    *,
+    per_sample_weights: Tensor | None = None,
+    feature_tables: Sequence[int] | None = None,
+    pooling: str | Sequence[str] = "sum",
+    row_starts: Sequence[int] | None = None,
+    block_order: Sequence[int] | None = None,
+    bounds: str = "error",
+) -> None:
+    """Do :func:`embedding_bag` into memory that is there, without gradients.
+
+    A large result in new memory costs its pages, which the system has to clear: about as much as the lookup.
+
+    Parameters
+    ----------
+    out : Tensor [K*B, D]
+        Contiguous, in the tables' dtype; overwritten.
+    tables, ids, offsets, per_sample_weights, feature_tables, pooling, row_starts, block_order, bounds
+        As in :func:`embedding_bag`; with ``bounds="error"`` ids are checked before anything is written.
+
+    Raises
+    ------
+    RuntimeError
+        Shapes, dtypes or offsets that do not fit; an id out of range with ``bounds="error"``.
+    ValueError
+        An unknown `pooling` or `bounds`.
+    """
+    if bounds == "warn":
+        warn_about_missing_ids(tables, ids, offsets, feature_tables, row_starts, block_order)
+    torch.ops.dmt.embedding_bag_(
+        out,
+        list(tables),
+        ids,
+        offsets,
+        per_sample_weights,
+        feature_tables,
+        pooling_codes(pooling, len(tables if feature_tables is None else feature_tables)),
+        row_starts,
+        block_order,
+        bounds_code(bounds),
+    )
+
+
+@torch.library.register_fake("dmt::embedding_bag_")
+def _(
+    out: Tensor,
+    tables: Sequence[Tensor],
+    ids: Tensor,
+    offsets: Tensor,
+    per_sample_weights: Tensor | None = None,
+    feature_tables: Ints = None,
+    poolings: Ints = None,
+    row_starts: Ints = None,
+    block_order: Ints = None,
+    bounds: int = 0,
+) -> None:
+    return None
+
+
 @torch.library.register_fake("dmt::embedding_bag")
 def _(
     tables: Sequence[Tensor],
