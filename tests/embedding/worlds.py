@@ -103,23 +103,28 @@ def _mesh(topology: Topology) -> Mesh:
     return build_mesh(topology.towers, topology.members, timeout_s=30)
 
 
+def build(world: World, kind: str, rank: int | None) -> EmbeddingExchange:
+    """The exchange of a world; ``rank`` None is one process with local towers."""
+    return build_exchange(
+        kind,
+        world.plan(),
+        optimizer=world.optimizer,
+        seed=SEED,
+        mesh=None if rank is None else _mesh(world.topology),
+        tower_modules=world.tower_modules(),
+        dtype=world.dtype,
+        chunks=world.chunks,
+        payloads=world.payloads,
+    )
+
+
 def train(world: World, kind: str, rank: int | None) -> dict[str, Tensor]:
     """Train ``STEPS`` steps and return this process's outputs, tables, states and dense parameters by name.
 
     ``rank`` None is one process with local towers on the whole global batch.
     """
     mesh = None if rank is None else _mesh(world.topology)
-    exchange = build_exchange(
-        kind,
-        world.plan(),
-        optimizer=world.optimizer,
-        seed=SEED,
-        mesh=mesh,
-        tower_modules=world.tower_modules(),
-        dtype=world.dtype,
-        chunks=world.chunks,
-        payloads=world.payloads,
-    )
+    exchange = build(world, kind, rank)
     over_arch = world.over_arch(sum(exchange.out_widths))
     parameters = [*over_arch.parameters(), *exchange.tower_modules.parameters()]
     dense = torch.optim.SGD(parameters, lr=0.05)
