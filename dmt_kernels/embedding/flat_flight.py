@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dmt_kernels.embedding.column_layout import TowerLayout
 from dmt_kernels.embedding.flight import Cargo, Flight
-from dmt_kernels.embedding.stage import Stage
+from dmt_kernels.embedding.stage import Stage, others
 from dmt_kernels.ops import stage_wait
 
 
@@ -50,6 +50,7 @@ class FlatFlight(Flight):
         super().__init__(cargo, sum(widths))
         self.layouts, self.flat, self.peer, self.tower, self.number = layouts, flat, peer, tower, number
         self.t, self.r = place
+        self.rank = self.t * len(layouts[0].members) + self.r
         self.own = layouts[self.t].members[self.r]
         self.tower_widths = widths
         self.has_sent = any(any(layout.sent_widths) for layout in layouts)
@@ -66,7 +67,8 @@ class FlatFlight(Flight):
         arriving = self._blocks_of(self.out[self.rows_of(chunk)])
         if self.has_sent:
             sent = by_rank[:, :, : self.own.sent_width].unbind(0)
-            self._tickets["flat", chunk] = self.flat.start(sent, arriving.sent)
+            arriving.sent[self.rank].copy_(sent[self.rank])
+            self._tickets["flat", chunk] = self.flat.start(*others(self.rank, sent, arriving.sent))
         if self.has_kept:
             mine = by_rank.unflatten(0, (len(self.layouts), -1))[:, self.r, :, self.own.sent_width :]
             self._tickets["kept", chunk] = self.peer.start(mine.unbind(0), arriving.kept)
@@ -93,7 +95,8 @@ class FlatFlight(Flight):
         draw = self.number * self.chunks + chunk
         if self.has_sent:
             out = self._by_rank(self.pooled_grad(chunk))[:, :, : self.own.sent_width].unbind(0)
-            self._tickets["flat", chunk] = self.flat.start_back(leaving.sent, out, draw)
+            out[self.rank].copy_(leaving.sent[self.rank])
+            self._tickets["flat", chunk] = self.flat.start_back(*others(self.rank, leaving.sent, out), draw)
         if self.has_kept:
             mine = grad.new_empty(len(self.layouts), self.chunk_samples, self.own.kept_width)
             self._kept_grads.append(mine)

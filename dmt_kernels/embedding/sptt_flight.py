@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dmt_kernels.embedding.column_layout import TowerLayout
 from dmt_kernels.embedding.flight import Cargo, Flight
-from dmt_kernels.embedding.stage import Stage
+from dmt_kernels.embedding.stage import Stage, others
 from dmt_kernels.embedding.tower_step import TowerStep
 from dmt_kernels.ops import stage_wait
 
@@ -55,8 +55,8 @@ class SpttFlight(Flight):
         self.layout, self.tower, self.peer = layout, tower, peer
         self._make_tower_step, self.out_widths, self.number = make_tower_step, list(out_widths), number
         self.members, self.towers = len(layout.members), len(out_widths)
-        t, self.member = place
-        self.own, self.width = layout.members[self.member], self.out_widths[t]
+        self.t, self.member = place
+        self.own, self.width = layout.members[self.member], self.out_widths[self.t]
         self._blocks: list[list[Tensor]] = []  # of every chunk: what arrived from each member, and the kept columns
         self._grads: list[Tensor] = []  # of every chunk: of the tower module's output
         self._tickets: dict[tuple[str, int], int] = {}
@@ -74,10 +74,11 @@ class SpttFlight(Flight):
     def send(self, chunk: int, pooled: Tensor) -> None:
         """Start the tower stage."""
         by_member = pooled.view(self.members, -1, self.shards.width)  # [R, T*b, D_r]
+        sent = list(by_member[:, :, : self.own.sent_width].unbind(0))
         arriving = self._side_by_side(self.layout.sent_widths)
+        arriving[self.member] = sent[self.member]
         if any(self.layout.sent_widths):
-            sent = by_member[:, :, : self.own.sent_width].unbind(0)
-            self._tickets["tower", chunk] = self.tower.start(sent, arriving)
+            self._tickets["tower", chunk] = self.tower.start(*others(self.member, sent, arriving))
         self._blocks.append([*arriving, by_member[self.member, :, self.own.sent_width :]])
 
     def compress(self, chunk: int) -> None:
@@ -85,7 +86,8 @@ class SpttFlight(Flight):
         self._wait("tower", chunk)
         compressed = self.tower_step.forward(self._blocks[chunk]).view(self.towers, self.chunk_samples, -1)
         arriving = self.out[self.rows_of(chunk)].split(self.out_widths, dim=1)
-        self._tickets["peer", chunk] = self.peer.start(compressed.unbind(0), arriving)
+        arriving[self.t].copy_(compressed[self.t])
+        self._tickets["peer", chunk] = self.peer.start(*others(self.t, compressed.unbind(0), arriving))
 
     def deliver(self, chunk: int) -> None:
         """Wait for the peer stage."""
@@ -96,20 +98,24 @@ class SpttFlight(Flight):
         arriving = self.out.new_empty(self.towers, self.chunk_samples, self.width)
         self._grads.append(arriving.flatten(0, 1))
         sent = grad.split(self.out_widths, dim=1)
-        self._tickets["peer", chunk] = self.peer.start_back(sent, arriving.unbind(0), self._draw(chunk))
+        arriving[self.t].copy_(sent[self.t])
+        blocks = others(self.t, sent, arriving.unbind(0))
+        self._tickets["peer", chunk] = self.peer.start_back(*blocks, self._draw(chunk))
 
     def decompress(self, chunk: int) -> None:
         """Wait for it, go back through the tower module, start the tower stage's gradient."""
         self._wait("peer", chunk)
         grad = self._grads[chunk]
+        sent_width = self.own.sent_width
+        arriving = self.pooled_grad(chunk).view(self.members, -1, self.shards.width)  # [R, T*b, D_r]
+        sent_back = arriving[:, :, :sent_width].unbind(0)
         blocks = self._side_by_side(self.layout.sent_widths)
+        blocks[self.member] = sent_back[self.member]
         kept = self.out.new_empty(self.towers * self.chunk_samples, self.layout.kept_width)
         self.tower_step.backward(chunk, grad, [*blocks, kept])
-        arriving = self.pooled_grad(chunk).view(self.members, -1, self.shards.width)  # [R, T*b, D_r]
-        sent_width = self.own.sent_width
         if any(self.layout.sent_widths):
-            out = arriving[:, :, :sent_width].unbind(0)
-            self._tickets["tower", chunk] = self.tower.start_back(blocks, out, self._draw(chunk))
+            wired = others(self.member, blocks, sent_back)
+            self._tickets["tower", chunk] = self.tower.start_back(*wired, self._draw(chunk))
         if self.layout.kept_width:  # every replica sees all gradients, to make the same update
             out = arriving[:, :, sent_width:].unbind(0)
             self._tickets["kept", chunk] = self.tower.gather(kept, out)

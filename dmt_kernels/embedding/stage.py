@@ -43,5 +43,13 @@ class Stage:
         return stage_start([block] * len(out), out, self.group)
 
 
+def others(own: int, blocks: Sequence[Tensor], out: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Leave out what a rank would send to itself: that stays where it is, unrounded, or is copied by the caller."""
+    return (
+        [block[:0] if i == own else block for i, block in enumerate(blocks)],
+        [block[:0] if i == own else block for i, block in enumerate(out)],
+    )
+
+
 def _lossy(format: WireFormat) -> WireFormat | None:
     return None if format is WireFormat.FP32 else format
