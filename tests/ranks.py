@@ -1,4 +1,4 @@
-"""Runs a function on a few gloo ranks: one process each, stragglers killed, the first traceback shown."""
+"""Runs a function on a few ranks: one process each, stragglers killed, the first traceback shown."""
 
 import multiprocessing as mp
 import os
@@ -21,10 +21,16 @@ _CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "dmt_kernels"])
 
 
 def run_ranks(
-    function: Callable[..., Any], world: int, *args: Any, timeout_s: float = 60.0, mortal: bool = False
+    function: Callable[..., Any],
+    world: int,
+    *args: Any,
+    timeout_s: float = 60.0,
+    mortal: bool = False,
+    device: str = "cpu",
 ) -> list[Any]:
-    """Call ``function(rank, *args)`` on every rank of a gloo world and return the results, rank by rank.
+    """Call ``function(rank, *args)`` on every rank of a world and return the results, rank by rank.
 
+    The world speaks gloo; on `device` "cuda" NCCL, and ranks share GPUs if there are too few: right, but slow.
     With `mortal` a rank may die without a word, which is its result then (:data:`DIED`).
 
     Raises
@@ -36,7 +42,7 @@ def run_ranks(
         pipes, processes = [], []
         for rank in range(world):
             receiver, sender = _CONTEXT.Pipe(duplex=False)
-            rank_args = (function, rank, world, folder, sender, args, mortal)
+            rank_args = (function, rank, world, folder, sender, args, mortal, device)
             process = _CONTEXT.Process(target=_rank_main, args=rank_args, daemon=True)
             process.start()
             sender.close()
@@ -74,16 +80,27 @@ def _collect(pipes: list, timeout_s: float, mortal: bool) -> list[Any]:
 
 
 def _rank_main(
-    function: Callable[..., Any], rank: int, world: int, folder: str, sender, args: tuple, mortal: bool
+    function: Callable[..., Any],
+    rank: int,
+    world: int,
+    folder: str,
+    sender,
+    args: tuple,
+    mortal: bool,
+    device: str,
 ) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world))
     try:
         store = dist.FileStore(str(Path(folder) / "store"), world)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+        if device == "cuda":
+            _share_gpus(rank, world)
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", store=store, rank=rank, world_size=world)
         result = function(rank, *args)
         if not mortal:
-            dist.barrier()  # nobody leaves while others still talk
+            dist.all_reduce(torch.zeros(1, device=device))  # nobody leaves while others still talk
+            if device == "cuda":
+                torch.cuda.synchronize()
         # By value: tensors that Connection.send shares would go with this process.
         sender.send_bytes(pickle.dumps((True, result)))
     except BaseException:
@@ -92,3 +109,22 @@ def _rank_main(
         sender.close()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _share_gpus(rank: int, world: int) -> None:
+    """Give the rank a GPU, and NCCL what it needs to have several ranks on one: they pose as hosts of their own."""
+    gpus = torch.cuda.device_count()
+    torch.cuda.set_device(rank % gpus)
+    os.environ["NCCL_LAUNCH_ORDER_IMPLICIT"] = "1"  # one rank's communicators do not overtake each other
+    if world <= gpus:
+        return
+    if torch.cuda.nccl.version() >= (2, 30):
+        os.environ.update(NCCL_MULTI_RANK_GPU_ENABLE="1", NCCL_NVLS_ENABLE="0", NCCL_MAX_CTAS="1")
+        return
+    os.environ.update(
+        NCCL_HOSTID=f"rank{rank}",
+        NCCL_SOCKET_IFNAME="lo",
+        NCCL_IB_DISABLE="1",
+        NCCL_NVLS_ENABLE="0",
+        NCCL_MAX_CTAS="2",
+    )

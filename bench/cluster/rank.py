@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -44,6 +45,7 @@ def main(path: Path) -> None:
         "parameters": {name: step.parameters for name, step in steps.items() if isinstance(step, Ours)},
         "phases": [],
     }
+    gc.freeze()  # or the collector walks through torch's and TorchRec's modules now and then, in somebody's step
     if record["complaint"] is None:
         rates = [(None, None), *zip(job["rates"], job["tower_rates"], strict=True)]
         for rate, tower_rate in rates:

@@ -71,7 +71,8 @@ class FlatFlight(Flight):
             self._tickets["flat", chunk] = self.flat.start(*others(self.rank, sent, arriving.sent))
         if self.has_kept:
             mine = by_rank.unflatten(0, (len(self.layouts), -1))[:, self.r, :, self.own.sent_width :]
-            self._tickets["kept", chunk] = self.peer.start(mine.unbind(0), arriving.kept)
+            arriving.kept[self.t].copy_(mine[self.t])
+            self._tickets["kept", chunk] = self.peer.start(*others(self.t, mine.unbind(0), arriving.kept))
         self._arrived.append(arriving)
 
     def compress(self, chunk: int) -> None:
@@ -99,8 +100,9 @@ class FlatFlight(Flight):
             self._tickets["flat", chunk] = self.flat.start_back(*others(self.rank, leaving.sent, out), draw)
         if self.has_kept:
             mine = grad.new_empty(len(self.layouts), self.chunk_samples, self.own.kept_width)
+            mine[self.t].copy_(leaving.kept[self.t])
             self._kept_grads.append(mine)
-            self._tickets["kept", chunk] = self.peer.start_back(leaving.kept, mine.unbind(0), draw)
+            self._tickets["kept", chunk] = self.peer.start_back(*others(self.t, leaving.kept, mine.unbind(0)), draw)
 
     def decompress(self, chunk: int) -> None:
         """Show kept columns' gradients to all replicas, so that they make the same update."""

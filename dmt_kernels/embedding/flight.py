@@ -69,8 +69,6 @@ class Flight(ABC):
         ``sum(C_t)``.
     """
 
-    inputs: tuple[Tensor, ...] = ()  # that autograd wants gradients of, besides the tables
-
     def __init__(self, cargo: Cargo, out_width: int) -> None:
         self.shards, self.received, self.block_order = cargo.shards, cargo.received, cargo.block_order
         self.chunks = len(self.received.chunks)
@@ -80,6 +78,11 @@ class Flight(ABC):
         self.buffers = cargo.pool.take(self.shards.dtype, device)
         self.out = torch.empty(cargo.samples, out_width, dtype=self.shards.dtype, device=device)
         self.grad: Tensor | None = None  # [n * W * b, D_r] of the pooled rows, chunk by chunk
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What autograd wants gradients of, besides the tables."""
+        return ()
 
     def lookup(self, chunk: int) -> Tensor:
         """Pool a chunk: ``[W * b, D_r]``, blocks in ``block_order``."""
@@ -183,7 +186,9 @@ def depart(flight: Flight) -> InFlight:
     """Start a batch."""
     # Nothing that enters requires a gradient for sure, so an anchor that does makes autograd come back here.
     anchor = torch.zeros((), requires_grad=torch.is_grad_enabled())
-    return InFlight(flight, _Depart.apply(_LookUp.apply(anchor, flight), flight, *flight.inputs))
+    # Before the inputs are computed: autograd runs what came first last.
+    looked_up = _LookUp.apply(anchor, flight)
+    return InFlight(flight, _Depart.apply(looked_up, flight, *flight.inputs))
 
 
 def arrive(in_flight: InFlight) -> Tensor:

@@ -6,7 +6,8 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 
 from torch import Tensor
 
@@ -30,8 +31,8 @@ class SpttFlight(Flight):
         ``(t, r)``.
     tower, peer : Stage
         The two stages.
-    tower_step : TowerStep
-        The tower module in this step.
+    make_tower_step : callable
+        Makes what the tower module does in this step; called when autograd may see it.
     out_widths : sequence of int
         ``C_t`` of every tower.
     number : int
@@ -46,20 +47,29 @@ class SpttFlight(Flight):
         place: tuple[int, int],
         tower: Stage,
         peer: Stage,
-        tower_step: TowerStep,
+        make_tower_step: Callable[[], TowerStep],
         out_widths: Sequence[int],
         number: int,
     ) -> None:
         super().__init__(cargo, sum(out_widths))
         self.layout, self.tower, self.peer = layout, tower, peer
-        self.tower_step, self.out_widths, self.number = tower_step, list(out_widths), number
-        self.inputs = tower_step.inputs
+        self._make_tower_step, self.out_widths, self.number = make_tower_step, list(out_widths), number
         self.members, self.towers = len(layout.members), len(out_widths)
         self.t, self.member = place
         self.own, self.width = layout.members[self.member], self.out_widths[self.t]
         self._blocks: list[list[Tensor]] = []  # of every chunk: what arrived from each member, and the kept columns
         self._grads: list[Tensor] = []  # of every chunk: of the tower module's output
         self._tickets: dict[tuple[str, int], int] = {}
+
+    @cached_property
+    def tower_step(self) -> TowerStep:
+        """The tower module in this step."""
+        return self._make_tower_step()
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The tower module's parameters, or what was computed of them."""
+        return self.tower_step.inputs
 
     def send(self, chunk: int, pooled: Tensor) -> None:
         """Start the tower stage."""

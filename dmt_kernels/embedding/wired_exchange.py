@@ -155,7 +155,7 @@ class SpttExchange(WiredExchange):
             place=self.place,
             tower=self.stages["tower"],
             peer=self.stages["peer"],
-            tower_step=tower_step(module, layout),
+            make_tower_step=partial(tower_step, module, layout),
             out_widths=self.out_widths,
             number=next(self._flights),
         )

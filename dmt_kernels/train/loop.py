@@ -1,5 +1,6 @@
 """A training run on one rank, from options to summary."""
 
+import gc
 import itertools
 import time
 from collections import Counter
@@ -58,6 +59,7 @@ class Trainer:
             save_layout(self.setup, self.folder.layout)
         best: Scores | None = None
         best_epoch, epoch = 0, 0
+        gc.freeze()  # what is there stays; walking through torch's modules again and again would take some 5 % of a step
         with TrainProgress(self.title, self.steps, show=self.leads) as self.progress:
             while self.step < self.steps:
                 self._train_epoch(epoch)

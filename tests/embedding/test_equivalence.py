@@ -1,6 +1,7 @@
 """The roads compute the same: bit for bit among themselves, to rounding against plain PyTorch on the full batch."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dmt_kernels.embedding.initial_rows import initial_rows
-from dmt_kernels.spec import TableOptimizer, Topology
+from dmt_kernels.spec import Payloads, TableOptimizer, Topology
 from dmt_kernels.spec.shards import whole
 from tests.embedding.worlds import SEED, STEPS, TABLES, World, global_batch, train
 from tests.ranks import run_ranks
@@ -32,28 +33,64 @@ def _name(value: object) -> str | None:
     return f"{value.towers}x{value.members}" if isinstance(value, Topology) else None
 
 
-def _bitwise_worlds(topology: Topology) -> list[World]:
-    worlds = [World(topology, splits) for splits in SPLITS.values()]
-    if topology == Topology(2, 2):
-        worlds += [
-            World(topology, SPLITS["every-split"], optimizer=optimizer, weighted=weighted)
-            for optimizer in OPTIMIZERS
-            for weighted in (False, True)
-        ]
-    return worlds
+# (chunks, road) that compute the bits of (1, "flat"). Four do not divide the samples of a rank: three are taken.
+ROADS = [(1, "sptt"), (2, "sptt"), (4, "sptt"), (3, "flat")]
+# Splits, tower module and chunks that are compared with plain PyTorch.
+PLAIN: dict[Topology, list[tuple[str, str | None, int]]] = {
+    Topology(1, 4): [("default", "linear", 2), ("every-split", "linear", 3), ("columns", "custom", 1)],
+    Topology(2, 2): [
+        ("default", None, 3),
+        ("every-split", None, 2),
+        ("default", "linear", 1),
+        ("columns", "linear", 2),
+        ("every-split", "linear", 4),
+        ("every-split", "cross", 3),
+        ("default", "custom", 2),
+        ("every-split", "custom", 1),
+    ],
+    Topology(4, 1): [("default", "linear", 3), ("default", "cross", 2)],
+    Topology(2, 3): [("every-split", "linear", 2), ("every-split", "custom", 3), ("columns", "cross", 4)],
+}
 
 
-def _float64_worlds(topology: Topology) -> list[World]:
+# Coarse formats of embeddings and gradients, rounded at random.
+COARSE = Payloads.of("int8", "fp8", stochastic=True)
+
+
+def _coarse_world() -> World:
+    return World(Topology(2, 2), SPLITS["every-split"], chunks=2, payloads=COARSE)
+
+
+def _float64_world() -> World:
+    return World(Topology(2, 2), SPLITS["every-split"], dtype=torch.float64)
+
+
+def _optimizer_worlds() -> list[World]:
     return [
-        World(topology, SPLITS[name], dtype=torch.float64, compress=compress, weighted=name == "every-split")
-        for name in ("default", "every-split")
-        for compress in (False, True)
+        World(Topology(2, 2), SPLITS["every-split"], optimizer=optimizer, weighted=weighted)
+        for optimizer in OPTIMIZERS
+        for weighted in (False, True)
     ]
 
 
+def _plain_world(topology: Topology, splits: str, tower: str | None, chunks: int) -> World:
+    weighted = splits == "every-split"
+    return World(topology, SPLITS[splits], dtype=torch.float64, tower=tower, chunks=chunks, weighted=weighted)
+
+
 def _train_all(rank: int, topology: Topology) -> dict[tuple[World, str], dict[str, Tensor]]:
-    both = [(world, kind) for world in _bitwise_worlds(topology) for kind in ("flat", "sptt")]
-    return {key: train(*key, rank) for key in both + [(world, "sptt") for world in _float64_worlds(topology)]}
+    keys = []
+    for splits in SPLITS.values():
+        world = World(topology, splits)
+        keys += [(world, "flat"), (replace(world, tower="pass", chunks=2), "sptt")]
+        keys += [(replace(world, chunks=chunks), kind) for chunks, kind in ROADS]
+    if topology == Topology(2, 2):
+        for world in _optimizer_worlds():
+            keys += [(world, "flat"), (replace(world, chunks=2), "sptt")]
+        keys += [(_coarse_world(), "flat"), (_coarse_world(), "sptt"), (_float64_world(), "sptt")]
+        keys += [(replace(_float64_world(), chunks=2, payloads=Payloads(stochastic=True)), "sptt")]
+    keys += [(_plain_world(topology, *layout), "sptt") for layout in PLAIN[topology]]
+    return {key: train(*key, rank) for key in keys}
 
 
 @functools.cache
@@ -62,37 +99,44 @@ def _trained(topology: Topology) -> list[dict[tuple[World, str], dict[str, Tenso
     return run_ranks(_train_all, topology.world, topology, timeout_s=240)
 
 
-def _assert_bitwise(world: World) -> None:
+def _assert_bitwise(world: World, chunks: int, kind: str, tower: str | None = None) -> None:
     for rank, results in enumerate(_trained(world.topology)):
-        flat, sptt = results[world, "flat"], results[world, "sptt"]
-        assert flat.keys() == sptt.keys()
+        flat, other = results[world, "flat"], results[replace(world, chunks=chunks, tower=tower), kind]
+        assert flat.keys() == other.keys()
         own = world.plan().member_shards(world.topology.tower_of(rank), world.topology.member_of(rank))
         assert sum(name.startswith("shards.tables.") for name in flat) == len(own)
         for name in flat:
-            assert torch.equal(flat[name], sptt[name]), f"{name}: {(flat[name] != sptt[name]).sum()} elements differ"
+            assert torch.equal(flat[name], other[name]), f"{name}: {(flat[name] != other[name]).sum()} elements differ"
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=_name)
 @pytest.mark.parametrize("splits", SPLITS)
-def test_sptt_pass_through_is_flat_bit_for_bit(topology: Topology, splits: str) -> None:
-    _assert_bitwise(World(topology, SPLITS[splits]))
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.kind)
-@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
-def test_every_optimizer_is_the_same_on_both_roads(optimizer: TableOptimizer, weighted: bool) -> None:
-    _assert_bitwise(World(Topology(2, 2), SPLITS["every-split"], optimizer=optimizer, weighted=weighted))
+@pytest.mark.parametrize(("chunks", "kind"), ROADS, ids=lambda value: str(value))
+def test_pass_through_is_flat_bit_for_bit(topology: Topology, splits: str, chunks: int, kind: str) -> None:
+    _assert_bitwise(World(topology, SPLITS[splits]), chunks, kind)
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES, ids=_name)
-@pytest.mark.parametrize("compress", [False, True], ids=["pass-through", "tower-modules"])
-@pytest.mark.parametrize("splits", ["default", "every-split"])
-def test_ranks_equal_one_process_with_plain_torch(topology: Topology, compress: bool, splits: str) -> None:
-    world = World(topology, SPLITS[splits], dtype=torch.float64, compress=compress, weighted=splits == "every-split")
+@pytest.mark.parametrize("splits", SPLITS)
+def test_a_pass_through_module_is_no_module(topology: Topology, splits: str) -> None:
+    _assert_bitwise(World(topology, SPLITS[splits]), 2, "sptt", "pass")
+
+
+@pytest.mark.parametrize("world", _optimizer_worlds(), ids=lambda w: f"{w.optimizer.kind}{'-weighted' * w.weighted}")
+def test_every_optimizer_is_the_same_on_both_roads(world: World) -> None:
+    _assert_bitwise(world, 2, "sptt")
+
+
+@pytest.mark.parametrize(
+    "world",
+    [_plain_world(topology, *layout) for topology, layouts in PLAIN.items() for layout in layouts],
+    ids=[f"{_name(topology)}-{s}-{t}-{n}" for topology, layouts in PLAIN.items() for s, t, n in layouts],
+)
+def test_ranks_equal_one_process_with_plain_torch(world: World) -> None:
     expected = _plain_torch(world)
     local = train(world, "sptt", None)
     _assert_close(_whole_tables(world, [local]), expected)
-    results = [rank[world, "sptt"] for rank in _trained(topology)]
+    results = [rank[world, "sptt"] for rank in _trained(world.topology)]
     _assert_close(_whole_tables(world, results), expected)
     # [STEPS, B, C] of every rank, in rank order, is the global batch.
     outputs = torch.cat([result["outputs"] for result in results], dim=1)
@@ -100,15 +144,26 @@ def test_ranks_equal_one_process_with_plain_torch(topology: Topology, compress: 
         torch.testing.assert_close(actual, expected["outputs"], rtol=1e-10, atol=1e-10)
 
 
-def test_replicas_stay_equal() -> None:
+@pytest.mark.parametrize("kind", ["flat", "sptt"])
+@pytest.mark.parametrize("payloads", [None, COARSE], ids=["exact", "coarse"])
+def test_replicas_stay_equal(kind: str, payloads: Payloads | None) -> None:
+    world = _coarse_world() if payloads else World(Topology(2, 2), SPLITS["every-split"])
     by_key: dict[str, Tensor] = {}
     shared = 0
     for results in _trained(Topology(2, 2)):
-        for name, value in results[World(Topology(2, 2), SPLITS["every-split"]), "sptt"].items():
+        for name, value in results[world, kind].items():
             if name.startswith("shards."):
                 shared += name in by_key
                 assert torch.equal(by_key.setdefault(name, value), value), name
     assert shared == 4, "tables and states of the two replicated tables are held twice"
+
+
+def test_float64_travels_as_it_is() -> None:
+    for results in _trained(Topology(2, 2)):
+        plain = results[_float64_world(), "sptt"]
+        other = results[replace(_float64_world(), chunks=2, payloads=Payloads(stochastic=True)), "sptt"]
+        assert plain["outputs"].dtype == torch.float64 and plain.keys() == other.keys()
+        assert all(torch.equal(plain[name], other[name]) for name in plain)
 
 
 def _assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

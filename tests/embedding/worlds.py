@@ -1,6 +1,7 @@
 """A small world to train in: tables of every kind of split, a global batch per step, and one over-arch."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,12 +10,12 @@ from torch import Tensor, nn
 from dmt_kernels.comm import Mesh, all_reduce_flat, build_mesh
 from dmt_kernels.embedding import EmbeddingExchange, build_exchange
 from dmt_kernels.planner import partition_features, place
-from dmt_kernels.spec import Jagged, Plan, Table, TableOptimizer, Topology
-from dmt_kernels.towers import TowerModule
+from dmt_kernels.spec import Jagged, Payloads, Plan, Table, TableOptimizer, Topology
+from dmt_kernels.towers import DCNTower, DLRMTower, PassThrough, TowerModule
 
 SEED = 7
-STEPS = 20
-SAMPLES = 5  # per rank
+STEPS = 6
+SAMPLES = 6  # per rank: so many that there are chunks that divide it and chunks that do not
 TABLES = (
     Table("users", 11, 8, ("user",)),
     Table("items", 7, 6, ("clicked", "shown")),  # shared by two features
@@ -35,15 +36,18 @@ class World:
     dtype: torch.dtype = torch.float32
     optimizer: TableOptimizer = ADAGRAD
     weighted: bool = False
-    compress: bool = False
+    tower: str | None = None
+    chunks: int = 1
+    payloads: Payloads | None = None
 
     def plan(self) -> Plan:
         return place(TABLES, partition_features(TABLES, self.topology.towers), self.topology, dict(self.splits))
 
     def tower_modules(self) -> dict[int, TowerModule] | None:
-        if not self.compress:
+        if self.tower is None:
             return None
-        return {t: _Halve(self.plan().tower_dims(t), t).to(self.dtype) for t in range(self.topology.towers)}
+        make = _TOWERS[self.tower]
+        return {t: make(self.plan().tower_dims(t), t).to(self.dtype) for t in range(self.topology.towers)}
 
     def over_arch(self, width: int) -> nn.Module:
         torch.manual_seed(SEED)
@@ -60,6 +64,14 @@ class _Halve(TowerModule):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(self.linear(x))
+
+
+_TOWERS: dict[str, Callable[[tuple[int, ...], int], TowerModule]] = {
+    "pass": lambda dims, tower: PassThrough(dims),
+    "linear": lambda dims, tower: DLRMTower(dims, 3, c=1, p=1, seed=SEED, name=f"tower.{tower}"),
+    "cross": lambda dims, tower: DCNTower(dims, -(-sum(dims) // 2), seed=SEED, name=f"tower.{tower}"),
+    "custom": _Halve,
+}
 
 
 def global_batch(
@@ -91,21 +103,28 @@ def _mesh(topology: Topology) -> Mesh:
     return build_mesh(topology.towers, topology.members, timeout_s=30)
 
 
+def build(world: World, kind: str, rank: int | None) -> EmbeddingExchange:
+    """The exchange of a world; ``rank`` None is one process with local towers."""
+    return build_exchange(
+        kind,
+        world.plan(),
+        optimizer=world.optimizer,
+        seed=SEED,
+        mesh=None if rank is None else _mesh(world.topology),
+        tower_modules=world.tower_modules(),
+        dtype=world.dtype,
+        chunks=world.chunks,
+        payloads=world.payloads,
+    )
+
+
 def train(world: World, kind: str, rank: int | None) -> dict[str, Tensor]:
     """Train ``STEPS`` steps and return this process's outputs, tables, states and dense parameters by name.
 
     ``rank`` None is one process with local towers on the whole global batch.
     """
     mesh = None if rank is None else _mesh(world.topology)
-    exchange = build_exchange(
-        kind,
-        world.plan(),
-        optimizer=world.optimizer,
-        seed=SEED,
-        mesh=mesh,
-        tower_modules=world.tower_modules(),
-        dtype=world.dtype,
-    )
+    exchange = build(world, kind, rank)
     over_arch = world.over_arch(sum(exchange.out_widths))
     parameters = [*over_arch.parameters(), *exchange.tower_modules.parameters()]
     dense = torch.optim.SGD(parameters, lr=0.05)

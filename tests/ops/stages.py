@@ -24,6 +24,7 @@ class Case:
     received_layout: str
     seed: int | None = None
     number: int = 0  # another one has other shapes and values
+    device: str = "cpu"
 
     def shape(self, source: int, destination: int) -> tuple[int, int]:
         """With no rows, no columns, or neither, now and then."""
@@ -54,14 +55,14 @@ class Case:
         return wire_decode(message, block.shape[1], self.format, self.dtype)
 
     def sent(self, rank: int) -> list[Tensor]:
-        blocks = lay_out([self.shape(rank, g) for g in range(self.world)], self.dtype, self.sent_layout)
+        blocks = lay_out([self.shape(rank, g) for g in range(self.world)], self.dtype, self.sent_layout, self.device)
         for destination, block in enumerate(blocks):
             block.copy_(self.block(rank, destination))
         return blocks
 
     def received(self, rank: int) -> list[Tensor]:
         """Room for what arrives."""
-        return lay_out([self.shape(g, rank) for g in range(self.world)], self.dtype, self.received_layout)
+        return lay_out([self.shape(g, rank) for g in range(self.world)], self.dtype, self.received_layout, self.device)
 
     def copied_bytes(self, sent: list[Tensor], received: list[Tensor], *, piecewise: bool) -> int:
         """That packing and unpacking must move: blocks that are not contiguous; not `piecewise`, all or none."""
@@ -88,17 +89,18 @@ def in_place(shapes: list[tuple[int, int]], layout: str) -> bool:
     return layout == "together" or len(full) < 2
 
 
-def lay_out(shapes: list[tuple[int, int]], dtype: torch.dtype, layout: str) -> list[Tensor]:
+def lay_out(shapes: list[tuple[int, int]], dtype: torch.dtype, layout: str, device: str = "cpu") -> list[Tensor]:
     """Uninitialised blocks: views of one buffer, on their own, columns of a matrix, or a buffer's from behind."""
     if layout == "apart":
-        return [torch.empty(shape, dtype=dtype) for shape in shapes]
+        return [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
     if layout == "columns":  # with a column between them
-        matrix = torch.empty(max(rows for rows, _ in shapes), sum(columns + 1 for _, columns in shapes), dtype=dtype)
+        rows, width = max(rows for rows, _ in shapes), sum(columns + 1 for _, columns in shapes)
+        matrix = torch.empty(rows, width, dtype=dtype, device=device)
         ends = itertools.accumulate(columns + 1 for _, columns in shapes)
         return [matrix[:rows, end - 1 - columns : end - 1] for (rows, columns), end in zip(shapes, ends, strict=True)]
     if layout == "reversed":
-        return lay_out(shapes[::-1], dtype, "together")[::-1]
-    buffer = torch.empty(elements(shapes) + 1, dtype=dtype)[1:]  # not where its storage begins
+        return lay_out(shapes[::-1], dtype, "together", device)[::-1]
+    buffer = torch.empty(elements(shapes) + 1, dtype=dtype, device=device)[1:]  # not where its storage begins
     pieces = buffer.split([rows * columns for rows, columns in shapes])
     return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dmt_kernels import ops
 from dmt_kernels.comm import build_mesh
+from tests.devices import devices
 from tests.ranks import run_ranks
 
 TOWERS, MEMBERS, SAMPLES = 2, 2, 3
@@ -30,13 +31,13 @@ def _flat_oracle(pooled: Tensor, rank: int) -> Tensor:
     return torch.cat([piece.view(SAMPLES, w) for piece, w in zip(pieces, WIDTHS, strict=True)], dim=1)
 
 
-def _two_stages(rank: int) -> None:
-    mesh = build_mesh(TOWERS, MEMBERS, timeout_s=30)
+def _two_stages(rank: int, device: str) -> None:
+    mesh = build_mesh(TOWERS, MEMBERS, device=device, timeout_s=30)
     tower, peer = mesh.tower.group_name, mesh.peer.group_name
     t = mesh.tower_index
     member_widths = WIDTHS[t * MEMBERS : (t + 1) * MEMBERS]
     tower_widths = [sum(WIDTHS[:MEMBERS]), sum(WIDTHS[MEMBERS:])]
-    pooled = _pooled(rank)
+    pooled = _pooled(rank).to(device)
     if pooled.numel():
         pooled.view(-1)[0], pooled.view(-1)[-1] = float("nan"), -0.0
     expected = _flat_oracle(pooled, rank)
@@ -54,8 +55,9 @@ def _two_stages(rank: int) -> None:
     torch.testing.assert_close(module, expected * 0.5, equal_nan=True)
 
 
-def test_two_stages_carry_the_bits_of_one() -> None:
-    run_ranks(_two_stages, WORLD)
+@devices
+def test_two_stages_carry_the_bits_of_one(device: str) -> None:
+    run_ranks(_two_stages, WORLD, device, device=device)
 
 
 def _gradients(rank: int, compiled: bool) -> Tensor:
@@ -90,20 +92,22 @@ def test_gradients_come_back_over_the_same_road(compiled: bool) -> None:
                     assert grad[r, t, sample, column] == expected
 
 
-def _every_dtype(rank: int) -> None:
-    mesh = build_mesh(TOWERS, MEMBERS, timeout_s=30)
+def _every_dtype(rank: int, device: str) -> None:
+    mesh = build_mesh(TOWERS, MEMBERS, device=device, timeout_s=30)
     t = mesh.tower_index
     widths = WIDTHS[t * MEMBERS : (t + 1) * MEMBERS]
     for dtype in DTYPES:
-        blocks = ops.tower_all_to_all(_pooled(rank, dtype).flatten(1, 2), widths, mesh.tower.group_name)
+        pooled = _pooled(rank, dtype).to(device)
+        blocks = ops.tower_all_to_all(pooled.flatten(1, 2), widths, mesh.tower.group_name)
         for member, block in enumerate(blocks):
             source = t * MEMBERS + member
             mine = _pooled(source, dtype).flatten(1, 2)[mesh.member_index]
-            assert block.dtype == dtype and torch.equal(block, mine), f"{dtype} from {source} to {rank}"
+            assert block.dtype == dtype and torch.equal(block.cpu(), mine), f"{dtype} from {source} to {rank}"
 
 
-def test_every_dtype_arrives() -> None:
-    run_ranks(_every_dtype, WORLD)
+@devices
+def test_every_dtype_arrives(device: str) -> None:
+    run_ranks(_every_dtype, WORLD, device, device=device)
 
 
 def _two_exchanges(rank: int) -> None:

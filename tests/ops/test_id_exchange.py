@@ -9,6 +9,7 @@ import torch.distributed as dist
 from dmt_kernels import ops
 from dmt_kernels.comm import build_mesh, traffic
 from dmt_kernels.spec import Jagged
+from tests.devices import devices
 from tests.ranks import run_ranks
 
 WORLD, FEATURES, SAMPLES = 3, 4, 5
@@ -22,6 +23,11 @@ def _sparse(rank: int, id_dtype: torch.dtype, weighted: bool, samples: int) -> J
     total = int(offsets[-1])
     ids = torch.randint(-1, 1000, (total,), generator=generator).to(id_dtype)
     return Jagged(ids, offsets, torch.rand(total, generator=generator) if weighted else None)
+
+
+def _to(device: str, sparse: Jagged) -> Jagged:
+    weights = None if sparse.weights is None else sparse.weights.to(device)
+    return Jagged(sparse.ids.to(device), sparse.offsets.to(device), weights)
 
 
 def _bags(sparse: Jagged, values: torch.Tensor) -> list[list]:
@@ -108,10 +114,10 @@ def test_one_chunk_is_id_exchange(weighted: bool) -> None:
     run_ranks(_one_chunk, WORLD, weighted)
 
 
-def _chunks(rank: int, chunks: int, rows: int) -> None:
-    mesh = build_mesh(WORLD, 1, timeout_s=30)
+def _chunks(rank: int, chunks: int, rows: int, device: str) -> None:
+    mesh = build_mesh(WORLD, 1, device=device, timeout_s=30)
     samples = 2 * chunks
-    sparse = _sparse(rank, torch.int64, True, samples)
+    sparse = _to(device, _sparse(rank, torch.int64, True, samples))
     received = ops.IdExchange(sparse, _routes(rank, mesh.ids.group_name, chunks, rows)).wait()
     assert received.bags.ids.dtype == (torch.int64 if rows >= 2**31 else torch.int32)
     everyone: list = [None] * WORLD
@@ -134,14 +140,17 @@ def _chunks(rank: int, chunks: int, rows: int) -> None:
 
 @pytest.mark.parametrize("chunks", [2, 3])
 @pytest.mark.parametrize("rows", [1000, 2**33], ids=["int32", "int64"])
-def test_chunks_against_a_gather(chunks: int, rows: int) -> None:
-    run_ranks(_chunks, WORLD, chunks, rows)
+@devices
+def test_chunks_against_a_gather(chunks: int, rows: int, device: str) -> None:
+    run_ranks(_chunks, WORLD, chunks, rows, device, device=device)
 
 
-def _several_on_their_way(rank: int) -> None:
-    mesh = build_mesh(WORLD, 1, timeout_s=30)
+def _several_on_their_way(rank: int, device: str) -> None:
+    mesh = build_mesh(WORLD, 1, device=device, timeout_s=30)
     routes = _routes(rank, mesh.ids.group_name)
-    batches = [_sparse(WORLD * i + rank, torch.int64, False, samples) for i, samples in enumerate([4, 1, 7])]
+    batches = [
+        _to(device, _sparse(WORLD * i + rank, torch.int64, False, samples)) for i, samples in enumerate([4, 1, 7])
+    ]
     expected = [ops.id_exchange(sparse, FEATURES, ROUTES, rank, mesh.ids.group_name) for sparse in batches]
     first, second, third = [ops.IdExchange(sparse, routes) for sparse in batches]
     second.advance()
@@ -152,8 +161,9 @@ def _several_on_their_way(rank: int) -> None:
         assert exchange.wait() is received
 
 
-def test_several_exchanges_are_on_their_way_at_once() -> None:
-    run_ranks(_several_on_their_way, WORLD)
+@devices
+def test_several_exchanges_are_on_their_way_at_once(device: str) -> None:
+    run_ranks(_several_on_their_way, WORLD, device, device=device)
 
 
 def _sent_in_small_messages(rank: int) -> dict:

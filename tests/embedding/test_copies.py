@@ -1,0 +1,93 @@
+"""How often rows are moved on their way: with a linear tower module and exact payloads, once forward and once back."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dmt_kernels.comm import build_mesh
+from dmt_kernels.embedding import EmbeddingExchange, build_exchange
+from dmt_kernels.embedding.wired_exchange import WiredExchange
+from dmt_kernels.ops.stage import stage_copied_bytes
+from dmt_kernels.planner import partition_features, place
+from dmt_kernels.spec import Jagged, Table, TableOptimizer, Topology
+from dmt_kernels.towers import DLRMTower
+from tests.ranks import run_ranks
+
+TOPOLOGY = Topology(2, 2)
+T, R = TOPOLOGY.towers, TOPOLOGY.members
+SAMPLES, DIM, IDS = 512, 16, 2
+TABLES = tuple(Table(f"t{i}", 50, DIM, (f"f{i}",)) for i in range(8))
+# What may write rows: lookups, the module's products, and the wires.
+WORK = {"embedding_bag", "embedding_update_", "addmm", "addmm_", "mm", "send", "recv_"}
+# That need no memory traffic.
+ALLOCATE = {"empty", "new_empty", "empty_like", "empty_strided"}
+OUT_BYTES = 4 * SAMPLES * T * 8 * 5  # a tower of 4 features gives 5, 8 wide
+LITTLE_BYTES = 1 << 16  # for weights and their gradients, chunk by chunk; pooled rows are 262 KB, compressed ones 164
+
+
+class Written(TorchDispatchMode):
+    """Counts the bytes that are written by anything but the work itself, and says by what."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.split("::")[1]
+        if name in WORK | ALLOCATE:
+            return result
+        results = result if isinstance(result, (tuple, list)) else [result]
+        for returned, value in zip(func._schema.returns, results, strict=False):
+            is_view = returned.alias_info is not None and not returned.alias_info.is_write
+            if isinstance(value, Tensor) and not is_view:
+                self.bytes[name] = self.bytes.get(name, 0) + value.nbytes
+        return result
+
+
+def _exchange(chunks: int) -> EmbeddingExchange:
+    plan = place(TABLES, partition_features(TABLES, T), TOPOLOGY)
+    return build_exchange(
+        "sptt",
+        plan,
+        optimizer=TableOptimizer("rowwise_adagrad", lr=0.1),
+        seed=1,
+        mesh=build_mesh(T, R, timeout_s=30),
+        tower_modules={t: DLRMTower(plan.tower_dims(t), 8, c=1, p=1) for t in range(T)},
+        chunks=chunks,
+    )
+
+
+def _moved(rank: int, chunks: int) -> list[tuple[dict[str, int], int]]:
+    """Forward and backward: bytes written by what, and bytes that stages packed and unpacked."""
+    exchange = _exchange(chunks)
+    assert all(layout.is_side_by_side for layout in exchange.layouts)
+    width = sum(exchange.out_widths)
+    assert exchange.out_widths == [width // T] * T
+    assert 4 * SAMPLES * width == OUT_BYTES
+    ids = torch.randint(0, 50, (len(TABLES) * SAMPLES * IDS,), generator=torch.Generator().manual_seed(rank))
+    batch = Jagged(ids, torch.arange(len(TABLES) * SAMPLES + 1) * IDS)
+    grad = torch.randn(SAMPLES, width)
+    exchange.prefetch(batch)  # so that rows are all that moves below
+    assert isinstance(exchange, WiredExchange) and exchange._ahead is not None
+    exchange._ahead[1].wait()
+    copied = [stage_copied_bytes()]
+    with Written() as forward:
+        out = exchange(batch)
+    copied.append(stage_copied_bytes())
+    with Written() as backward:
+        out.backward(grad)
+    copied.append(stage_copied_bytes())
+    return [(forward.bytes, copied[1] - copied[0]), (backward.bytes, copied[2] - copied[1])]
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_rows_are_moved_once_each_way(chunks: int) -> None:
+    """The peer stage puts columns of towers side by side, and takes them apart; nothing else touches rows."""
+    for passes in run_ranks(_moved, TOPOLOGY.world, chunks):
+        for written, copied in passes:
+            assert copied == OUT_BYTES * (T - 1) // T, "what comes from and goes to other towers"
+            assert OUT_BYTES <= sum(written.values()) < OUT_BYTES + LITTLE_BYTES, written
