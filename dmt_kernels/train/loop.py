@@ -59,7 +59,7 @@ class Trainer:
             save_layout(self.setup, self.folder.layout)
         best: Scores | None = None
         best_epoch, epoch = 0, 0
-        gc.freeze()  # what is there stays; walking through torch's modules again and again would take some 5 % of a step
+        gc.freeze()  # or the collector walks through all of torch now and then, some 5 % of a step
         with TrainProgress(self.title, self.steps, show=self.leads) as self.progress:
             while self.step < self.steps:
                 self._train_epoch(epoch)
