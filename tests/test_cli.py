@@ -84,6 +84,12 @@ BAD_INPUT = {
     "table with half a row": (lambda f: ["--tables", write_json(f, tables(("t", "abc"), rows=7.5))], "7.5"),
     "table without a name": (lambda f: ["--tables", write_json(f, tables(("", "abc")))], "named ''"),
     "tower module on the flat road": (lambda f: ["--exchange", "flat", "--tower-module", "dlrm"], "--tower-module"),
+    "tower payload on the flat road": (lambda f: ["--exchange", "flat", "--tower-payload", "bf16"], "--tower-payload"),
+    "too many chunks": (lambda f: ["--chunks", "65"], "--chunks 65 is above 64"),
+    "no chunk": (lambda f: ["--chunks", "0"], "--chunks 0"),
+    "unknown payload": (lambda f: ["--payload", "int4"], "int4"),
+    "no time": (lambda f: ["--timeout", "0"], "--timeout 0"),
+    "too much time": (lambda f: ["--timeout", "1000001"], "--timeout 1000001"),
     "CUDA where there is none": (lambda f: ["--device", "cuda", "--towers", "97", "--batch-size", "97"], "cuda"),
     "more towers than features or rows of a batch": (lambda f: ["--towers", "100"], "100 towers"),
     "more towers than features": (lambda f: ["--towers", "4"], "4 towers"),
@@ -125,6 +131,15 @@ def test_bad_input_is_one_sentence_and_leaves_nothing_behind(case, where, tmp_pa
     data = [] if "--data" in given else ["--data", write_npz(tmp_path)]
     assert culprit in complaint(capsys, ["train", *given, *data, *where, "--out", str(out)])
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "option", [["--chunks", "2"], ["--payload", "bf16"], ["--tower-payload", "int8"], ["--stochastic"]], ids=" ".join
+)
+def test_what_is_said_of_the_wire_needs_one(option, capsys):
+    assert complaint(capsys, ["train", "--local", *option]) == (
+        f"dmt_kernels: --local sends nothing between ranks: {option[0]} has nothing to act on\n"
+    )
 
 
 def test_a_run_is_not_overwritten_unasked(tmp_path, capsys):
@@ -176,6 +191,7 @@ def test_every_option_of_a_run_is_on_the_command_line(capsys):
         main(["train", "--help"])
     shown = capsys.readouterr().out
     options = "model exchange tower-module towers members data batch-size epochs steps embedding-dim compression seed"
+    options += " chunks payload tower-payload stochastic timeout"
     for option in [*options.split(), "early-stop", "device", "local", "out"]:
         assert f"--{option}" in shown
 

@@ -53,7 +53,7 @@ std::tuple<Tensor, Tensor, Tensor> id_encode(const Tensor& ids, const Tensor& of
   const cpu::IdRoutes plan = {routes, route_sizes, id_bytes, chunks};
   check_routes(op, plan, rows);
 
-  cpu::IdEncoder encoder(bags.layout(), plan, cpu::id_codec_kernels());
+  cpu::IdEncoder encoder(bags.layout(), weights.has_value(), plan, cpu::id_codec_kernels());
   const cpu::ParallelFor threads = torch_threads();
   const Tensor lengths = torch::stable::empty({encoder.lengths_bytes()}, ScalarType::Byte);
   encoder.encode_lengths(static_cast<uint8_t*>(lengths.mutable_data_ptr()), threads);
@@ -79,7 +79,7 @@ cpu::IdMessages check_messages(const char* op, const Tensor& lengths, const Tens
   check(world > 0, op, "world must be positive, got ", world);
   check(chunks > 0, op, "chunks must be positive, got ", chunks);
   const int64_t bytes = lengths.size(0);
-  check(bytes % world == 0 && (bytes == 0 || bytes / world >= cpu::kIdHeaderBytes), op, bytes,
+  check(bytes % world == 0 && bytes / world >= cpu::kIdHeaderBytes, op, bytes,
         " bytes of lengths are no messages from ", world, world == 1 ? " rank" : " ranks");
   cpu::IdMessages messages = {
       static_cast<const uint8_t*>(lengths.const_data_ptr()), bytes, nullptr, 0, world, 1, false, chunks};

@@ -81,12 +81,12 @@ class WiredExchange(EmbeddingExchange):
             "tower": (payloads.tower, payloads.tower_backward),
         }
         self.stages = {name: Stage(group.group_name, *formats[name], rounding) for name, group in groups.items()}
-        self._looked_up = tuple(
+        looked_up = tuple(
             tuple(self.features.index(lookup.feature) for lookup in member.lookups)
             for layout in self.layouts
             for member in layout.members
         )
-        self._routes: dict[int, IdRoutes] = {}  # by number of chunks
+        self._routes = IdRoutes(tuple(self._rows), looked_up, mesh.rank, mesh.ids.group_name, chunks)
         self._ahead: tuple[Jagged, IdExchange] | None = None  # a batch whose ids are on their way
         self._flights = itertools.count()
         self._memory = BufferPool()
@@ -115,12 +115,8 @@ class WiredExchange(EmbeddingExchange):
         """The road of one batch."""
 
     def _send_ids(self, sparse: Jagged) -> IdExchange:
-        samples = self._samples(sparse)
-        chunks = next(n for n in range(self.chunks, 0, -1) if samples % n == 0)
-        if chunks not in self._routes:
-            group = self.mesh.ids.group_name
-            self._routes[chunks] = IdRoutes(tuple(self._rows), self._looked_up, self.mesh.rank, group, chunks)
-        return IdExchange(sparse, self._routes[chunks], partial(self._refuse_missing, sparse))
+        self._samples(sparse)  # a whole number of them
+        return IdExchange(sparse, self._routes, partial(self._refuse_missing, sparse))
 
     def _receive_ids(self, sparse: Jagged) -> ReceivedIds:
         """What was prefetched, or a whole exchange now."""

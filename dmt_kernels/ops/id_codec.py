@@ -1,9 +1,10 @@
 """Bags of ids to and from the messages of an id exchange: ``torch.ops.dmt.id_encode`` and its other half.
 
-Two messages go to every rank. That of *lengths* begins with the number of ids, 8 bytes, and has a byte for every bag,
-255 for 255 ids or more; a rank that is sent no bags is sent nothing. That of *ids*, the payload, has the lengths of
-those long bags, 8 bytes each; then ids, in as few bytes as hold the destination's rows, all ones for a missing id; then
-per-sample weights, float32. Bags of both are in the order (chunk, feature of the route, sample in the chunk).
+Two messages go to every rank. That of *lengths* begins with the number of ids, that of samples, and 1 if there are
+weights, 8 bytes each; then it has a byte for every bag, 255 for 255 ids or more. That of *ids*, the payload, has the
+lengths of those long bags, 8 bytes each; then ids, in as few bytes as hold the destination's rows, all ones for a
+missing id; then per-sample weights, float32. Bags of both are in the order (chunk, feature of the route, sample in the
+chunk).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from torch import Tensor
 from dmt_kernels.ops._composition import implement
 from dmt_kernels.ops.reference import id_codec as reference
 from dmt_kernels.spec import Jagged
+
+HEADER_BYTES = reference.HEADER_BYTES
 
 
 def bytes_per_id(rows: Sequence[int]) -> int:
@@ -50,7 +53,7 @@ def id_encode(
     Returns
     -------
     lengths, payload : Tensor, uint8
-        The messages, rank after rank; a rank's lengths take ``8 + route_size * B`` bytes, or none.
+        The messages, rank after rank; a rank's lengths take ``HEADER_BYTES + route_size * B`` bytes.
     sizes : Tensor [W + 1], int64, on the CPU
         Bytes of the payload for each rank, and how many of the ids in it are missing.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -20,9 +20,9 @@ from torch import Tensor
 from dmt_kernels.ops._composition import implement
 from dmt_kernels.ops.all_to_all import all_to_all
 from dmt_kernels.ops.check_ids import MissingIds, check_ids
-from dmt_kernels.ops.id_codec import bytes_per_id, id_decode, id_encode, id_payload_bytes
+from dmt_kernels.ops.id_codec import HEADER_BYTES, bytes_per_id, id_decode, id_encode, id_payload_bytes
 from dmt_kernels.ops.stage import stage_start, stage_wait
-from dmt_kernels.spec import Jagged
+from dmt_kernels.spec import InputError, Jagged
 
 
 def id_dtype(rows: Sequence[int]) -> torch.dtype:
@@ -30,7 +30,7 @@ def id_dtype(rows: Sequence[int]) -> torch.dtype:
     return torch.int32 if max(rows, default=0) < 2**31 else torch.int64
 
 
-@dataclass(frozen=True)
+@dataclass
 class IdRoutes:
     """What is the same for all batches: who looks up what.
 
@@ -45,7 +45,13 @@ class IdRoutes:
     group : str
         Name of the process group.
     chunks : int
-        ``n``; the samples of a rank must be a multiple of it.
+        Pieces that a batch is cut into; where ``B`` is no multiple of it, ``n`` is the largest number below that
+        divides ``B``.
+
+    Attributes
+    ----------
+    samples : int
+        ``B`` of the last batch, on which all ranks agreed.
     """
 
     rows: tuple[int, ...]
@@ -53,6 +59,7 @@ class IdRoutes:
     rank: int
     group: str
     chunks: int
+    samples: int = field(default=0, init=False)
 
     @cached_property
     def flat(self) -> list[int]:
@@ -73,6 +80,14 @@ class IdRoutes:
     def dtype(self) -> torch.dtype:
         """Of the ids that arrive."""
         return id_dtype(self.rows)
+
+    def chunks_of(self, samples: int) -> int:
+        """``n`` of a batch of ``B`` samples."""
+        return next(n for n in range(self.chunks, 0, -1) if samples % n == 0)
+
+    def lengths_bytes(self, samples: int) -> list[int]:
+        """Of the message of lengths of ``B`` samples to each rank."""
+        return [HEADER_BYTES + size * samples for size in self.sizes]
 
 
 @dataclass(frozen=True)
@@ -96,10 +111,15 @@ class ReceivedIds:
 class IdExchange:
     """One batch's exchange on its way. All ranks make, advance and wait for the same ones in the same order.
 
+    Backends do not look whether a message has the size that is expected of it: one that is too short leaves rubbish
+    behind, one that is too long ends the process. So the size of the first message follows from what all ranks know,
+    the batch before. A rank whose batch is another one than that announces it, by the header alone, and all send their
+    lengths once they see that their batches are alike.
+
     Parameters
     ----------
     sparse : Jagged
-        This rank's bags, ``F * B`` of them, feature-major. All ranks have weights, or none.
+        This rank's bags, ``F * B`` of them, feature-major.
     routes : IdRoutes
         Who looks up what.
     on_missing : callable or None
@@ -109,36 +129,47 @@ class IdExchange:
     Raises
     ------
     RuntimeError
-        If the offsets do not hold a multiple of ``n`` samples for every feature.
+        If the offsets do not hold a whole number of samples for every feature.
     """
 
     def __init__(
         self, sparse: Jagged, routes: IdRoutes, on_missing: Callable[[MissingIds], None] | None = None
     ) -> None:
         self._routes, self._weighted = routes, sparse.weights is not None
-        lengths, self._payload, sizes = id_encode(
-            sparse, routes.rows, routes.flat, routes.sizes, routes.id_bytes, routes.chunks
+        self._samples = (sparse.offsets.numel() - 1) // max(1, len(routes.rows))
+        self._chunks = routes.chunks_of(self._samples)
+        self._encoded, self._payload, sizes = id_encode(
+            sparse, routes.rows, routes.flat, routes.sizes, routes.id_bytes, self._chunks
         )
         *self._payload_splits, missing = sizes.tolist()
         if missing and on_missing is not None:
             on_missing(check_ids(sparse.ids.cpu(), sparse.offsets.cpu(), routes.rows))
-        samples = (sparse.offsets.numel() - 1) // max(1, len(routes.rows))
-        splits = [8 + size * samples if size * samples else 0 for size in routes.sizes]
-        self._lengths = _Message(lengths, [splits[routes.rank]] * len(splits), splits, routes.group)
+        self._is_announced = self._samples == routes.samples
+        self._lengths = self._send_lengths(self._encoded if self._is_announced else self._announcement())
         self._ids: _Message | None = None
         self._received: ReceivedIds | None = None
 
     def advance(self) -> None:
-        """Wait for the lengths and send the ids, unless that has happened."""
+        """Wait for the lengths and send the ids, unless that has happened.
+
+        Raises
+        ------
+        InputError
+            On all ranks, if their batches are unlike.
+        """
         if self._ids is not None:
             return
         routes = self._routes
+        self._compare(self._lengths.wait())
+        routes.samples = self._samples
+        if not self._is_announced:
+            self._lengths = self._send_lengths(self._encoded)
         item_bytes = routes.id_bytes[routes.rank] + 4 * self._weighted
         sizes = id_payload_bytes(self._lengths.wait(), len(routes.routes), item_bytes)
         self._ids = _Message(self._payload, sizes.tolist(), self._payload_splits, routes.group)
 
     def wait(self) -> ReceivedIds:
-        """Wait for everything and return it."""
+        """Wait for everything and return it; raises what :meth:`advance` raises."""
         if self._received is None:
             self.advance()
             assert self._ids is not None
@@ -149,11 +180,34 @@ class IdExchange:
                 len(routes.routes),
                 routes.id_bytes[routes.rank],
                 weighted=self._weighted,
-                chunks=routes.chunks,
+                chunks=self._chunks,
                 dtype=routes.dtype,
             )
             self._received = ReceivedIds(bags, tuple(chunks) or (bags,))
         return self._received
+
+    def _send_lengths(self, message: Tensor) -> _Message:
+        """Send a message of as many samples as all ranks know of."""
+        splits = self._routes.lengths_bytes(self._routes.samples)
+        return _Message(message, [splits[self._routes.rank]] * len(splits), splits, self._routes.group)
+
+    def _announcement(self) -> Tensor:
+        """The header to everyone, in messages of the size that they expect."""
+        messages = [self._encoded.new_zeros(size) for size in self._routes.lengths_bytes(self._routes.samples)]
+        for message in messages:
+            message[:HEADER_BYTES] = self._encoded[:HEADER_BYTES]
+        return torch.cat(messages)
+
+    def _compare(self, lengths: Tensor) -> None:
+        headers = lengths.view(len(self._routes.routes), -1)[:, :HEADER_BYTES].contiguous().view(torch.int64)
+        batches = headers[:, 1:].tolist()
+        for rank, batch in enumerate(batches):
+            if batch != batches[0]:
+                one, other = (
+                    f"{samples} samples{' with weights' if weighted else ''}"
+                    for samples, weighted in (batch, batches[0])
+                )
+                raise InputError(f"rank {rank} has a batch of {one}, rank 0 of {other}: all ranks need like batches")
 
 
 class _Message:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -100,8 +101,9 @@ def connect(config: TrainConfig) -> Mesh | None:
         torch.cuda.set_device(device)
     if config.local:
         return None
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return build_mesh(config.towers, config.members, device=device)
+    timeout = timedelta(seconds=config.timeout)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    return build_mesh(config.towers, config.members, device=device, timeout_s=config.timeout)
 
 
 def build_model(setup: Setup, mesh: Mesh | None) -> DLRM | DCN:
@@ -116,6 +118,8 @@ def build_model(setup: Setup, mesh: Mesh | None) -> DLRM | DCN:
             seed=config.seed,
             mesh=mesh,
             dtype=config.torch_dtype(),
+            chunks=config.chunks,
+            payloads=config.payloads(),
         )
         model = _over_arch(setup, exchange)
     return model.to(choose_device(config))

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from dmt_kernels.spec import InputError, TableOptimizer
+from dmt_kernels.embedding.wired_exchange import MAX_CHUNKS
+from dmt_kernels.spec import InputError, Payloads, TableOptimizer, WireFormat
 from dmt_kernels.train.data import DEFAULT_HASH_ROWS
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -17,12 +18,21 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 SOURCES = "criteo:PATH|npz:PATH|columns:DIR|synthetic[:ROWS]"
 PARTITIONS = "strided|contiguous|FILE"
+FORMATS = tuple(format.value for format in WireFormat)
+WIRE_OPTIONS = ("chunks", "payload", "tower_payload", "stochastic")  # of what travels between ranks
+MAX_TIMEOUT_S = 10**6
 SPLITS = ("auto", "whole", "columns", "rows", "replicated")
 
 
-def _option(default: Any, help: str, choices: tuple[str, ...] | None = None, metavar: str | None = None) -> Any:
-    """A field that the command line shows as ``--name`` with this help."""
-    return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar})
+def _option(
+    default: Any,
+    help: str,
+    choices: tuple[str, ...] | None = None,
+    metavar: str | None = None,
+    most: float = math.inf,
+) -> Any:
+    """A field that the command line shows as ``--name`` with this help; a number is at most `most`."""
+    return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar, "most": most})
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,10 @@ class TrainConfig:
     )
     tables: str | None = _option(None, "JSON file of tables (default: one per feature)", metavar="FILE")
     split: str = _option("auto", "how a table lies inside its tower", SPLITS)
+    chunks: int = _option(1, "pieces of a rank's batch, whose stages overlap", metavar="N", most=MAX_CHUNKS)
+    payload: str = _option("fp32", "format of what crosses hosts, both ways (fp32: as it is)", FORMATS)
+    tower_payload: str = _option("fp32", "the same inside a tower", FORMATS)
+    stochastic: bool = _option(False, "round gradients to their payload stochastically")
     batch_size: int = _option(1024, "global batch", metavar="B")
     hash_rows: int = _option(DEFAULT_HASH_ROWS, "rows of every table of a Criteo log", metavar="E")
     epochs: int | None = _option(None, "passes over the training split (default 1)", metavar="N")
@@ -63,6 +77,7 @@ class TrainConfig:
     table_weight_decay: float = _option(0.0, "its L2 decay of the rows a step touches", metavar="WD")
     dtype: str = _option("float32", "of parameters and arithmetic", tuple(DTYPES))
     device: str = _option("auto", "where to train", ("auto", "cpu", "cuda"))
+    timeout: int = _option(120, "seconds until a rank gives up on the others", metavar="SECONDS", most=MAX_TIMEOUT_S)
     threads: int | None = _option(None, "CPU threads per rank (default: cores / local ranks)", metavar="N")
     log_every: int = _option(20, "steps per line of metrics.jsonl", metavar="N")
     seed: int = _option(0, "of tables, parameters and the order of rows", metavar="S")
@@ -74,6 +89,8 @@ class TrainConfig:
                 raise InputError(f"{_flag(option.name)} {value!r} is unknown; choose one of {', '.join(choices)}")
             if isinstance(value, int) and not isinstance(value, bool) and option.name != "seed" and value < 1:
                 raise InputError(f"{_flag(option.name)} {value} is below 1")
+            if isinstance(value, int) and value > option.metadata["most"]:
+                raise InputError(f"{_flag(option.name)} {value} is above {option.metadata['most']}")
         if not (self.compression > 0 and math.isfinite(self.compression)):
             raise InputError(f"--compression {self.compression:g} is not a positive number")
         if not (self.dense_lr > 0 and math.isfinite(self.dense_lr)):
@@ -82,11 +99,19 @@ class TrainConfig:
             raise InputError("--epochs and --steps exclude each other")
         if self.exchange == "flat" and self.tower_module != "none":
             raise InputError(f"--tower-module {self.tower_module} needs --exchange sptt: flat has no towers to stop at")
+        if self.exchange == "flat" and self.tower_payload != "fp32":
+            raise InputError(f"--tower-payload {self.tower_payload} needs --exchange sptt: flat has no tower stage")
+        if self.local and (wire := [name for name in WIRE_OPTIONS if getattr(self, name) != _defaults()[name]]):
+            raise InputError(f"--local sends nothing between ranks: {_flag(wire[0])} has nothing to act on")
         self.table_optimizer_spec()
 
     def table_optimizer_spec(self) -> TableOptimizer:
         """The tables' optimizer."""
         return TableOptimizer(self.table_optimizer, self.table_lr, weight_decay=self.table_weight_decay)  # type: ignore[arg-type]
+
+    def payloads(self) -> Payloads:
+        """What rows travel as."""
+        return Payloads.of(self.payload, self.tower_payload, stochastic=self.stochastic)
 
     def torch_dtype(self) -> torch.dtype:
         """The dtype of parameters and arithmetic."""
@@ -140,6 +165,15 @@ def resolve_topology(config: TrainConfig, world: int | None, local_world: int | 
         if towers * members != world:
             raise InputError(f"a world of {world} ranks is not {towers} towers x {members} members")
     return dataclasses.replace(config, towers=towers or 1, members=members or 1)
+
+
+def local_options() -> dict[str, Any]:
+    """What makes a run on ranks one in this process: nothing travels there."""
+    return {"local": True, **{name: _defaults()[name] for name in WIRE_OPTIONS}}
+
+
+def _defaults() -> dict[str, Any]:
+    return {option.name: option.default for option in dataclasses.fields(TrainConfig)}
 
 
 def _flag(name: str) -> str:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from dmt_kernels.spec import InputError
 from dmt_kernels.train import checkpoint
 from dmt_kernels.train.assemble import Setup, build_model, connect, make_loader, set_up
-from dmt_kernels.train.config import TrainConfig
+from dmt_kernels.train.config import TrainConfig, local_options
 from dmt_kernels.train.loop import agree
 from dmt_kernels.train.output import RunFolder
 from dmt_kernels.train.predict import evaluate
@@ -28,6 +28,8 @@ def saved_config(folder: str, **changes: Any) -> TrainConfig:
     if not run.model.is_dir():
         raise InputError(f"{folder} holds no finished run: {run.model.name} is missing")
     given = {name: value for name, value in changes.items() if value is not None}
+    if given.get("local"):
+        given |= local_options()
     # The tables are those the model was trained with, not those that other data would ask for.
     return dataclasses.replace(config, tables=str(run.layout), partition=str(run.layout), **given)
 

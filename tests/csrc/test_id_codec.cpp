@@ -22,10 +22,7 @@ struct Exchange {
   bool weighted;
 
   int64_t world() const { return static_cast<int64_t>(routes.sizes.size()); }
-  int64_t lengths_bytes(int64_t destination) const {
-    const int64_t bags = routes.sizes[destination] * samples;
-    return bags > 0 ? cpu::kIdHeaderBytes + bags : 0;
-  }
+  int64_t lengths_bytes(int64_t destination) const { return cpu::kIdHeaderBytes + routes.sizes[destination] * samples; }
 };
 
 // What one rank has, and the messages made of it.
@@ -119,7 +116,7 @@ int64_t count_missing(const Exchange& exchange, const Source& source) {
 
 void encode(const Exchange& exchange, Source& source) {
   for_isas_and_threads(kKernels, [&](const IdCodecKernels& kernels, const ParallelFor& threads) {
-    cpu::IdEncoder encoder(source.layout, exchange.routes, kernels);
+    cpu::IdEncoder encoder(source.layout, exchange.weighted, exchange.routes, kernels);
     Buffer<uint8_t> lengths(encoder.lengths_bytes());
     encoder.encode_lengths(lengths.data(), threads);
     int64_t bytes = 0;
@@ -233,7 +230,10 @@ void decode(Random& random, const Exchange& exchange, const std::vector<Source>&
     other.payload_bytes -= 1;
     CHECK(!cpu::IdDecoder(other, kernels).fits());
     std::vector<uint8_t> changed = lengths;
-    changed[random.below(static_cast<int64_t>(changed.size()))] ^= 1 << random.below(8);
+    const int64_t per_source = exchange.lengths_bytes(destination);
+    int64_t position = random.below(per_source - 16);  // anything but samples and weights, which it does not read
+    position += per_source * random.below(static_cast<int64_t>(sources.size())) + (position < 8 ? 0 : 16);
+    changed[position] ^= 1 << random.below(8);
     const Buffer<uint8_t> changed_in(changed);
     other = messages;
     other.lengths = changed_in.data();

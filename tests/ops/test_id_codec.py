@@ -93,7 +93,7 @@ def cases(draw) -> Case:
 def deliver(case: Case) -> list[tuple[Tensor, Tensor]]:
     """What every destination receives."""
     sent = [ops.id_encode(source, *case.plan) for source in case.sources]
-    splits = [8 + len(route) * case.samples if len(route) * case.samples else 0 for route in case.routes]
+    splits = [oracle.HEADER_BYTES + len(route) * case.samples for route in case.routes]
     lengths = [lengths.split(splits) for lengths, _, _ in sent]
     payloads = [payload.split(sizes[:-1].tolist()) for _, payload, sizes in sent]
     return [
@@ -244,7 +244,7 @@ def test_what_cannot_be_decoded():
     [(lengths, payload)] = deliver(case)
     with pytest.raises(RuntimeError, match="^id_decode: lengths and payload do not belong together"):
         ops.id_decode(lengths, payload[:-1], 1, 1)
-    with pytest.raises(RuntimeError, match="^id_decode: 12 bytes of lengths are no messages from 5 ranks"):
+    with pytest.raises(RuntimeError, match="^id_decode: 28 bytes of lengths are no messages from 5 ranks"):
         ops.id_decode(lengths, payload, 5, 1)
     with pytest.raises(RuntimeError, match="^id_decode: 4 bags are no whole number of 3 chunks"):
         ops.id_decode(lengths, payload, 1, 1, chunks=3)

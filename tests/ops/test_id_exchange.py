@@ -8,7 +8,8 @@ import torch.distributed as dist
 
 from dmt_kernels import ops
 from dmt_kernels.comm import build_mesh, traffic
-from dmt_kernels.spec import Jagged
+from dmt_kernels.ops.id_codec import HEADER_BYTES
+from dmt_kernels.spec import InputError, Jagged
 from tests.devices import devices
 from tests.ranks import run_ranks
 
@@ -166,9 +167,39 @@ def test_several_exchanges_are_on_their_way_at_once(device: str) -> None:
     run_ranks(_several_on_their_way, WORLD, device, device=device)
 
 
+def _unlike(rank: int) -> list[str]:
+    """Batches of which one is unlike, again and again: what every rank says, and that all goes on after it."""
+    mesh = build_mesh(WORLD, 1, timeout_s=30)
+    routes = _routes(rank, mesh.ids.group_name)
+    said = []
+    for odd, samples, weighted in ((1, 6, False), (2, 0, False), (1, 40, False), (0, SAMPLES, True)):
+        batch = (samples, weighted) if rank == odd else (SAMPLES, False)
+        with pytest.raises(InputError) as raised:
+            ops.IdExchange(_sparse(rank, torch.int64, batch[1], batch[0]), routes).wait()
+        said.append(str(raised.value))
+        for like in (SAMPLES, SAMPLES, 2):
+            sparse = _sparse(rank, torch.int64, False, like)
+            received = ops.IdExchange(sparse, routes).wait()
+            expected = ops.id_exchange(sparse, FEATURES, ROUTES, rank, mesh.ids.group_name)
+            _assert_same(received.bags, dataclasses.replace(expected, ids=expected.ids.to(torch.int32)))
+    return said
+
+
+def test_unlike_batches_are_told_on_every_rank() -> None:
+    said = run_ranks(_unlike, WORLD)
+    assert said[0] == said[1] == said[2]
+    assert [sentence.partition(":")[0] for sentence in said[0]] == [
+        "rank 1 has a batch of 6 samples, rank 0 of 5 samples",
+        "rank 2 has a batch of 0 samples, rank 0 of 5 samples",
+        "rank 1 has a batch of 40 samples, rank 0 of 5 samples",
+        "rank 1 has a batch of 5 samples, rank 0 of 5 samples with weights",
+    ]
+
+
 def _sent_in_small_messages(rank: int) -> dict:
     mesh = build_mesh(WORLD, 1, timeout_s=30)
     routes = _routes(rank, mesh.ids.group_name)
+    ops.IdExchange(_sparse(rank, torch.int64, False, SAMPLES), routes).wait()  # announces so many samples
     for weighted in (True, False):
         traffic.reset()
         ops.IdExchange(_sparse(rank, torch.int64, weighted, SAMPLES), routes).wait()
@@ -182,7 +213,7 @@ def test_traffic_of_small_messages_is_what_was_sent() -> None:
         lengths = _sparse(rank, torch.int64, False, SAMPLES).lengths().view(FEATURES, SAMPLES)
         for name, item_bytes in (("unweighted", 2), ("weighted", 6)):
             per_rank = [
-                8 * bool(route) + sum(SAMPLES + item_bytes * int(lengths[f].sum()) for f in route) for route in ROUTES
+                HEADER_BYTES + sum(SAMPLES + item_bytes * int(lengths[f].sum()) for f in route) for route in ROUTES
             ]
             assert sent[name]["ids", "self"] == per_rank[rank]
             assert sent[name]["ids", "peer"] == sum(per_rank) - per_rank[rank]

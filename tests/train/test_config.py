@@ -1,11 +1,12 @@
 """Options and the ranks they ask for."""
 
+import dataclasses
 import json
 
 import pytest
 
-from dmt_kernels.spec import InputError
-from dmt_kernels.train.config import TrainConfig, resolve_topology
+from dmt_kernels.spec import InputError, Payloads
+from dmt_kernels.train.config import TrainConfig, local_options, resolve_topology
 
 
 def test_json_round_trip(tmp_path):
@@ -54,6 +55,17 @@ def test_towers_and_members(given, world, local_world, expected):
 def test_ranks_that_do_not_fit(options, world, sentence):
     with pytest.raises(InputError, match=sentence):
         resolve_topology(TrainConfig(**options), world, world)
+
+
+def test_payloads():
+    config = TrainConfig(payload="bf16", tower_payload="fp16", stochastic=True)
+    assert config.payloads() == Payloads.of("bf16", "fp16", stochastic=True)
+    assert TrainConfig().payloads() == Payloads()
+
+
+def test_on_ranks_or_in_one_process():
+    config = TrainConfig(chunks=3, payload="int8", stochastic=True, compression=3)
+    assert dataclasses.replace(config, **local_options()) == TrainConfig(local=True, compression=3)
 
 
 def test_local_towers_need_no_even_shares():

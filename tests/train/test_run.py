@@ -19,6 +19,7 @@ DATA = ["--data", "synthetic:3000", "--batch-size", "256", "--embedding-dim", "8
 LOCAL = ["--local", "--threads", "1"]
 RANKS = ["--towers", "2", "--members", "2"]
 PASS_THROUGH = [*DATA, *RANKS, "--steps", "15"]
+NARROW = ["--payload", "bf16", "--chunks", "2", "--stochastic"]
 COMPRESSED = [*DATA, *RANKS, "--epochs", "1", "--tower-module", "dlrm", "--compression", "2", "--dtype", "float64"]
 
 
@@ -79,6 +80,17 @@ def test_a_tower_module_saves_what_it_compresses(run):
     assert towers["compression"] == 2
     # float64 against float32: twice the bytes.
     assert towers["peer_bytes_per_step"] == 2 * flat["peer_bytes_per_step"] / towers["compression"]
+
+
+def test_half_the_bytes_and_two_chunks_learn_alike(run, capsys):
+    whole, narrow = run(*PASS_THROUGH, "--exchange", "sptt"), run(*PASS_THROUGH, *NARROW)
+    assert summary(narrow)["peer_bytes_per_step"] == summary(whole)["peer_bytes_per_step"] / 2
+    assert summary(narrow)["tower_bytes_per_step"] == summary(whole)["tower_bytes_per_step"]
+    losses = [[line["loss"] for line in metrics(folder) if "loss" in line] for folder in (whole, narrow)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    capsys.readouterr()  # what the runs said
+    assert float(evaluated(capsys, narrow, "--local")) == pytest.approx(summary(whole)["auc"], abs=0.01)
 
 
 def test_summary_and_metrics(run):

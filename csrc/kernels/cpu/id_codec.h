@@ -1,6 +1,6 @@
 // Bags of ids to and from the two messages that carry them to each rank of an id exchange.
 //
-//   lengths   int64 N, the number of ids; uint8 [bags], 255 for 255 ids or more. Nothing at all when there are no bags
+//   lengths   IdHeader; uint8 [bags], 255 for 255 ids or more
 //   payload   int64 [long bags], the lengths of those; N ids of 1, 2, 4 or 8 bytes, all ones for a missing id;
 //             float [N] if there are per-sample weights
 //
@@ -17,7 +17,14 @@
 
 namespace dmt::cpu {
 
-constexpr int64_t kIdHeaderBytes = 8;
+// Goes to every rank, also to one that is sent no bags: ranks find out by it whether they came with like batches.
+struct IdHeader {
+  int64_t num_ids;
+  int64_t num_samples;
+  int64_t has_weights;  // 0 or 1
+};
+
+constexpr int64_t kIdHeaderBytes = sizeof(IdHeader);
 constexpr int64_t kLongBag = 255;  // from this many ids on
 constexpr int64_t kLongLengthBytes = 8;
 

@@ -5,6 +5,7 @@
 namespace dmt::cpu {
 namespace {
 
+// Of a header it is the number of ids.
 int64_t number_at(const uint8_t* bytes) {
   int64_t number;
   std::memcpy(&number, bytes, sizeof(number));
@@ -15,8 +16,8 @@ int64_t number_at(const uint8_t* bytes) {
 
 // ---- Encoding -------------------------------------------------------------------------------------------------------
 
-IdEncoder::IdEncoder(const BagLayout& bags, const IdRoutes& routes, const IdCodecKernels& kernels)
-    : bags_(bags), kernels_(kernels) {
+IdEncoder::IdEncoder(const BagLayout& bags, bool has_weights, const IdRoutes& routes, const IdCodecKernels& kernels)
+    : bags_(bags), has_weights_(has_weights), kernels_(kernels) {
   const int64_t num_bags = bags.num_samples / routes.chunks;
   runs_.reserve(routes.routes.size() * routes.chunks);
   const int64_t* route = routes.routes.data();
@@ -37,7 +38,7 @@ IdEncoder::IdEncoder(const BagLayout& bags, const IdRoutes& routes, const IdCode
     }
     route += size;
     runs_of_.push_back(num_bags > 0 ? size * routes.chunks : 0);
-    if (runs_of_.back() > 0) lengths_bytes_ += kIdHeaderBytes + size * bags.num_samples;
+    lengths_bytes_ += kIdHeaderBytes + size * bags.num_samples;
   }
 }
 
@@ -46,7 +47,6 @@ void IdEncoder::encode_lengths(uint8_t* message, const ParallelFor& threads) {
   std::vector<uint8_t*> headers;
   for (const int64_t count : runs_of_) {
     headers.push_back(message);
-    if (count == 0) continue;
     message += kIdHeaderBytes;
     for (const EncodeRun* const end = run + count; run < end; ++run) {
       run->lengths = message;
@@ -58,14 +58,14 @@ void IdEncoder::encode_lengths(uint8_t* message, const ParallelFor& threads) {
   run = runs_.data();
   for (size_t destination = 0; destination < runs_of_.size(); ++destination) {
     const int64_t count = runs_of_[destination];
-    int64_t num_ids = 0;
+    IdHeader header = {.num_ids = 0, .num_samples = bags_.num_samples, .has_weights = has_weights_};
     int64_t bytes = 0;
     for (const EncodeRun* const end = run + count; run < end; ++run) {
-      num_ids += ids_of(*run);
-      const int64_t weight_bytes = bags_.weights != nullptr ? sizeof(float) : 0;
+      header.num_ids += ids_of(*run);
+      const int64_t weight_bytes = has_weights_ ? sizeof(float) : 0;
       bytes += run->num_long * kLongLengthBytes + ids_of(*run) * (run->id_bytes + weight_bytes);
     }
-    if (count > 0) std::memcpy(headers[destination], &num_ids, kIdHeaderBytes);
+    std::memcpy(headers[destination], &header, kIdHeaderBytes);
     payload_bytes_.push_back(bytes);
   }
 }
@@ -96,7 +96,6 @@ int64_t IdEncoder::encode_ids(uint8_t* payload, const ParallelFor& threads) {
 
 std::vector<int64_t> payload_bytes_of(const IdMessages& messages, const IdCodecKernels& kernels) {
   std::vector<int64_t> sizes(messages.world, 0);
-  if (messages.lengths_bytes == 0) return sizes;
   for (int64_t source = 0; source < messages.world; ++source) {
     const uint8_t* const header = messages.lengths + source * (messages.lengths_bytes / messages.world);
     int64_t sum;
@@ -117,7 +116,7 @@ IdDecoder::IdDecoder(const IdMessages& messages, const IdCodecKernels& kernels)
   fits_ = true;
   for (int64_t source = 0; source < messages.world && fits_; ++source) {
     const uint8_t* const header = messages.lengths + source * (messages.lengths_bytes / messages.world);
-    fits_ = messages.lengths_bytes == 0 || (number_at(header) >= 0 && number_at(header) <= most_ids);
+    fits_ = number_at(header) >= 0 && number_at(header) <= most_ids;
     fits_ =
         fits_ && sizes[source] <= messages.payload_bytes - begin && add_source(header, begin, begin + sizes[source]);
     if (fits_) begin += sizes[source];
@@ -127,7 +126,7 @@ IdDecoder::IdDecoder(const IdMessages& messages, const IdCodecKernels& kernels)
 
 bool IdDecoder::add_source(const uint8_t* header, int64_t payload_begin, int64_t payload_end) {
   const int64_t num_bags = messages_.bags_per_source() / messages_.chunks;
-  const int64_t count = num_bags > 0 ? number_at(header) : 0;
+  const int64_t count = number_at(header);
   const uint8_t* long_lengths = messages_.payload + payload_begin;
   const uint8_t* weights = messages_.payload + payload_end - (messages_.weighted ? count * sizeof(float) : 0);
   const uint8_t* ids = weights - count * messages_.id_bytes;

@@ -20,7 +20,8 @@ struct IdRoutes {
 // The messages of one batch. Borrows `bags` and `kernels`.
 class IdEncoder {
  public:
-  IdEncoder(const BagLayout& bags, const IdRoutes& routes, const IdCodecKernels& kernels);
+  // Whether there are weights does not show in the layout of a batch without ids.
+  IdEncoder(const BagLayout& bags, bool has_weights, const IdRoutes& routes, const IdCodecKernels& kernels);
 
   int64_t lengths_bytes() const { return lengths_bytes_; }
   void encode_lengths(uint8_t* message, const ParallelFor& threads);
@@ -33,6 +34,7 @@ class IdEncoder {
   int64_t ids_of(const EncodeRun& run) const { return bags_.offsets[run.bag + run.num_bags] - bags_.offsets[run.bag]; }
 
   const BagLayout& bags_;
+  const bool has_weights_;
   const IdCodecKernels& kernels_;
   std::vector<int64_t> runs_of_;  // [W]
   std::vector<EncodeRun> runs_;   // destination after destination
@@ -51,7 +53,7 @@ struct IdMessages {
   bool weighted;
   int64_t chunks;
 
-  int64_t bags_per_source() const { return lengths_bytes > 0 ? lengths_bytes / world - kIdHeaderBytes : 0; }
+  int64_t bags_per_source() const { return lengths_bytes / world - kIdHeaderBytes; }
   int64_t item_bytes() const { return id_bytes + (weighted ? static_cast<int64_t>(sizeof(float)) : 0); }
 };
 

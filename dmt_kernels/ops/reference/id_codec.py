@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-HEADER_BYTES = 8  # a message of lengths begins with its number of ids
+HEADER_BYTES = 24  # a message of lengths begins with its number of ids, the samples, and whether there are weights
 LONG = 255  # a bag of so many ids or more: its length follows, in 8 bytes, at the head of the message of ids
 
 
@@ -32,8 +32,8 @@ def id_encode(
     for end, size, width in zip(ends, route_sizes, id_bytes, strict=True):
         route = list(routes[end - size : end])
         lengths = all_lengths[route].transpose(0, 1).flatten()
-        if len(lengths):
-            messages += [_to_bytes(lengths.sum().view(1), HEADER_BYTES), _to_bytes(lengths.clamp(max=LONG), 1)]
+        header = torch.stack([lengths.sum(), *lengths.new_tensor([samples * chunks, weights is not None])])
+        messages += [_to_bytes(header, 8), _to_bytes(lengths.clamp(max=LONG), 1)]
         payload = [_to_bytes(lengths[lengths >= LONG], 8)]
         pieces = [(f, slice(*bounds[f * chunks + c :][:2])) for c in range(chunks) for f in route]
         for f, piece in pieces:
@@ -96,11 +96,9 @@ def id_decode(
 
 
 def _split_lengths(lengths: Tensor, world: int) -> tuple[Tensor, Tensor]:
-    """Numbers of ids ``[W]`` int64, and lengths ``[W, bags]`` uint8; without bags there is no message."""
-    if not lengths.numel():
-        return lengths.new_zeros(world, dtype=torch.int64), lengths.view(world, 0)
+    """Numbers of ids ``[W]`` int64, and lengths ``[W, bags]`` uint8."""
     by_source = lengths.view(world, -1)
-    return _from_bytes(by_source[:, :HEADER_BYTES].flatten(), HEADER_BYTES), by_source[:, HEADER_BYTES:]
+    return _from_bytes(by_source[:, :8].flatten(), 8), by_source[:, HEADER_BYTES:]
 
 
 def _to_bytes(numbers: Tensor, width: int) -> Tensor:
