@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from bench.cluster.network import PACKET_BYTES, PACKET_PAYLOAD
 from bench.cluster.problem import Problem
+from dmt_kernels.ops.id_codec import HEADER_BYTES, bytes_per_id
 from dmt_kernels.spec import WireFormat
 
-ID_BYTES = LENGTH_BYTES = 4
+LENGTH_BYTES = 1
 GRADIENT_BYTES = 4
 
 
@@ -36,13 +37,14 @@ def least_bytes(
     With ``T`` hosts of ``R`` ranks, ``W = T * R``, ``B`` samples per rank, ``F`` features in equal shares, ``L`` ids in
     a bag, and ``D = F / T * dim`` the width of a tower, every rank sends to other hosts
 
-    * ids and lengths of the features there: ``B * F * (T - 1) / T`` bags of ``L`` ids and one length, 4 bytes each;
+    * ids and lengths of the features there: ``B * F * (T - 1) / T`` bags of a length, 1 byte, and ``L`` ids of as many
+      bytes (1, 2, 4 or 8) as hold a table's rows; to each rank a header that says how many there are;
     * flat: to each of ``W - R`` ranks ``B`` rows of the ``D / R`` columns that it holds, and the gradients of as many;
     * sptt: to each of ``T - 1`` peers ``B`` rows of ``D / compression`` columns, and the gradients of as many;
 
     where a row is its payload and, in scaled formats, a 4-byte scale (`WireFormat.row_bytes`). Inside the host it sends
 
-    * ids and lengths of the features of the other members: ``B * F / T * (R - 1) / R`` bags;
+    * ids and lengths of the features of the other members: ``B * F / T * (R - 1) / R`` bags, and their headers;
     * flat: ``R - 1`` times ``B`` rows of ``D / R`` columns and the gradients of as many;
     * sptt: ``R - 1`` times ``T * B`` such rows and gradients; and the tower module's share of an all-reduce over ``R``.
 
@@ -54,9 +56,9 @@ def least_bytes(
     can ride along.
     """
     T, R, W, B = problem.hosts, problem.members, problem.world, problem.samples
-    bag_bytes = problem.bag * ID_BYTES + LENGTH_BYTES
-    remote_bags = B * problem.tables * (T - 1) // T
-    inner_bags = B * (problem.tables // T) * (R - 1) // R
+    bag_bytes = problem.bag * bytes_per_id([problem.rows]) + LENGTH_BYTES
+    remote_ids = B * problem.tables * (T - 1) // T * bag_bytes + (W - R) * HEADER_BYTES
+    inner_ids = B * (problem.tables // T) * (R - 1) // R * bag_bytes + (R - 1) * HEADER_BYTES
     width = problem.tables // T * problem.dim
     if road == "flat":
         remote_rows = 2 * (W - R) * B * payload.row_bytes(width // R)
@@ -68,9 +70,9 @@ def least_bytes(
     tower_ring = 2 * (R - 1) * tower_module * GRADIENT_BYTES / R
     with_headers = PACKET_BYTES / PACKET_PAYLOAD
     return Wire(
-        peer=with_headers * (R * (remote_bags * bag_bytes + remote_rows) + ring),
+        peer=with_headers * (R * (remote_ids + remote_rows) + ring),
         payload=with_headers * R * remote_rows,
-        tower=with_headers * (R * (inner_bags * bag_bytes + inner_rows + tower_ring) + (R - 1) * ring),
+        tower=with_headers * (R * (inner_ids + inner_rows + tower_ring) + (R - 1) * ring),
     )
 
 

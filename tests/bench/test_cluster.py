@@ -22,6 +22,7 @@ from bench.cluster.problem import Problem
 from bench.cluster.steps import Ours
 from bench.cluster.variants import RATIOS, VARIANTS, Variant, twin_of
 from dmt_kernels.comm import build_mesh, traffic
+from dmt_kernels.ops.id_codec import HEADER_BYTES
 from dmt_kernels.spec import InputError, WireFormat
 from tests.ranks import run_ranks
 
@@ -44,7 +45,7 @@ def test_what_is_no_rate_is_refused(text):
 
 def test_the_least_bytes_of_the_flat_road_by_hand():
     # 4 ranks, 1024 samples, 8 of 16 features on the other host, bags of 4 ids; 256 columns on every rank.
-    ids = 2 * 1024 * 8 * (4 * 4 + 4)
+    ids = 2 * (1024 * 8 * (4 * 2 + 1) + 2 * HEADER_BYTES)
     rows = 2 * 2 * (2 * 1024 * 256 * 4)  # both members, forward and backward, two ranks there
     ring = 2 * 3 / 4 * 1000 * 4
     wire = least_bytes(Problem(), "flat", over_arch=1000)
@@ -64,8 +65,9 @@ def _traffic_of_a_step(rank, problem):
     for variant in VARIANTS:
         if variant.peer is None and variant.exact:
             step = Ours(variant, problem, mesh)
-            traffic.reset()
             step()
+            traffic.reset()
+            step()  # and the ids of the next
             counted = traffic.sent_bytes()
             sent[variant.name] = [
                 sum(size for (stage, over), size in counted.items() if over == link and not stage.endswith("dense"))
