@@ -63,7 +63,7 @@ class SpttFlight(Flight):
 
     def send(self, chunk: int, pooled: Tensor) -> None:
         """Start the tower stage."""
-        by_member = pooled.view(self.members, -1, self.shards.width)  # [R, T*b, D_r]
+        by_member = pooled.unflatten(0, (self.members, -1))  # [R, T*b, D_r]
         arriving = self._side_by_side(self.layout.sent_widths)
         if any(self.layout.sent_widths):
             sent = by_member[:, :, : self.own.sent_width].unbind(0)
@@ -73,7 +73,7 @@ class SpttFlight(Flight):
     def compress(self, chunk: int) -> None:
         """Wait for the tower stage, apply the tower module, start the peer stage."""
         self._wait("tower", chunk)
-        compressed = self.tower_step.forward(self._blocks[chunk]).view(self.towers, self.chunk_samples, -1)
+        compressed = self.tower_step.forward(self._blocks[chunk]).view(self.towers, self.chunk_samples, self.width)
         arriving = self.out[self.rows_of(chunk)].split(self.out_widths, dim=1)
         self._tickets["peer", chunk] = self.peer.start(compressed.unbind(0), arriving)
 
@@ -95,7 +95,7 @@ class SpttFlight(Flight):
         blocks = self._side_by_side(self.layout.sent_widths)
         kept = self.out.new_empty(self.towers * self.chunk_samples, self.layout.kept_width)
         self.tower_step.backward(chunk, grad, [*blocks, kept])
-        arriving = self.pooled_grad(chunk).view(self.members, -1, self.shards.width)  # [R, T*b, D_r]
+        arriving = self.pooled_grad(chunk).unflatten(0, (self.members, -1))  # [R, T*b, D_r]
         sent_width = self.own.sent_width
         if any(self.layout.sent_widths):
             out = arriving[:, :, :sent_width].unbind(0)
