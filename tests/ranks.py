@@ -21,11 +21,17 @@ _CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "dmt_kernels"])
 
 
 def run_ranks(
-    function: Callable[..., Any], world: int, *args: Any, timeout_s: float = 60.0, mortal: bool = False
+    function: Callable[..., Any],
+    world: int,
+    *args: Any,
+    timeout_s: float = 60.0,
+    mortal: bool = False,
+    port: int | None = None,
 ) -> list[Any]:
     """Call ``function(rank, *args)`` on every rank of a gloo world and return the results, rank by rank.
 
-    With `mortal` a rank may die without a word, which is its result then (:data:`DIED`).
+    With `mortal` a rank may die without a word, which is its result then (:data:`DIED`). With a `port` rank 0 hosts the
+    ranks' store there, instead of a file.
 
     Raises
     ------
@@ -36,7 +42,7 @@ def run_ranks(
         pipes, processes = [], []
         for rank in range(world):
             receiver, sender = _CONTEXT.Pipe(duplex=False)
-            rank_args = (function, rank, world, folder, sender, args, mortal)
+            rank_args = (function, rank, world, folder, sender, args, mortal, port)
             process = _CONTEXT.Process(target=_rank_main, args=rank_args, daemon=True)
             process.start()
             sender.close()
@@ -74,12 +80,22 @@ def _collect(pipes: list, timeout_s: float, mortal: bool) -> list[Any]:
 
 
 def _rank_main(
-    function: Callable[..., Any], rank: int, world: int, folder: str, sender, args: tuple, mortal: bool
+    function: Callable[..., Any],
+    rank: int,
+    world: int,
+    folder: str,
+    sender,
+    args: tuple,
+    mortal: bool,
+    port: int | None,
 ) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world))
     try:
-        store = dist.FileStore(str(Path(folder) / "store"), world)
+        if port is None:
+            store: dist.Store = dist.FileStore(str(Path(folder) / "store"), world)
+        else:
+            store = dist.TCPStore("localhost", port, world, is_master=rank == 0)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
         result = function(rank, *args)
         if not mortal:
