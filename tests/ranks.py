@@ -27,11 +27,13 @@ def run_ranks(
     timeout_s: float = 60.0,
     mortal: bool = False,
     device: str = "cpu",
+    port: int | None = None,
 ) -> list[Any]:
     """Call ``function(rank, *args)`` on every rank of a world and return the results, rank by rank.
 
     The world speaks gloo; on `device` "cuda" NCCL, and ranks share GPUs if there are too few: right, but slow.
-    With `mortal` a rank may die without a word, which is its result then (:data:`DIED`).
+    With `mortal` a rank may die without a word, which is its result then (:data:`DIED`). With a `port` rank 0 hosts the
+    ranks' store there, instead of a file.
 
     Raises
     ------
@@ -42,7 +44,7 @@ def run_ranks(
         pipes, processes = [], []
         for rank in range(world):
             receiver, sender = _CONTEXT.Pipe(duplex=False)
-            rank_args = (function, rank, world, folder, sender, args, mortal, device)
+            rank_args = (function, rank, world, folder, sender, args, mortal, device, port)
             process = _CONTEXT.Process(target=_rank_main, args=rank_args, daemon=True)
             process.start()
             sender.close()
@@ -88,11 +90,15 @@ def _rank_main(
     args: tuple,
     mortal: bool,
     device: str,
+    port: int | None,
 ) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world))
     try:
-        store = dist.FileStore(str(Path(folder) / "store"), world)
+        if port is None:
+            store: dist.Store = dist.FileStore(str(Path(folder) / "store"), world)
+        else:
+            store = dist.TCPStore("localhost", port, world, is_master=rank == 0)
         if device == "cuda":
             _share_gpus(rank, world)
         dist.init_process_group("nccl" if device == "cuda" else "gloo", store=store, rank=rank, world_size=world)

@@ -8,8 +8,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from dmt_kernels.comm.agreement import check_agreement
 from dmt_kernels.ops import traffic
-from dmt_kernels.spec import InputError, Topology
+from dmt_kernels.ops.groups import naming_failures
+from dmt_kernels.spec import ExchangeError, InputError, Topology
 
 DEFAULT_TIMEOUT_S = 120.0
 
@@ -70,7 +72,9 @@ def build_mesh(
     Raises
     ------
     InputError
-        If ``torch.distributed`` is not initialised or ``T * R`` is not the world size.
+        If ``torch.distributed`` is not initialised, ``T * R`` is not the world size, or ranks were told other towers.
+    ExchangeError
+        If a rank does not come within the timeout.
     """
     if not dist.is_initialized():
         raise InputError("torch.distributed is not initialised: call init_process_group first")
@@ -80,10 +84,11 @@ def build_mesh(
     by_tower = [topology.tower_ranks(t) for t in range(topology.towers)]
     by_member = [topology.peer_ranks(r) for r in range(topology.members)]
     # new_group is collective over the world: all ranks make all groups, in this order.
+    ids = _new_group("ids", everyone, topology, rank, device, timeout_s)
+    check_agreement([("towers", topology.towers), ("members", topology.members)], ids, device)
     groups = {
         stage: _new_group(stage, partition, topology, rank, device, timeout_s)
         for stage, partition in (
-            ("ids", everyone),
             ("flat", everyone),
             ("tower", by_tower),
             ("peer", by_member),
@@ -92,7 +97,7 @@ def build_mesh(
             ("tower_dense", by_tower),
         )
     }
-    return Mesh(topology=topology, rank=rank, device=device, **groups)
+    return Mesh(topology=topology, rank=rank, device=device, ids=ids, **groups)
 
 
 def _topology(world: int, towers: int | None, members: int | None) -> Topology:
@@ -121,12 +126,17 @@ def _new_group(
 ) -> dist.ProcessGroup:
     mine, ranks_of_mine = None, []
     for ranks in partition:
-        group = dist.new_group(ranks, timeout=timedelta(seconds=timeout_s))
+        try:
+            group = dist.new_group(ranks, timeout=timedelta(seconds=timeout_s))
+        except RuntimeError as error:
+            who = f"rank {rank} made the group of the {stage} stage among ranks {', '.join(map(str, ranks))}"
+            raise ExchangeError(f"{who}, and the backend said: {' '.join(str(error).split())}") from error
         if rank in ranks:
             mine, ranks_of_mine = group, ranks
     assert mine is not None
-    dist.all_reduce(torch.zeros(1, device=device), group=mine)  # connects now, in order, not under the first step
     traffic.register_group(mine.group_name, stage, [_link(topology, rank, other) for other in ranks_of_mine])
+    with naming_failures(mine.group_name, "connected"):
+        dist.all_reduce(torch.zeros(1, device=device), group=mine)  # now, in order, not under the first step
     return mine
 
 

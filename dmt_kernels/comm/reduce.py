@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dmt_kernels.ops import traffic
-from dmt_kernels.ops.groups import exchange_failure
+from dmt_kernels.ops.groups import naming_failures
 
 
 def all_reduce_flat(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> None:
@@ -89,15 +89,11 @@ class _FlatSum:
         self._tensors, self._group = tensors, group
         self._flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         traffic.count_all_reduce(group.group_name, self._flat.nbytes)
-        try:
+        with naming_failures(group.group_name, "sent its gradients"):
             self._work = dist.all_reduce(self._flat, group=group, async_op=True)
-        except RuntimeError as error:
-            raise exchange_failure(group.group_name, "sent its gradients", error) from error
 
     def finish(self) -> None:
-        try:
+        with naming_failures(self._group.group_name, "waited for the sum of gradients"):
             self._work.wait()
-        except RuntimeError as error:
-            raise exchange_failure(self._group.group_name, "waited for the sum of gradients", error) from error
         for tensor, reduced in zip(self._tensors, self._flat.split([t.numel() for t in self._tensors]), strict=True):
             tensor.copy_(reduced.view_as(tensor))

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from dmt_kernels.comm import Mesh
+from dmt_kernels.comm import Mesh, check_agreement
+from dmt_kernels.embedding.description import describe
 from dmt_kernels.embedding.exchange import EmbeddingExchange
 from dmt_kernels.embedding.local_exchange import LocalExchange
 from dmt_kernels.embedding.wired_exchange import FlatExchange, SpttExchange
@@ -51,7 +52,6 @@ def build_exchange(
         Of tables and embeddings.
     init_scale : float, optional
         Tables start uniform in ``[-init_scale, init_scale)``; None means ``1 / sqrt(E)``.
-
     chunks : int
         Pieces that a rank's batch is cut into, so that lookup, stages and tower module overlap; where its samples are
         no multiple of it, the largest number below that divides them.
@@ -66,7 +66,10 @@ def build_exchange(
     Raises
     ------
     InputError
-        For an unknown kind, tower modules in a flat exchange, or a mesh that does not fit the plan.
+        For an unknown kind, tower modules in a flat exchange, a mesh that does not fit the plan, or, on all ranks, if
+        a rank was given something else than rank 0.
+    ExchangeError
+        If a rank does not come within the mesh's timeout.
     """
     roads = {"flat": FlatExchange, "sptt": SpttExchange}
     if kind not in roads:
@@ -82,4 +85,7 @@ def build_exchange(
     }
     if mesh is None:
         return LocalExchange(plan, tower_modules, **options)
+    payloads = payloads or Payloads()
+    facts = describe(kind, plan, tower_modules, payloads, chunks=chunks, **options)
+    check_agreement(facts, mesh.dense, mesh.device)
     return roads[kind](plan, tower_modules, mesh=mesh, chunks=chunks, payloads=payloads, **options)

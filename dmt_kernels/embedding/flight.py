@@ -98,7 +98,7 @@ class Flight(ABC):
     def pooled_grad(self, chunk: int) -> Tensor:
         """The chunk's ``[W * b, D_r]`` of the gradient that the tables are updated with."""
         assert self.grad is not None
-        return self.grad.view(self.chunks, -1, self.shards.width)[chunk]
+        return self.grad.unflatten(0, (self.chunks, -1))[chunk]
 
     def depart(self) -> None:
         """Look all chunks up and start all messages."""

@@ -73,7 +73,7 @@ class SpttFlight(Flight):
 
     def send(self, chunk: int, pooled: Tensor) -> None:
         """Start the tower stage."""
-        by_member = pooled.view(self.members, -1, self.shards.width)  # [R, T*b, D_r]
+        by_member = pooled.unflatten(0, (self.members, -1))  # [R, T*b, D_r]
         sent = list(by_member[:, :, : self.own.sent_width].unbind(0))
         arriving = self._side_by_side(f"arrived {chunk}")
         arriving[self.member] = sent[self.member]
@@ -109,7 +109,7 @@ class SpttFlight(Flight):
         self._wait("peer", chunk)
         grad = self._grads[chunk]
         sent_width = self.own.sent_width
-        arriving = self.pooled_grad(chunk).view(self.members, -1, self.shards.width)  # [R, T*b, D_r]
+        arriving = self.pooled_grad(chunk).unflatten(0, (self.members, -1))  # [R, T*b, D_r]
         sent_back = arriving[:, :, :sent_width].unbind(0)
         blocks = self._side_by_side(f"sent back {chunk}")
         blocks[self.member] = sent_back[self.member]

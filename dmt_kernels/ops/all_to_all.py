@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from dmt_kernels.ops import traffic
 from dmt_kernels.ops._composition import compose
+from dmt_kernels.ops.groups import naming_failures
 
 # gloo moves these as they are; every other dtype travels as bytes.
 _WIRE_DTYPES = (torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8)
+_groups: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of what has started and nobody has waited for
 
 
 def all_to_all_start(input: Tensor, output_splits: Sequence[int], input_splits: Sequence[int], group: str) -> Tensor:
@@ -39,7 +42,13 @@ def all_to_all_start(input: Tensor, output_splits: Sequence[int], input_splits: 
 
 
 def all_to_all_wait(started: Tensor) -> Tensor:
-    """Return what :func:`all_to_all_start` promised, once it has arrived; call it once."""
+    """Return what :func:`all_to_all_start` promised, once it has arrived; call it once.
+
+    Raises
+    ------
+    ExchangeError
+        A rank of the group died, or did not answer within the group's timeout.
+    """
     return torch.ops.dmt.all_to_all_wait(started)
 
 
@@ -57,15 +66,17 @@ class _Start(torch.autograd.Function):
             input.numel() == sum(input_splits),
             lambda: f"all_to_all: input has {input.numel()} elements, its splits add up to {sum(input_splits)}",
         )
-        if not torch.compiler.is_compiling():  # a compiled graph runs without this line, and is not counted
-            traffic.count_sent(group, [n * input.element_size() for n in input_splits])
         payload, scale = input.contiguous(), 1
         if input.dtype not in _WIRE_DTYPES:
             payload, scale = payload.view(torch.uint8), input.element_size()
-        out = torch.ops._c10d_functional.all_to_all_single(
-            payload, [n * scale for n in output_splits], [n * scale for n in input_splits], group
-        )
-        return out.view(input.dtype)
+        splits = [n * scale for n in output_splits], [n * scale for n in input_splits]
+        if torch.compiler.is_compiling():  # a compiled graph runs the collective alone: nothing counts or words it
+            return torch.ops._c10d_functional.all_to_all_single(payload, *splits, group).view(input.dtype)
+        traffic.count_sent(group, [n * input.element_size() for n in input_splits])
+        with naming_failures(group, "sent its blocks"):
+            started = torch.ops._c10d_functional.all_to_all_single(payload, *splits, group).view(input.dtype)
+        _groups[started] = group
+        return started
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -77,7 +88,10 @@ class _Wait(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, started: Tensor) -> Tensor:
-        return torch.ops._c10d_functional.wait_tensor(started)
+        if torch.compiler.is_compiling():
+            return torch.ops._c10d_functional.wait_tensor(started)
+        with naming_failures(_groups.pop(started, "unknown"), "waited for the others' blocks"):
+            return torch.ops._c10d_functional.wait_tensor(started)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch.distributed as dist
@@ -40,6 +42,17 @@ def exchange_failure(group: str, doing: str, error: RuntimeError) -> ExchangeErr
         f"rank {dist.get_rank() if dist.is_initialized() else '?'} {doing} in {what} of group {group!r}"
         f"{_members(group)}, and the backend said: {words}"
     )
+
+
+@contextlib.contextmanager
+def naming_failures(group: str, doing: str) -> Iterator[None]:
+    """Turn what a backend raises inside into :func:`exchange_failure`."""
+    try:
+        yield
+    except ExchangeError:
+        raise
+    except RuntimeError as error:
+        raise exchange_failure(group, doing, error) from error
 
 
 def _members(group: str) -> str:

@@ -19,7 +19,7 @@ from dmt_kernels.models import DCN, DLRM
 from dmt_kernels.planner import STRATEGIES, partition_features, place
 from dmt_kernels.spec import InputError, Partition, Plan, Table, Topology, tables_by_feature
 from dmt_kernels.towers import TowerModule, build_tower_module, common_out_dim
-from dmt_kernels.train.config import TrainConfig
+from dmt_kernels.train.config import TrainConfig, flag
 from dmt_kernels.train.data import Dataset, Loader, open_dataset
 
 
@@ -30,6 +30,15 @@ class Setup:
     config: TrainConfig
     dataset: Dataset
     plan: Plan
+
+    def facts(self) -> Iterator[tuple[str, object]]:
+        """What all ranks must have been told alike, besides the plan; files may lie elsewhere on another host."""
+        for name, value in dataclasses.asdict(self.config).items():
+            if name not in ("data", "out", "overwrite", "tables", "partition", "device", "threads"):
+                yield flag(name), value
+        yield "dense features", self.dataset.dense_width
+        for split in ("train", "valid", "test"):
+            yield f"number of {split} rows", self.dataset.rows(split)
 
 
 def set_up(config: TrainConfig) -> Setup:

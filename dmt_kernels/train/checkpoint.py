@@ -12,6 +12,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from dmt_kernels.comm import Mesh
+from dmt_kernels.ops.groups import naming_failures
 from dmt_kernels.spec import InputError
 
 
@@ -64,4 +65,5 @@ def _group(mesh: Mesh | None) -> dist.ProcessGroup | None:
 
 def _wait(mesh: Mesh | None) -> None:
     if mesh is not None:
-        dist.all_reduce(torch.zeros(1, device=mesh.device), group=mesh.dense)
+        with naming_failures(mesh.dense.group_name, "waited to write the model"):
+            dist.all_reduce(torch.zeros(1, device=mesh.device), group=mesh.dense)

@@ -86,11 +86,11 @@ class TrainConfig:
         for option in dataclasses.fields(self):
             value, choices = getattr(self, option.name), option.metadata["choices"]
             if choices and value not in choices:
-                raise InputError(f"{_flag(option.name)} {value!r} is unknown; choose one of {', '.join(choices)}")
+                raise InputError(f"{flag(option.name)} {value!r} is unknown; choose one of {', '.join(choices)}")
             if isinstance(value, int) and not isinstance(value, bool) and option.name != "seed" and value < 1:
-                raise InputError(f"{_flag(option.name)} {value} is below 1")
+                raise InputError(f"{flag(option.name)} {value} is below 1")
             if isinstance(value, int) and value > option.metadata["most"]:
-                raise InputError(f"{_flag(option.name)} {value} is above {option.metadata['most']}")
+                raise InputError(f"{flag(option.name)} {value} is above {option.metadata['most']}")
         if not (self.compression > 0 and math.isfinite(self.compression)):
             raise InputError(f"--compression {self.compression:g} is not a positive number")
         if not (self.dense_lr > 0 and math.isfinite(self.dense_lr)):
@@ -102,7 +102,7 @@ class TrainConfig:
         if self.exchange == "flat" and self.tower_payload != "fp32":
             raise InputError(f"--tower-payload {self.tower_payload} needs --exchange sptt: flat has no tower stage")
         if self.local and (wire := [name for name in WIRE_OPTIONS if getattr(self, name) != _defaults()[name]]):
-            raise InputError(f"--local sends nothing between ranks: {_flag(wire[0])} has nothing to act on")
+            raise InputError(f"--local sends nothing between ranks: {flag(wire[0])} has nothing to act on")
         self.table_optimizer_spec()
 
     def table_optimizer_spec(self) -> TableOptimizer:
@@ -176,5 +176,6 @@ def _defaults() -> dict[str, Any]:
     return {option.name: option.default for option in dataclasses.fields(TrainConfig)}
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """The command-line option of a field."""
     return "--" + name.replace("_", "-")

@@ -80,7 +80,7 @@ def evaluate_rank(config: TrainConfig, folder: str, split: str | None) -> dict[s
     except InputError as error:
         wrong = error
     mesh = connect(config)
-    if (wrong := agree(wrong, mesh)) is not None:
+    if (wrong := agree(setup, wrong, mesh)) is not None:
         return wrong
     assert setup is not None
     split = _split(setup, split)

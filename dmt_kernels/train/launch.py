@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from dmt_kernels.spec import InputError, RankFailed
+from dmt_kernels.spec import ExchangeError, InputError, RankFailed
 
 SHUTDOWN_TIMEOUT_S = 10  # from a polite signal to SIGKILL
 BYSTANDER_PAUSE_S = 3.0  # a rank that lost its peer speaks this much later than the peer
@@ -121,7 +121,7 @@ def _cores() -> int:
 
 def _lost_a_peer(error: BaseException) -> bool:
     text = str(error)
-    return isinstance(error, torch.distributed.DistError) or any(
+    return isinstance(error, ExchangeError | torch.distributed.DistError) or any(
         sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
     )
 

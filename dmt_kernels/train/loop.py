@@ -10,7 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dmt_kernels.comm import Mesh, traffic
+from dmt_kernels.comm import Mesh, check_agreement, traffic
+from dmt_kernels.ops.groups import naming_failures
 from dmt_kernels.spec import Batch, InputError
 from dmt_kernels.train import checkpoint
 from dmt_kernels.train.assemble import Setup, build_model, connect, make_loader, save_layout, set_up
@@ -187,7 +188,7 @@ def train_rank(config: TrainConfig) -> dict[str, Any] | InputError:
     except InputError as error:
         wrong = error
     mesh = connect(config)
-    if (wrong := agree(wrong, mesh)) is not None:
+    if (wrong := agree(setup, wrong, mesh)) is not None:
         return wrong
     assert setup is not None
     summary = Trainer(setup, mesh).run()
@@ -196,13 +197,21 @@ def train_rank(config: TrainConfig) -> dict[str, Any] | InputError:
     return summary
 
 
-def agree(wrong: InputError | None, mesh: Mesh | None) -> InputError | None:
-    """What the first rank with a complaint complains of, on every rank."""
+def agree(setup: Setup | None, wrong: InputError | None, mesh: Mesh | None) -> InputError | None:
+    """What the first rank with a complaint complains of, or that ranks were told different things, on every rank."""
     if mesh is None:
         return wrong
     verdicts: list[InputError | None] = [None] * mesh.topology.world
-    dist.all_gather_object(verdicts, wrong, group=mesh.dense)
-    return next((verdict for verdict in verdicts if verdict is not None), None)
+    with naming_failures(mesh.dense.group_name, "asked what the others complain of"):
+        dist.all_gather_object(verdicts, wrong, group=mesh.dense)
+    if any(verdicts):
+        return next(verdict for verdict in verdicts if verdict is not None)
+    assert setup is not None
+    try:
+        check_agreement(setup.facts(), mesh.dense, mesh.device)
+    except InputError as unlike:
+        return unlike
+    return None
 
 
 def _number(value: float | None) -> str:

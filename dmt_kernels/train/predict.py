@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dmt_kernels.comm import Mesh
+from dmt_kernels.ops.groups import naming_failures
 from dmt_kernels.spec import Batch
 from dmt_kernels.train.metrics import Scores, score
 from dmt_kernels.train.step import predict_logits
@@ -48,7 +49,8 @@ def in_global_order(shares: Tensor, mesh: Mesh | None) -> Tensor | None:
     if mesh is not None:
         shares = shares.to(mesh.device)
         every = [torch.empty_like(shares) for _ in range(mesh.topology.world)] if mesh.rank == 0 else []
-        dist.gather(shares, every or None, dst=0, group=mesh.dense)
+        with naming_failures(mesh.dense.group_name, "gathered predictions"):
+            dist.gather(shares, every or None, dst=0, group=mesh.dense)
     if not every:
         return None
     return torch.stack(every, dim=2).permute(1, 0, 2, 3).flatten(1)
@@ -58,7 +60,8 @@ def everywhere(value: Scores | None, mesh: Mesh | None) -> Scores:
     """Rank 0's value, on every rank."""
     if mesh is not None:
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=mesh.dense)
+        with naming_failures(mesh.dense.group_name, "shared the scores"):
+            dist.broadcast_object_list(box, src=0, group=mesh.dense)
         value = box[0]
     assert value is not None
     return value

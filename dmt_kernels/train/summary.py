@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dmt_kernels.comm import Mesh, traffic
+from dmt_kernels.ops.groups import naming_failures
 from dmt_kernels.spec import Plan
 from dmt_kernels.train.data import Loader
 from dmt_kernels.train.step import over_arch_parameters, tower_parameters
@@ -56,7 +57,8 @@ def traffic_per_step(sent: dict[tuple[str, str], int], steps: int, mesh: Mesh | 
 def sum_over_ranks(values: list[int], mesh: Mesh) -> list[int]:
     """Sum integers over all ranks."""
     total = torch.tensor(values, dtype=torch.int64, device=mesh.device)
-    dist.all_reduce(total, group=mesh.dense)
+    with naming_failures(mesh.dense.group_name, "summed figures"):
+        dist.all_reduce(total, group=mesh.dense)
     return total.tolist()
 
 

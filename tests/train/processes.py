@@ -26,6 +26,11 @@ def alive(pid: int) -> bool:
         return False
 
 
+def parent(pid: int) -> int:
+    """Of a process that is there."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def wait_until(condition, timeout_s: float) -> bool:
     """Whether a condition becomes true in time."""
     deadline = time.monotonic() + timeout_s
