@@ -36,7 +36,8 @@ class OnCore {
  public:
   explicit OnCore([[maybe_unused]] int n) {
 #if defined(__linux__)
-    sched_getaffinity(0, sizeof(before_), &before_);
+    CPU_ZERO(&before_);
+    if (sched_getaffinity(0, sizeof(before_), &before_) != 0) return;
     n %= CPU_COUNT(&before_);
     int core = 0;
     while (!CPU_ISSET(core, &before_) || n-- > 0) ++core;
@@ -121,7 +122,9 @@ std::vector<int64_t> equal_bytes(const int32_t* sizes, int64_t count, int thread
   std::vector<int64_t> cuts;
   int64_t before = 0;
   for (int64_t i = 0; i < count; before += sizes[i++]) {
-    while (before * threads >= total * static_cast<int64_t>(cuts.size())) cuts.push_back(i);
+    while (static_cast<int>(cuts.size()) < threads && before * threads >= total * static_cast<int64_t>(cuts.size())) {
+      cuts.push_back(i);
+    }
   }
   cuts.resize(threads + 1, count);
   return cuts;

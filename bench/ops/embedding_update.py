@@ -19,7 +19,7 @@ from dmt_kernels.ops.reference.embedding_update import embedding_update_ as orac
 
 SETTINGS: dict[str, Any] = {"lr": 0.01, "eps": 1e-8}
 CHECKED_ROWS = 16  # of each table, by the oracle, which takes one id at a time; FBGEMM checks all of them
-SORTING_BYTES = 16  # of an id and its place, read and written once to bring the ids of a row together
+SORTING_BYTES = 8  # of a key, read and written once to bring the ids of a row together
 
 
 def register(registry: Registry) -> None:
