@@ -54,6 +54,9 @@ class GradientSum:
 
     def begin(self, *riders: Tensor) -> None:
         """Expect a backward pass. ``riders`` are summed along with the gradients, in place."""
+        if self._sum is not None:  # of a step whose backward pass failed
+            self._sum.wait()
+            self._sum = None
         self._missing, self._riders = len(self._parameters), list(riders)
 
     def finish(self) -> None:
@@ -92,8 +95,11 @@ class _FlatSum:
         with naming_failures(group.group_name, "sent its gradients"):
             self._work = dist.all_reduce(self._flat, group=group, async_op=True)
 
-    def finish(self) -> None:
+    def wait(self) -> None:
         with naming_failures(self._group.group_name, "waited for the sum of gradients"):
             self._work.wait()
+
+    def finish(self) -> None:
+        self.wait()
         for tensor, reduced in zip(self._tensors, self._flat.split([t.numel() for t in self._tensors]), strict=True):
             tensor.copy_(reduced.view_as(tensor))

@@ -29,7 +29,8 @@ class Buffers:
         size = math.prod(shape)
         piece = self._pieces.get(name)
         if piece is None or piece.numel() < size:
-            piece = self._pieces[name] = torch.empty(size, dtype=self.dtype, device=self.device)
+            with torch.inference_mode(False):  # or training could not write to what an evaluation has taken first
+                piece = self._pieces[name] = torch.empty(size, dtype=self.dtype, device=self.device)
         return piece[:size].view(shape)
 
 

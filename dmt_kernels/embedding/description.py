@@ -34,7 +34,7 @@ def describe(
         place = f"on member {shard.member} of tower {shard.tower}{replica}"
         rows, columns = f"rows {shard.row_start}-{shard.row_stop}", f"columns {shard.col_start}-{shard.col_stop}"
         yield f"shard {i}", f"{rows} and {columns} of {shard.table.name!r} {place}"
-    for t, module in (tower_modules or {}).items():
+    for t, module in sorted((tower_modules or {}).items()):
         yield f"tower module {t}", f"{type(module).__name__} with {module.out_width} columns"
     # The compiled one and the composition cut what they send into messages of their own.
     yield "communication engine", engine_in_use.partition(":")[0]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dmt_kernels.embedding.column_layout import TowerLayout
-from dmt_kernels.embedding.flight import Cargo, Flight
+from dmt_kernels.embedding.flight import MAX_CHUNKS, Cargo, Flight
 from dmt_kernels.embedding.stage import Stage, others
 from dmt_kernels.ops import stage_wait
 
@@ -86,6 +86,12 @@ class FlatFlight(Flight):
             towers = zip(self.layouts, self._arrived[chunk].by_tower, strict=True)
             self.out[self.rows_of(chunk)] = torch.cat([layout.assemble(blocks) for layout, blocks in towers], dim=1)
 
+    def arrive(self) -> Tensor:
+        """As of every flight; the blocks that arrived are, or were put into, the result."""
+        out = super().arrive()
+        self._arrived.clear()
+        return out
+
     def send_back(self, chunk: int, grad: Tensor) -> None:
         """Start the gradients on their way back."""
         leaving = self._blocks_of(grad)
@@ -93,7 +99,7 @@ class FlatFlight(Flight):
             towers = zip(self.layouts, grad.split(self.tower_widths, dim=1), leaving.by_tower, strict=True)
             for layout, columns, blocks in towers:
                 layout.scatter(columns, blocks)
-        draw = self.number * self.chunks + chunk
+        draw = self.number * MAX_CHUNKS + chunk
         if self.has_sent:
             out = self._by_rank(self.pooled_grad(chunk))[:, :, : self.own.sent_width].unbind(0)
             out[self.rank].copy_(leaving.sent[self.rank])

@@ -32,6 +32,8 @@ from dmt_kernels.embedding.buffers import BufferPool
 from dmt_kernels.embedding.table_shards import TableShards
 from dmt_kernels.ops import ReceivedIds
 
+MAX_CHUNKS = 64  # of a batch
+
 
 @dataclass(frozen=True)
 class Cargo:
@@ -112,7 +114,9 @@ class Flight(ABC):
         """Wait for the embeddings, ``[B, sum(C_t)]``."""
         for chunk in range(self.chunks):
             self.deliver(chunk)
-        return self.out
+        # Not kept: autograd ties the result to this flight, and the collector does not see that way.
+        out, self.out = self.out, self.out.new_empty(0)
+        return out
 
     def end(self) -> None:
         """Give memory back: nobody will ask for a gradient, or for another one."""
@@ -123,6 +127,8 @@ class Flight(ABC):
         """Start the gradients of the embeddings on their way back."""
         if self._has_ended:
             raise RuntimeError("a batch has one backward pass, which updates its tables; look it up again for another")
+        if grad.shape[1] > 1 and grad.stride(1) != 1:  # of a sum over columns, say
+            grad = grad.contiguous()
         rows = self.chunks * len(self.block_order) * self.chunk_samples
         self.grad = self.buffers.take("grad", rows, self.shards.width)
         for chunk in range(self.chunks):
@@ -185,7 +191,8 @@ class InFlight:
 def depart(flight: Flight) -> InFlight:
     """Start a batch."""
     # Nothing that enters requires a gradient for sure, so an anchor that does makes autograd come back here.
-    anchor = torch.zeros((), requires_grad=torch.is_grad_enabled())
+    # On the device, since autograd has a thread for each: all three nodes belong to one.
+    anchor = torch.zeros((), device=flight.out.device, requires_grad=torch.is_grad_enabled())
     # Before the inputs are computed: autograd runs what came first last.
     looked_up = _LookUp.apply(anchor, flight)
     return InFlight(flight, _Depart.apply(looked_up, flight, *flight.inputs))
@@ -234,4 +241,4 @@ class _Arrive(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         ctx.flight.depart_backward(grad)
-        return torch.zeros(()), None
+        return grad.new_zeros(()), None

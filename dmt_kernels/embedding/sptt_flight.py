@@ -12,7 +12,7 @@ from functools import cached_property
 from torch import Tensor
 
 from dmt_kernels.embedding.column_layout import TowerLayout
-from dmt_kernels.embedding.flight import Cargo, Flight
+from dmt_kernels.embedding.flight import MAX_CHUNKS, Cargo, Flight
 from dmt_kernels.embedding.stage import Stage, others
 from dmt_kernels.embedding.tower_step import TowerStep
 from dmt_kernels.ops import stage_wait
@@ -144,4 +144,4 @@ class SpttFlight(Flight):
         return [piece.view(rows, width) for piece, width in zip(pieces, widths, strict=True)]
 
     def _draw(self, chunk: int) -> int:
-        return self.number * self.chunks + chunk
+        return self.number * MAX_CHUNKS + chunk

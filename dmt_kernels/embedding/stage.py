@@ -35,7 +35,7 @@ class Stage:
         return stage_start(blocks, out, self.group, _lossy(self.format))
 
     def start_back(self, blocks: Sequence[Tensor], out: Sequence[Tensor], step: int) -> int:
-        """Start sending gradients; no two calls with one `step` are rounded apart."""
+        """Start sending gradients; calls with the same `step` draw the same numbers."""
         return stage_start(blocks, out, self.group, _lossy(self.backward_format), seed=self.seed, step=step)
 
     def gather(self, block: Tensor, out: Sequence[Tensor]) -> int:

@@ -106,16 +106,10 @@ class TableShards(nn.Module):
     @torch.no_grad()
     def lookup(self, received: Jagged, samples: int, block_order: list[int]) -> Tensor:
         """Pool without autograd; shapes as in :meth:`forward`."""
-        if not self.shards:
-            return torch.empty(len(block_order) * samples, 0, dtype=self.dtype, device=received.ids.device)
-        return ops.embedding_bag(
-            self._tensors(self.tables),
-            received.ids,
-            received.offsets,
-            per_sample_weights=received.weights,
-            bounds="none",  # checked where they were read
-            **self._bag_layout(block_order),
-        )
+        rows = len(block_order) * samples
+        out = torch.empty(rows, self.width, dtype=self.dtype, device=received.ids.device)
+        self.lookup_into(out, received, block_order)
+        return out
 
     @torch.no_grad()
     def update(self, grad: Tensor, received: Jagged, block_order: list[int]) -> None:

@@ -18,7 +18,7 @@ from dmt_kernels.comm import Mesh
 from dmt_kernels.embedding.buffers import BufferPool
 from dmt_kernels.embedding.exchange import EmbeddingExchange
 from dmt_kernels.embedding.flat_flight import FlatFlight
-from dmt_kernels.embedding.flight import Cargo, Flight, InFlight, arrive, depart
+from dmt_kernels.embedding.flight import MAX_CHUNKS, Cargo, Flight, InFlight, arrive, depart
 from dmt_kernels.embedding.row_means import TowerRowMeans, splits_columns
 from dmt_kernels.embedding.sptt_flight import SpttFlight
 from dmt_kernels.embedding.stage import Stage
@@ -27,8 +27,6 @@ from dmt_kernels.embedding.tower_step import tower_step
 from dmt_kernels.ops import IdExchange, IdRoutes, ReceivedIds
 from dmt_kernels.spec import InputError, Jagged, Payloads, Plan, derive_seed
 from dmt_kernels.towers import TowerModule
-
-MAX_CHUNKS = 64
 
 
 class WiredExchange(EmbeddingExchange):
@@ -92,6 +90,8 @@ class WiredExchange(EmbeddingExchange):
         self._memory = BufferPool()
 
     def prefetch(self, sparse: Jagged) -> None:  # noqa: D102  (the base class has the words)
+        if self._ahead is not None:  # not used after all; what is on its way has to arrive
+            self._ahead[1].wait()
         self._ahead = sparse, self._send_ids(sparse)
 
     def advance(self) -> None:  # noqa: D102
