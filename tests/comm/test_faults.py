@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from dmt_kernels.comm import all_reduce_flat, build_mesh
 from dmt_kernels.embedding import EmbeddingExchange, build_exchange
@@ -57,7 +58,9 @@ def _fail(fate: str) -> None:
 def _without(rank: int, fallen: int, fate: str, where: str) -> str:
     """Train until a rank fails in the third step, somewhere; what every rank says then."""
     mesh = build_mesh(2, 2, timeout_s=TIMEOUT_S if fate == "dies" else 5)
+    dist.barrier()  # all have a mesh
     if where == "start" and rank == fallen:
+        time.sleep(1)  # and are out of the barrier
         _fail(fate)
     with pytest.raises(ExchangeError) as raised:
         options = _options(optimizer=TableOptimizer("rowwise_adagrad", lr=0.1), splits={"wide": "columns"})
