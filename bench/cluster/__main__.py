@@ -125,7 +125,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
         for rank, process in enumerate(ranks):
             if process.poll() or time.monotonic() > deadline:
                 return rank
-        time.sleep(0.1)
+        time.sleep(0.1)  # ranks run for minutes: often enough to be told of one that fell
     return next((rank for rank, process in enumerate(ranks) if process.returncode), None)
 
 

@@ -88,7 +88,7 @@ class EmbeddingExchange(nn.Module):
 
     def finish(self, in_flight: Any) -> Tensor:
         """End it: ``[B, sum(C_t)]``."""
-        raise NotImplementedError
+        raise NotImplementedError  # as above
 
     def prefetch(self, sparse: Jagged) -> None:
         """Send the ids of a batch to come on their way, ahead of the forward pass that is given this very object.

@@ -52,7 +52,7 @@ def _free_port() -> int:
 def _fail(fate: str) -> None:
     if fate == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(7)
+    time.sleep(7)  # longer than the 5 s after which the others give up
 
 
 def _without(rank: int, fallen: int, fate: str, where: str) -> str:

@@ -155,7 +155,7 @@ def _without_rank_2(rank: int, engine: str, fate: str) -> str:
         time.sleep(0.5)  # the others are at it
         if fate == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(8)
+        time.sleep(8)  # longer than the 5 s after which the others give up
         return "woke"
     blocks = list(torch.zeros(3, 1 << 20, 1))
     ticket = stage.stage_start(blocks, list(torch.empty(3, 1 << 20, 1)), mesh.tower.group_name)
