@@ -2,55 +2,69 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 
+import numpy as np
 import torch
-import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.agreement import Disagreement, agree
 from bench.cluster.problem import Problem
+from bench.cluster.rank import TRAINED_STEPS
 from bench.cluster.steps import Ours
-from bench.cluster.variants import Variant, twin_of
-from bench.registry import Run
-from dmt_kernels.comm import Mesh
+from bench.cluster.variants import VARIANTS, Variant, twin_of
 from dmt_kernels.spec import WireFormat
 
-STEPS = 3
 HALF = WireFormat.FP16.error_bound().of_value
 
 
-def check(steps: dict[str, Run], variants: Sequence[Variant], problem: Problem, mesh: Mesh) -> str | None:
-    """Train all contenders for a few steps and return what is wrong with one of them, on any rank."""
-    complaint = None
-    before = {name: step.outputs() for name, step in steps.items() if isinstance(step, Ours)}
-    losses = {name: _losses(step, mesh) for name, step in steps.items()}
-    after = {name: step.outputs() for name, step in steps.items() if isinstance(step, Ours)}
-    try:
-        for variant in variants:
-            name, twin = variant.name, twin_of(variant, variants)
-            if variant is twin:
-                _agree_with_one_process(variant, problem, losses[name], mesh)
-            elif variant.exact:
-                exact = variant.peer is None  # two roads of ours without tower modules
-                agree(f"losses, {twin.name} and {name}", losses[name], losses[twin.name], exact=exact)
-            else:
-                bound = HALF if variant.peer else output_bound(variant, problem)
-                agree_within(f"losses, {twin.name} and {name}", losses[name], losses[twin.name], bound)
-            if variant.peer is None and variant is not twin:
-                what = f"outputs, {twin.name} and {name}"
-                if variant.exact:
-                    agree(f"first {what}", before[name], before[twin.name], exact=True)
-                    agree(f"{what} after training", after[name], after[twin.name], exact=True)
-                else:
-                    # Not after training: Adam makes a whole step of what rounding leaves of a small gradient.
-                    agree_within(f"first {what}", before[name], before[twin.name], output_bound(variant, problem))
-    except Disagreement as error:
-        complaint = str(error)
-    complaints: list[str | None] = [None] * problem.world
-    dist.all_gather_object(complaints, complaint, group=mesh.dense)
-    return next((f"rank {g}: {text}" for g, text in enumerate(complaints) if text is not None), None)
+def complaint(found: Mapping[str, list[dict[str, NDArray[np.float32]]]], problem: Problem) -> str | None:
+    """What is wrong with one of the contenders, by what their ranks found in a few steps (`Rank.train`)."""
+    for variant in (variant for variant in VARIANTS if variant.name in found):
+        twin = twin_of(variant, VARIANTS)
+        for g, pair in enumerate(zip(found[variant.name], found[twin.name], strict=True)):
+            mine, its = ({name: torch.from_numpy(array) for name, array in one.items()} for one in pair)
+            try:
+                _compare(variant, mine, twin, its, problem)
+            except Disagreement as error:
+                return f"rank {g}: {error}"
+    return None
+
+
+def _compare(
+    variant: Variant, mine: Mapping[str, Tensor], twin: Variant, its: Mapping[str, Tensor], problem: Problem
+) -> None:
+    losses, outputs = (f"{what}, {twin.name} and {variant.name}" for what in ("losses", "outputs"))
+    if variant is twin:
+        what = f"losses, ranks and one process, {variant.name}"
+        agree(what, mine["losses"], _losses_of_one_process(variant, problem))
+    elif variant.exact:
+        agree(losses, mine["losses"], its["losses"], exact=_same_bits(variant, twin))
+    else:
+        agree_within(losses, mine["losses"], its["losses"], HALF if variant.peer else output_bound(variant, problem))
+    if variant.peer is not None or variant is twin:
+        return
+    if variant.exact:
+        exact = _same_bits(variant, twin)
+        agree(f"first {outputs}", mine["before"], its["before"], exact=exact)
+        agree(f"{outputs} after training", mine["after"], its["after"], exact=exact)
+    else:
+        # Not after training: Adam makes a whole step of what rounding leaves of a small gradient.
+        agree_within(f"first {outputs}", mine["before"], its["before"], output_bound(variant, problem))
+
+
+def _same_bits(variant: Variant, twin: Variant) -> bool:
+    """Two roads of ours, or one in other chunks: the same sums in the same order."""
+    return variant.peer is None and variant.options.get("placement") == twin.options.get("placement")
+
+
+@functools.cache
+def _losses_of_one_process(variant: Variant, problem: Problem) -> Tensor:
+    alone = Ours(variant, problem, None)
+    return torch.stack([alone() for _ in range(TRAINED_STEPS)])
 
 
 def output_bound(variant: Variant, problem: Problem) -> float:
@@ -71,19 +85,3 @@ def agree_within(what: str, actual: Tensor, expected: Tensor, bound: float) -> N
     off = float((actual - expected).norm() / expected.norm())
     if not off <= bound:
         raise Disagreement(f"{what}: {off:.2g} of the norm apart, {bound:.2g} allowed")
-
-
-def _losses(step: Run, mesh: Mesh) -> Tensor:
-    """Global losses; a peer returns its rank's own mean."""
-    losses = torch.stack([step() for _ in range(STEPS)])
-    if not isinstance(step, Ours):
-        dist.all_reduce(losses, group=mesh.dense)
-        losses /= mesh.topology.world
-    return losses
-
-
-def _agree_with_one_process(variant: Variant, problem: Problem, losses: Tensor, mesh: Mesh) -> None:
-    if mesh.rank == 0:
-        alone = Ours(variant, problem, None)
-        expected = torch.stack([alone() for _ in range(STEPS)])
-        agree(f"losses, ranks and one process, {variant.name}", losses, expected)

@@ -1,153 +1,94 @@
-"""What every rank of the emulated hosts runs: ``python -m bench.cluster.rank JOB``."""
+"""What a rank of one contender does when it is asked; it lives in a process of its own."""
 
 from __future__ import annotations
 
 import gc
-import json
-import os
-import sys
-import threading
 import time
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
-from bench import baselines
-from bench.cluster.check import check
-from bench.cluster.network import PACKET_BYTES, PACKET_PAYLOAD, Network
 from bench.cluster.problem import Problem
-from bench.cluster.steps import Ours, build, over_arch_alone
-from bench.cluster.variants import VARIANTS
-from bench.registry import Run
-from bench.timing import Clock, interleave, percentiles
-from dmt_kernels.comm import Mesh, build_mesh
+from bench.cluster.steps import Ours, make_step, over_arch_alone
+from bench.cluster.variants import Variant
+from bench.timing import best
+from dmt_kernels.comm import build_mesh
 
-COUNTED_STEPS = 3
-PROBE_S = 0.3  # a timed transfer's length
-MOST_TOLD = 1.25  # times the rate
+TRAINED_STEPS = 3
 
 
-def main(path: Path) -> None:
-    threading.Thread(target=_follow, daemon=True).start()
-    job = json.loads(path.read_text())
-    problem, network = Problem(**job["problem"]), Network(job["problem"]["hosts"])
-    dist.init_process_group("gloo")
-    mesh = build_mesh(problem.hosts, problem.members)
-    obstacles = {} if (text := baselines.obstacle("torchrec")) is None else {"torchrec": text}
-    variants = [v for v in VARIANTS if v.peer not in obstacles and v.name not in job["leave_out"]]
-    steps = build(variants, problem, mesh)
-    record: dict[str, Any] = {
-        **job,
-        "obstacles": obstacles,
-        "complaint": check(steps, variants, problem, mesh),
-        "parameters": {name: step.parameters for name, step in steps.items() if isinstance(step, Ours)},
-        "phases": [],
-    }
-    gc.freeze()  # or the collector walks through torch's and TorchRec's modules now and then, in somebody's step
-    if record["complaint"] is None:
-        rates = [(None, None), *zip(job["rates"], job["tower_rates"], strict=True)]
-        for rate, tower_rate in rates:
-            record["phases"].append(_phase(steps, problem, mesh, network, rate, tower_rate, job["seconds"]))
-    if mesh.rank == 0:
-        path.with_suffix(".result").write_text(json.dumps(record))
-    dist.barrier(group=mesh.dense)
-    dist.destroy_process_group()
+class Rank:
+    """This process's rank of a contender; all ranks are asked the same, together."""
 
+    def __init__(self, variant: Variant, problem: Problem) -> None:
+        self.problem = problem
+        dist.init_process_group("gloo")
+        self.mesh = build_mesh(problem.hosts, problem.members)
+        self.step = make_step(variant, problem, self.mesh)
 
-def _phase(
-    steps: dict[str, Run],
-    problem: Problem,
-    mesh: Mesh,
-    network: Network,
-    rate: float | None,
-    tower_rate: float | None,
-    seconds: float,
-) -> dict[str, Any]:
-    """Everything at one rate: the links' own, bytes of every contender, and times."""
-    if mesh.rank == 0:
-        network.shape(rate, tower_rate)
-    dist.barrier(group=mesh.dense)
-    phase: dict[str, Any] = {"rate": rate, "tower_rate": tower_rate}
-    if rate is None:
-        ours = {name: step for name, step in steps.items() if isinstance(step, Ours)}
-        alone = {name: over_arch_alone(step, problem) for name, step in ours.items()}
-        samples = interleave(alone, 2.0, Clock(mesh))
-        # A part of a floor: of what disturbs it, as little as possible.
-        phase["over_arch_ms"] = {name: 1e3 * percentiles(times)[0] for name, times in samples.items()}
-    else:
-        phase |= _calibrate(mesh, problem, network, rate, tower_rate)
-        phase["sent_bytes"] = {name: _sent_bytes(step, mesh, network) for name, step in steps.items()}
-    samples = interleave(steps, seconds, Clock(mesh))
-    phase["ms"] = {name: [1e3 * t for t in percentiles(times)] for name, times in samples.items()}
-    phase["rounds"] = len(next(iter(samples.values())))
-    return phase
+    def train(self) -> dict[str, NDArray[np.float32]]:
+        """Outputs of ours before and after a few steps, and the global losses."""
+        ours = self.step if isinstance(self.step, Ours) else None
+        found = {"before": ours.outputs()} if ours else {}
+        losses = torch.stack([self.step() for _ in range(TRAINED_STEPS)])
+        if ours:
+            found["after"] = ours.outputs()
+        else:  # a peer returns its rank's own mean
+            dist.all_reduce(losses, group=self.mesh.dense)
+            losses /= self.mesh.topology.world
+        # Or the collector walks through torch's and TorchRec's modules now and then, in some step.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        return {name: tensor.numpy() for name, tensor in (*found.items(), ("losses", losses))}
 
+    def parameters(self) -> tuple[int, int]:
+        """Dense parameters of ours: of the over-arch, and of the rank's tower module."""
+        assert isinstance(self.step, Ours)
+        return self.step.parameters
 
-def _calibrate(
-    mesh: Mesh, problem: Problem, network: Network, rate: float, tower_rate: float | None
-) -> dict[str, float]:
-    """Shape the links so that timed transfers run at the rates that were asked for, and return what those ran at.
+    def over_arch_seconds(self) -> float:
+        """The least seconds of the over-arch alone, all ranks at work: a part of a floor."""
+        assert isinstance(self.step, Ours)
+        run = over_arch_alone(self.step, self.problem)
+        self.wait_for_all()
+        return best(run, rounds=20)
 
-    Shapers that wake up late let less through than they are told to, the more so the higher the rate.
-    """
-    inner = tower_rate is not None and problem.members > 1
-    asked = {"verified_rate": rate, "verified_tower_rate": tower_rate or 0.0}
-    told = dict(asked)
-    for last in (False, True):
-        found = {"verified_rate": _transfer_rate(mesh, problem.members, rate)}
-        if inner:
-            found["verified_tower_rate"] = _transfer_rate(mesh, 1, tower_rate or 0.0)
-        if not last and mesh.rank == 0:
-            told |= {name: asked[name] * min(asked[name] / ran_at, MOST_TOLD) for name, ran_at in found.items()}
-            network.shape(told["verified_rate"], told["verified_tower_rate"] if inner else tower_rate)
-        dist.barrier(group=mesh.dense)
-    return found
+    def run(self, steps: int) -> None:
+        """Train."""
+        for _ in range(steps):
+            self.step()
 
+    def seconds(self, steps: int) -> list[float]:
+        """Train, and take the time of every step; all ranks start each together."""
+        times = []
+        for _ in range(steps):
+            self.wait_for_all()
+            start = time.perf_counter()
+            self.step()
+            times.append(time.perf_counter() - start)
+        return times
 
-def _transfer_rate(mesh: Mesh, to: int, rate: float) -> float:
-    """Bits per second of a timed transfer from rank 0 to rank `to`, headers included."""
-    message = torch.zeros(int(rate * PROBE_S / 8), dtype=torch.uint8)
-    best = 0.0
-    for _ in range(2):  # the first one opens TCP's window
-        dist.barrier(group=mesh.dense)
+    def transfer_seconds(self, to: int, sent_bytes: int) -> float:
+        """Seconds of a message from rank 0 to rank `to`, and of a word back."""
+        message = torch.zeros(sent_bytes, dtype=torch.uint8)
+        self.wait_for_all()
         start = time.perf_counter()
-        if mesh.rank == 0:
+        if self.mesh.rank == 0:
             dist.send(message, to)
             dist.recv(message[:1], to)
-        elif mesh.rank == to:
+        elif self.mesh.rank == to:
             dist.recv(message, 0)
             dist.send(message[:1], 0)
-        best = max(best, 8 * len(message) * PACKET_BYTES / PACKET_PAYLOAD / (time.perf_counter() - start))
-    return _from_first(best, mesh)
+        return time.perf_counter() - start
 
+    def wait_for_all(self) -> None:
+        """Wait until all ranks are here."""
+        dist.all_reduce(torch.zeros(1), group=self.mesh.dense)
 
-def _sent_bytes(step: Run, mesh: Mesh, network: Network) -> list[float]:
-    """What a step puts on the link of every host, by the counters of the links."""
-    readings: list[list[int]] = []
-    for count in (0, COUNTED_STEPS):
-        for _ in range(count):
-            step()
-        dist.barrier(group=mesh.dense)
-        time.sleep(0.02)  # for the last acknowledgments
-        readings.append(network.sent_bytes() if mesh.rank == 0 else [])
-        dist.barrier(group=mesh.dense)
-    return [(b - a) / COUNTED_STEPS for a, b in zip(*readings, strict=True)]
-
-
-def _from_first(value: float, mesh: Mesh) -> float:
-    shared = torch.tensor(value, dtype=torch.float64)
-    dist.broadcast(shared, 0, group=mesh.dense)
-    return float(shared)
-
-
-def _follow() -> None:
-    """End with whoever started this process, also when it was killed and could not say so."""
-    sys.stdin.read()
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    def answer(self, what: str, *arguments: Any) -> Any:
+        """Do what one of the methods above says."""
+        return getattr(self, what)(*arguments)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from bench.baselines import Training
 from bench.cluster.problem import DENSE_LR, SEED, TABLE_OPTIMIZER, Problem
-from bench.cluster.variants import Variant, twin_of
+from bench.cluster.variants import VARIANTS, Variant, twin_of
 from bench.registry import Run
 from dmt_kernels.comm import Mesh
 from dmt_kernels.embedding import EmbeddingExchange, build_exchange
@@ -80,20 +79,16 @@ class Ours:
         return sum(p.numel() for p in self.step.over_arch), sum(p.numel() for p in self.step.tower_module)
 
 
-def build(variants: Sequence[Variant], problem: Problem, mesh: Mesh) -> dict[str, Run]:
-    """Every variant's step; a peer's has the first values of ours of the same model."""
-    steps: dict[str, Run] = {v.name: Ours(v, problem, mesh) for v in variants if v.peer is None}
+def make_step(variant: Variant, problem: Problem, mesh: Mesh) -> Run:
+    """A variant's step on the ranks of a mesh; a peer's has the first values of ours of the same model."""
+    if variant.peer is None:
+        return Ours(variant, problem, mesh)
+    twin = Ours(twin_of(variant, VARIANTS), problem, mesh)
+    peer = importlib.import_module(f"bench.baselines.{variant.peer}_towers")
+    tower = twin.exchange.tower_modules[str(mesh.tower_index)] if variant.tower_module else None
     training = Training(TABLE_OPTIMIZER, DENSE_LR, SEED)
-    for variant in variants:
-        if variant.peer is not None:
-            twin = cast(Ours, steps[twin_of(variant, variants).name])
-            peer = importlib.import_module(f"bench.baselines.{variant.peer}_towers")
-            tower = twin.exchange.tower_modules[str(mesh.tower_index)] if variant.tower_module else None
-            half = variant.payload.element_bytes == 2
-            steps[variant.name] = peer.cluster_step(
-                twin.model, tower, twin.plan, mesh, twin.batches, training, half=half
-            )
-    return steps
+    half = variant.payload.element_bytes == 2
+    return peer.cluster_step(twin.model, tower, twin.plan, mesh, twin.batches, training, half=half)
 
 
 class _Widths(nn.Module):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dmt_kernels.spec import Payloads, WireFormat
+from dmt_kernels.spec import InputError, Payloads, WireFormat
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Variant:
     payload: WireFormat = WireFormat.FP32  # of rows and gradients between hosts
     tower_payload: WireFormat = WireFormat.FP32  # inside a host
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    headline: bool = True  # takes part unless contenders are named
 
     @property
     def exchange_options(self) -> dict[str, Any]:
@@ -47,14 +48,18 @@ VARIANTS = (
     Variant("flat", "flat"),
     Variant("sptt", "sptt"),
     Variant("dmt", "sptt", tower_module=True),
-    Variant("flat, bare", "flat", over_arch=False),
+    Variant("flat, bare", "flat", over_arch=False, headline=False),
     Variant("dmt, bare", "sptt", over_arch=False, tower_module=True),
     Variant("dmt, fp16", "sptt", tower_module=True, payload=WireFormat.FP16),
     Variant("dmt, fp8", "sptt", tower_module=True, payload=WireFormat.FP8),
     Variant("dmt, bare, fp16", "sptt", over_arch=False, tower_module=True, payload=WireFormat.FP16),
+    Variant("dmt, 2 chunks", "sptt", tower_module=True, options={"chunks": 2}, headline=False),
+    Variant("dmt, 4 chunks", "sptt", tower_module=True, options={"chunks": 4}, headline=False),
+    Variant("flat, 2 chunks", "flat", options={"chunks": 2}, headline=False),
+    Variant("flat, 4 chunks", "flat", options={"chunks": 4}, headline=False),
     Variant("TorchRec flat", "flat", peer="torchrec"),
     Variant("TorchRec flat, fp16", "flat", peer="torchrec", payload=WireFormat.BF16),  # its fp16 has no scales either
-    Variant("TorchRec flat, bare", "flat", over_arch=False, peer="torchrec"),
+    Variant("TorchRec flat, bare", "flat", over_arch=False, peer="torchrec", headline=False),
     Variant("TorchRec towers, bare", "sptt", over_arch=False, tower_module=True, peer="torchrec"),
     Variant(
         "TorchRec towers, bare, fp16",
@@ -79,6 +84,23 @@ RATIOS = (
     ("dmt", "flat"),
     ("sptt", "flat"),
 )
+
+
+def parse_names(text: str) -> list[Variant]:
+    """Variants of names like ``flat;dmt, fp16``, and the twins that they are compared with; nothing means the headline.
+
+    Raises
+    ------
+    InputError
+        If a name is nobody's.
+    """
+    names = [name.strip() for name in text.split(";") if name.strip()] or [v.name for v in VARIANTS if v.headline]
+    if unknown := set(names) - {variant.name for variant in VARIANTS}:
+        known = "; ".join(variant.name for variant in VARIANTS)
+        raise InputError(f"there is no contender {min(unknown)!r}; choose from {known}")
+    chosen = {variant.name for variant in VARIANTS if variant.name in names}
+    chosen |= {twin_of(variant, VARIANTS).name for variant in VARIANTS if variant.name in chosen}
+    return [variant for variant in VARIANTS if variant.name in chosen]
 
 
 def twin_of(variant: Variant, variants: Sequence[Variant]) -> Variant:

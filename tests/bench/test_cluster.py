@@ -20,7 +20,7 @@ from bench.cluster.floor import least_bytes, payload_seconds, wire_seconds
 from bench.cluster.network import PACKET_BYTES, PACKET_PAYLOAD, parse_rate, show_rate
 from bench.cluster.problem import Problem
 from bench.cluster.steps import Ours
-from bench.cluster.variants import RATIOS, VARIANTS, Variant, twin_of
+from bench.cluster.variants import RATIOS, VARIANTS, Variant, parse_names, twin_of
 from dmt_kernels.comm import build_mesh, traffic
 from dmt_kernels.ops.id_codec import HEADER_BYTES
 from dmt_kernels.spec import InputError, WireFormat
@@ -109,6 +109,10 @@ def test_every_contender_has_a_twin_of_ours_and_ratios_name_contenders():
     assert len(set(names)) == len(names)
     for variant in VARIANTS:
         assert twin_of(variant, VARIANTS).exact
+    assert [v.name for v in parse_names("dmt, fp8; TorchRec flat")] == ["flat", "dmt", "dmt, fp8", "TorchRec flat"]
+    assert parse_names("") == [variant for variant in VARIANTS if variant.headline]
+    with pytest.raises(InputError, match="no contender 'nobody'"):
+        parse_names("flat;nobody")
     assert {"TorchRec flat", "TorchRec towers, bare"} <= {second for _, second in RATIOS} & set(names)
 
 
@@ -159,6 +163,24 @@ def test_without_the_tools_one_sentence_and_code_2(monkeypatch, capsys):
     assert line == "bench-cluster: unshare is not on the PATH; emulated hosts need iproute2 and util-linux"
 
 
+def test_who_fails_is_named_with_its_last_words_and_nothing_goes_on():
+    if obstacle := network.obstacle():
+        pytest.skip(obstacle)
+    program = """
+from bench.cluster.contender import Failure, started
+from bench.cluster.problem import Problem
+from bench.cluster.variants import VARIANTS
+try:
+    with started(Problem(members=1, tables=2, rows=8, dim=4, samples=2), shapes_inner=False) as hosts:
+        hosts.contender(VARIANTS[0]).ask("transfer_seconds", 1, -1)
+except Failure as failure:
+    print(failure)
+"""
+    command = ["unshare", "-n", "-m", sys.executable, "-c", program]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100).stdout
+    assert out.startswith("flat: rank ") and "could not transfer_seconds" in out and "Traceback" in out
+
+
 def test_a_bad_rate_is_one_sentence_and_code_2(capsys):
     assert main(["--rate", "fast"]) == 2
     assert "'fast' is no rate" in capsys.readouterr().err
@@ -183,7 +205,7 @@ def test_a_small_cluster_measures_and_leaves_nothing(tmp_path):
     assert subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout == before
     result = json.loads((tmp_path / "x.json").read_text())
     assert result["complaint"] is None and (tmp_path / "x.png").exists()
-    expected = [v.name for v in VARIANTS if v.peer is None or importlib.util.find_spec("torchrec")]
+    expected = [v.name for v in parse_names("") if v.peer is None or importlib.util.find_spec("torchrec")]
     for phase in result["phases"]:
         assert set(phase["ms"]) == set(expected)
     [flat] = [variant for variant in VARIANTS if variant.name == "flat"]
