@@ -1,8 +1,8 @@
 """TorchRec's flat exchange and its training step, on the ranks that ours has.
 
 The step is stock TorchRec: its DLRM, a sharded ``EmbeddingBagCollection`` with FBGEMM's fused tables, and
-``DistributedModelParallel``, which averages dense gradients through DDP. ``TrainPipelineSparseDist``, which overlaps
-the exchange of ids with the step before, stays out, since ours does not overlap yet either.
+``DistributedModelParallel``, which averages dense gradients through DDP; with or without ``TrainPipelineSparseDist``,
+which exchanges the ids of the next batch under a step, as ours does.
 There is no DCN like ours. ``torchrec_towers`` has ``EmbeddingTowerCollection``, the nearest relative of our two stages.
 """
 
@@ -25,6 +25,7 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, table_wise
+from torchrec.distributed.train_pipeline.train_pipelines import TrainPipelineSparseDist
 from torchrec.distributed.types import ModuleSharder, QuantizedCommCodecs, ShardingEnv, ShardingPlan
 from torchrec.models.dlrm import DLRM as TorchRecDLRM
 from torchrec.models.dlrm import DLRMTrain
@@ -89,6 +90,8 @@ class Sharded:
         mesh: Mesh,
         batches: Sequence[Batch],
         dense_lr: float,
+        *,
+        pipelined: bool = False,
     ) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of DDP, about an argument that TorchRec gives it
@@ -103,8 +106,11 @@ class Sharded:
         adam = partial(torch.optim.Adam, lr=dense_lr, fused=True)
         self._optimizer = CombinedOptimizer([self._model.fused_optimizer, KeyedOptimizerWrapper(dense, adam)])
         self._batches = itertools.cycle([_keyed(batch, features) for batch in batches])
+        self._pipeline = TrainPipelineSparseDist(self._model, self._optimizer, mesh.device) if pipelined else None
 
     def __call__(self) -> Tensor:
+        if self._pipeline is not None:
+            return self._pipeline.progress(self._batches)[0]
         self._optimizer.zero_grad()
         loss, _ = self._model(next(self._batches))
         loss.backward()
@@ -129,6 +135,7 @@ class TrainStep(Sharded):
         training: Training,
         *,
         half: bool = False,
+        pipelined: bool = False,
     ) -> None:
         self._path = path
         sharder = EmbeddingBagCollectionSharder(qcomm_codecs_registry=codecs(half))
@@ -141,7 +148,8 @@ class TrainStep(Sharded):
             device_type=mesh.device.type,
         )
         by_path = ShardingPlan(plan={path: sharding})
-        super().__init__(net, by_path, sharder, plan.partition.features, mesh, batches, training.dense_lr)
+        features, lr = plan.partition.features, training.dense_lr
+        super().__init__(net, by_path, sharder, features, mesh, batches, lr, pipelined=pipelined)
 
     def tables(self) -> dict[str, Tensor]:
         """``[E, D]`` each, by name: those that this rank holds."""

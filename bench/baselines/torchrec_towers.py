@@ -42,18 +42,19 @@ def cluster_step(
     training: Training,
     *,
     half: bool,
+    pipelined: bool = False,
 ) -> Sharded:
     """A step of the model that `model` is, from the same first values.
 
     Flat without a `tower`, this rank's linear tower module. Models that are no DLRM have the loss of `MeanSquare`.
     """
     if tower is not None:
-        return towers_step(tower, plan, mesh, batches, training, half=half)
+        return towers_step(tower, plan, mesh, batches, training, half=half, pipelined=pipelined)
     if isinstance(model, DLRM):
         net: nn.Module = dlrm(model, plan, training)
-        return TrainStep(net, COLLECTION, plan, mesh, batches, training, half=half)
+        return TrainStep(net, COLLECTION, plan, mesh, batches, training, half=half, pipelined=pipelined)
     net = MeanSquare(collection(plan, plan.partition.features, training), keyed=True)
-    return TrainStep(net, BAGS, plan, mesh, batches, training, half=half)
+    return TrainStep(net, BAGS, plan, mesh, batches, training, half=half, pipelined=pipelined)
 
 
 class MeanSquare(nn.Module):
@@ -65,11 +66,12 @@ class MeanSquare(nn.Module):
         self._keyed = keyed  # whether the bags give a KeyedTensor; what is awaited does not tell its type
         self.scale = nn.Parameter(torch.ones(1))
 
-    def forward(self, batch: TorchRecBatch) -> tuple[Tensor, None]:
+    def forward(self, batch: TorchRecBatch) -> tuple[Tensor, tuple[Tensor]]:
         embeddings = self.bags(batch.sparse_features)
         if self._keyed:
             embeddings = embeddings.values()
-        return (embeddings * self.scale - 1.0).square().mean(), None
+        loss = (embeddings * self.scale - 1.0).square().mean()
+        return loss, (loss.detach(),)
 
 
 class LinearTower(nn.Module):
@@ -82,7 +84,14 @@ class LinearTower(nn.Module):
 
 
 def towers_step(
-    tower: TowerModule, plan: Plan, mesh: Mesh, batches: Sequence[Batch], training: Training, *, half: bool
+    tower: TowerModule,
+    plan: Plan,
+    mesh: Mesh,
+    batches: Sequence[Batch],
+    training: Training,
+    *,
+    half: bool,
+    pipelined: bool,
 ) -> Sharded:
     """Tables whole on the ranks where ours are; tower modules that start as ours."""
     held_by, features_of = owners(plan), plan.feature_tables
@@ -107,7 +116,8 @@ def towers_step(
             )
     sharder = embedding_tower_sharding.EmbeddingTowerCollectionSharder(qcomm_codecs_registry=codecs(half))
     net, by_path = MeanSquare(EmbeddingTowerCollection(towers), keyed=False), ShardingPlan(plan={BAGS: sharding})
-    return Sharded(net, by_path, sharder, plan.partition.features, mesh, batches, training.dense_lr)
+    features, lr = plan.partition.features, training.dense_lr
+    return Sharded(net, by_path, sharder, features, mesh, batches, lr, pipelined=pipelined)
 
 
 @torch.no_grad()

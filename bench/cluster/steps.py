@@ -88,7 +88,7 @@ def make_step(variant: Variant, problem: Problem, mesh: Mesh) -> Run:
     tower = twin.exchange.tower_modules[str(mesh.tower_index)] if variant.tower_module else None
     training = Training(TABLE_OPTIMIZER, DENSE_LR, SEED)
     half = variant.payload.element_bytes == 2
-    return peer.cluster_step(twin.model, tower, twin.plan, mesh, twin.batches, training, half=half)
+    return peer.cluster_step(twin.model, tower, twin.plan, mesh, twin.batches, training, half=half, **variant.options)
 
 
 class _Widths(nn.Module):

@@ -59,6 +59,15 @@ VARIANTS = (
     Variant("flat, 4 chunks", "flat", options={"chunks": 4}, headline=False),
     Variant("TorchRec flat", "flat", peer="torchrec"),
     Variant("TorchRec flat, fp16", "flat", peer="torchrec", payload=WireFormat.BF16),  # its fp16 has no scales either
+    Variant("TorchRec flat, pipelined", "flat", peer="torchrec", options={"pipelined": True}),
+    Variant(
+        "TorchRec towers, bare, pipelined",
+        "sptt",
+        over_arch=False,
+        tower_module=True,
+        peer="torchrec",
+        options={"pipelined": True},
+    ),
     Variant("TorchRec flat, bare", "flat", over_arch=False, peer="torchrec", headline=False),
     Variant("TorchRec towers, bare", "sptt", over_arch=False, tower_module=True, peer="torchrec"),
     Variant(
@@ -80,6 +89,9 @@ RATIOS = (
     ("dmt, bare, fp16", "TorchRec towers, bare, fp16"),
     ("dmt", "TorchRec flat"),
     ("dmt, fp16", "TorchRec flat, fp16"),
+    ("flat", "TorchRec flat, pipelined"),
+    ("dmt", "TorchRec flat, pipelined"),
+    ("dmt, bare", "TorchRec towers, bare, pipelined"),
     ("dmt, fp8", "dmt, fp16"),
     ("dmt", "flat"),
     ("sptt", "flat"),
