@@ -143,6 +143,13 @@ def _add_option(parser: argparse.ArgumentParser, option: dataclasses.Field, defa
     if hint is bool:
         parser.add_argument(flag, action="store_true", default=default, help=shown["help"])
         return
-    kind = next((part for part in typing.get_args(hint) if part is not type(None)), hint)
+    if shown["word"]:
+        kind: Any = _number_or_word
+    else:
+        kind = next((part for part in typing.get_args(hint) if part is not type(None)), hint)
     metavar = shown["metavar"] or "|".join(shown["choices"])
     parser.add_argument(flag, type=kind, default=default, metavar=metavar, help=shown["help"])
+
+
+def _number_or_word(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdecimal() else text

@@ -86,6 +86,7 @@ BAD_INPUT = {
     "tower module on the flat road": (lambda f: ["--exchange", "flat", "--tower-module", "dlrm"], "--tower-module"),
     "tower payload on the flat road": (lambda f: ["--exchange", "flat", "--tower-payload", "bf16"], "--tower-payload"),
     "too many chunks": (lambda f: ["--chunks", "65"], "--chunks 65 is above 64"),
+    "chunks by a word": (lambda f: ["--chunks", "many"], "--chunks 'many' is no number and not 'auto'"),
     "no chunk": (lambda f: ["--chunks", "0"], "--chunks 0"),
     "unknown payload": (lambda f: ["--payload", "int4"], "int4"),
     "no time": (lambda f: ["--timeout", "0"], "--timeout 0"),
@@ -134,7 +135,9 @@ def test_bad_input_is_one_sentence_and_leaves_nothing_behind(case, where, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "option", [["--chunks", "2"], ["--payload", "bf16"], ["--tower-payload", "int8"], ["--stochastic"]], ids=" ".join
+    "option",
+    [["--chunks", "2"], ["--chunks", "auto"], ["--payload", "bf16"], ["--tower-payload", "int8"], ["--stochastic"]],
+    ids=" ".join,
 )
 def test_what_is_said_of_the_wire_needs_one(option, capsys):
     assert complaint(capsys, ["train", "--local", *option]) == (

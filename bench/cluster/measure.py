@@ -64,7 +64,8 @@ def _shaped(
 
 
 def _step_times(contenders: Sequence[Contender], seconds: float) -> dict[str, Any]:
-    """Percentiles of a step in ms; contenders take turns, and the slowest rank counts."""
+    """Percentiles of a step in ms; contenders take turns, and the slowest rank counts. And chunks that were chosen."""
+    chosen = {contender.name: contender.ask("settle")[0] for contender in contenders}
     times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     end = time.monotonic() + seconds
     for round in itertools.count(1):
@@ -72,7 +73,8 @@ def _step_times(contenders: Sequence[Contender], seconds: float) -> dict[str, An
             steps = zip(*contender.ask("seconds", TURN), strict=True)
             times[contender.name] += [max(step) for step in steps][1:]
         if round >= MIN_ROUNDS and time.monotonic() > end:
-            return {"ms": {name: [1e3 * t for t in percentiles(of)] for name, of in times.items()}, "rounds": round}
+            ms = {name: [1e3 * t for t in percentiles(of)] for name, of in times.items()}
+            return {"ms": ms, "rounds": round, "chunks": {name: chunks for name, chunks in chosen.items() if chunks}}
     raise AssertionError
 
 

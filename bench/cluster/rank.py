@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from bench.cluster.steps import Ours, make_step, over_arch_alone
 from bench.cluster.variants import Variant
 from bench.timing import best
 from dmt_kernels.comm import build_mesh
+from dmt_kernels.embedding.wired_exchange import WiredExchange
 
 TRAINED_STEPS = 3
 
@@ -24,7 +25,7 @@ class Rank:
     """This process's rank of a contender; all ranks are asked the same, together."""
 
     def __init__(self, variant: Variant, problem: Problem) -> None:
-        self.problem = problem
+        self.problem, self._chooses = problem, variant.options.get("chunks") == "auto"
         dist.init_process_group("gloo")
         self.mesh = build_mesh(problem.hosts, problem.members)
         self.step = make_step(variant, problem, self.mesh)
@@ -49,6 +50,17 @@ class Rank:
         """Dense parameters of ours: of the over-arch, and of the rank's tower module."""
         assert isinstance(self.step, Ours)
         return self.step.parameters
+
+    def settle(self) -> int | None:
+        """Train until a contender that chooses its chunks has chosen, for the links as they are, and return them."""
+        if not self._chooses:
+            return None
+        assert isinstance(self.step, Ours)
+        exchange = cast(WiredExchange, self.step.exchange)
+        exchange.chunks = "auto"
+        while exchange.chunks is None:
+            self.step()
+        return exchange.chunks
 
     def over_arch_seconds(self) -> float:
         """The least seconds of the over-arch alone, all ranks at work: a part of a floor."""

@@ -22,6 +22,7 @@ def tables(record: dict[str, Any]) -> list[Table | str]:
     shown: list[Table | str] = []
     for phase in phases:
         shown += ["", _title(problem, phase), _rate_table(record, phase)]
+        shown += [f"{name}: {chunks} chosen" for name, chunks in phase["chunks"].items()]
     return [*shown, "", "the second's step over the first's: above 1, the first is faster", _ratios(phases)]
 
 

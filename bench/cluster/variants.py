@@ -55,6 +55,8 @@ VARIANTS = (
     Variant("dmt, bare, fp16", "sptt", over_arch=False, tower_module=True, payload=WireFormat.FP16),
     Variant("dmt, 2 chunks", "sptt", tower_module=True, options={"chunks": 2}, headline=False),
     Variant("dmt, 4 chunks", "sptt", tower_module=True, options={"chunks": 4}, headline=False),
+    Variant("dmt, auto chunks", "sptt", tower_module=True, options={"chunks": "auto"}, headline=False),
+    Variant("flat, auto chunks", "flat", options={"chunks": "auto"}, headline=False),
     Variant("flat, 2 chunks", "flat", options={"chunks": 2}, headline=False),
     Variant("flat, 4 chunks", "flat", options={"chunks": 4}, headline=False),
     Variant("TorchRec flat", "flat", peer="torchrec"),

@@ -29,18 +29,17 @@ def build(name: str, chunks: int, setting: Setting) -> Work:
     bags = Jagged(host.ids.to(mesh.device), host.offsets.to(mesh.device))
     rows = make_plan(SHAPES[name], chunks)[0]
     dealt = tuple(tuple(range(features * g // world, features * (g + 1) // world)) for g in range(world))
-    routes = ops.IdRoutes(tuple(rows), dealt, mesh.rank, mesh.ids.group_name, chunks)
+    routes = ops.IdRoutes(tuple(rows), dealt, mesh.rank, mesh.ids.group_name)
 
     def small() -> ops.ReceivedIds:
-        return ops.IdExchange(bags, routes).wait()
+        return ops.IdExchange(bags, routes, chunks=chunks).wait()
 
     def plain() -> Jagged:
         narrow = dataclasses.replace(bags, ids=bags.ids.to(torch.int32))
         return ops.id_exchange(narrow, features, dealt, mesh.rank, mesh.ids.group_name)
 
     def check() -> None:
-        whole = dataclasses.replace(routes, chunks=1)
-        received, expected = ops.IdExchange(bags, whole).wait().bags, plain()
+        received, expected = ops.IdExchange(bags, routes).wait().bags, plain()
         agree("ids", received.ids, expected.ids, exact=True)
         agree("offsets", received.offsets, expected.offsets, exact=True)
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from dmt_kernels.comm import Mesh, check_agreement
+from dmt_kernels.embedding.chunk_choice import Chunks
 from dmt_kernels.embedding.description import describe
 from dmt_kernels.embedding.exchange import EmbeddingExchange
 from dmt_kernels.embedding.local_exchange import LocalExchange
@@ -27,7 +28,7 @@ def build_exchange(
     bounds: str = "error",
     dtype: torch.dtype = torch.float32,
     init_scale: float | None = None,
-    chunks: int = 1,
+    chunks: Chunks = 1,
     payloads: Payloads | None = None,
 ) -> EmbeddingExchange:
     """Build the exchange of one process.
@@ -52,9 +53,10 @@ def build_exchange(
         Of tables and embeddings.
     init_scale : float, optional
         Tables start uniform in ``[-init_scale, init_scale)``; None means ``1 / sqrt(E)``.
-    chunks : int
+    chunks : int or "auto"
         Pieces that a rank's batch is cut into, so that lookup, stages and tower module overlap; where its samples are
-        no multiple of it, the largest number below that divides them.
+        no multiple of it, the largest number below that divides them. "auto" tries several numbers in the first steps
+        of training (:class:`~dmt_kernels.embedding.chunk_choice.ChunkChoice`).
     payloads : Payloads, optional
         What rows travel as; by default as they are.
 

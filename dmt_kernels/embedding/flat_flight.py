@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dmt_kernels.embedding.chunk_choice import MAX_CHUNKS
 from dmt_kernels.embedding.column_layout import TowerLayout
-from dmt_kernels.embedding.flight import MAX_CHUNKS, Cargo, Flight
+from dmt_kernels.embedding.flight import Cargo, Flight
 from dmt_kernels.embedding.stage import Stage, others
 from dmt_kernels.ops import stage_wait
 

@@ -32,8 +32,6 @@ from dmt_kernels.embedding.buffers import BufferPool
 from dmt_kernels.embedding.table_shards import TableShards
 from dmt_kernels.ops import ReceivedIds
 
-MAX_CHUNKS = 64  # of a batch
-
 
 @dataclass(frozen=True)
 class Cargo:

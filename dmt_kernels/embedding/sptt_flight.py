@@ -11,8 +11,9 @@ from functools import cached_property
 
 from torch import Tensor
 
+from dmt_kernels.embedding.chunk_choice import MAX_CHUNKS
 from dmt_kernels.embedding.column_layout import TowerLayout
-from dmt_kernels.embedding.flight import MAX_CHUNKS, Cargo, Flight
+from dmt_kernels.embedding.flight import Cargo, Flight
 from dmt_kernels.embedding.stage import Stage, others
 from dmt_kernels.embedding.tower_step import TowerStep
 from dmt_kernels.ops import stage_wait

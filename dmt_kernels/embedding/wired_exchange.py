@@ -12,13 +12,15 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from dmt_kernels.comm import Mesh
 from dmt_kernels.embedding.buffers import BufferPool
+from dmt_kernels.embedding.chunk_choice import ChunkChoice, Chunks
 from dmt_kernels.embedding.exchange import EmbeddingExchange
 from dmt_kernels.embedding.flat_flight import FlatFlight
-from dmt_kernels.embedding.flight import MAX_CHUNKS, Cargo, Flight, InFlight, arrive, depart
+from dmt_kernels.embedding.flight import Cargo, Flight, InFlight, arrive, depart
 from dmt_kernels.embedding.row_means import TowerRowMeans, splits_columns
 from dmt_kernels.embedding.sptt_flight import SpttFlight
 from dmt_kernels.embedding.stage import Stage
@@ -36,9 +38,10 @@ class WiredExchange(EmbeddingExchange):
     ----------
     mesh : Mesh
         This rank's place and groups; the rest as in :class:`EmbeddingExchange` and :class:`TableShards`.
-    chunks : int
+    chunks : int or "auto"
         Pieces that a batch is cut into, so that their stages overlap; where the samples of a rank are no multiple of
-        it, the largest number below that divides them.
+        it, the largest number below that divides them. "auto" tries several in the first steps of training and takes
+        the fastest.
     payloads : Payloads
         What rows travel as.
 
@@ -55,7 +58,7 @@ class WiredExchange(EmbeddingExchange):
         *,
         mesh: Mesh,
         bounds: str = "error",
-        chunks: int = 1,
+        chunks: Chunks = 1,
         payloads: Payloads | None = None,
         seed: int,
         **shards_options: Any,
@@ -63,9 +66,7 @@ class WiredExchange(EmbeddingExchange):
         super().__init__(plan, tower_modules, bounds)
         if mesh.topology != plan.topology:
             raise InputError(f"the mesh is {mesh.topology}, the plan is for {plan.topology}")
-        if not 1 <= chunks <= MAX_CHUNKS:
-            raise InputError(f"a batch cannot be cut into {chunks} chunks; choose 1 to {MAX_CHUNKS}")
-        self.mesh, self.chunks = mesh, chunks
+        self.mesh, self._chunk_choice = mesh, ChunkChoice(chunks, mesh)
         self.place = mesh.tower_index, mesh.member_index
         t, r = self.place
         row_means = TowerRowMeans(plan, t, r, mesh.rows) if splits_columns(plan, t) else None
@@ -84,7 +85,7 @@ class WiredExchange(EmbeddingExchange):
             for layout in self.layouts
             for member in layout.members
         )
-        self._routes = IdRoutes(tuple(self._rows), looked_up, mesh.rank, mesh.ids.group_name, chunks)
+        self._routes = IdRoutes(tuple(self._rows), looked_up, mesh.rank, mesh.ids.group_name)
         self._ahead: tuple[Jagged, IdExchange] | None = None  # a batch whose ids are on their way
         self._flights = itertools.count()
         self._memory = BufferPool()
@@ -98,8 +99,22 @@ class WiredExchange(EmbeddingExchange):
         if self._ahead is not None:
             self._ahead[1].advance()
 
+    @property
+    def chunks(self) -> int | None:
+        """Pieces that a batch is cut into; None as long as several numbers are tried.
+
+        Assigned to on all ranks at once, it holds from the next batch on; "auto" begins another trial.
+        """
+        return self._chunk_choice.chosen
+
+    @chunks.setter
+    def chunks(self, chunks: Chunks) -> None:
+        self._chunk_choice = ChunkChoice(chunks, self.mesh)
+
     def start(self, sparse: Jagged) -> InFlight:  # noqa: D102
-        cargo = Cargo(self.shards, self._receive_ids(sparse), self._samples(sparse), self.block_order, self._memory)
+        received = self._receive_ids(sparse)
+        self._chunk_choice.depart(len(received.chunks), trains=torch.is_grad_enabled())
+        cargo = Cargo(self.shards, received, self._samples(sparse), self.block_order, self._memory)
         return depart(self._flight(cargo))
 
     def finish(self, in_flight: InFlight) -> Tensor:  # noqa: D102
@@ -116,7 +131,8 @@ class WiredExchange(EmbeddingExchange):
 
     def _send_ids(self, sparse: Jagged) -> IdExchange:
         self._samples(sparse)  # a whole number of them
-        return IdExchange(sparse, self._routes, partial(self._refuse_missing, sparse))
+        chunks = self._chunk_choice.next
+        return IdExchange(sparse, self._routes, partial(self._refuse_missing, sparse), chunks=chunks)
 
     def _receive_ids(self, sparse: Jagged) -> ReceivedIds:
         """What was prefetched, or a whole exchange now."""

@@ -44,9 +44,6 @@ class IdRoutes:
         This rank's place in the group.
     group : str
         Name of the process group.
-    chunks : int
-        Pieces that a batch is cut into; where ``B`` is no multiple of it, ``n`` is the largest number below that
-        divides ``B``.
 
     Attributes
     ----------
@@ -58,7 +55,6 @@ class IdRoutes:
     routes: tuple[tuple[int, ...], ...]
     rank: int
     group: str
-    chunks: int
     samples: int = field(default=0, init=False)
 
     @cached_property
@@ -80,10 +76,6 @@ class IdRoutes:
     def dtype(self) -> torch.dtype:
         """Of the ids that arrive."""
         return id_dtype(self.rows)
-
-    def chunks_of(self, samples: int) -> int:
-        """``n`` of a batch of ``B`` samples."""
-        return next(n for n in range(self.chunks, 0, -1) if samples % n == 0)
 
     def lengths_bytes(self, samples: int) -> list[int]:
         """Of the message of lengths of ``B`` samples to each rank."""
@@ -125,6 +117,9 @@ class IdExchange:
     on_missing : callable or None
         Called with the whereabouts of ids that are no rows of their tables, if there are any, before anything is sent.
         What it raises ends the exchange; if it returns they are missing ids.
+    chunks : int
+        Pieces that the batch is cut into, the same on all ranks; where ``B`` is no multiple of it, ``n`` is the largest
+        number below that divides ``B``.
 
     Raises
     ------
@@ -133,11 +128,16 @@ class IdExchange:
     """
 
     def __init__(
-        self, sparse: Jagged, routes: IdRoutes, on_missing: Callable[[MissingIds], None] | None = None
+        self,
+        sparse: Jagged,
+        routes: IdRoutes,
+        on_missing: Callable[[MissingIds], None] | None = None,
+        *,
+        chunks: int = 1,
     ) -> None:
         self._routes, self._weighted = routes, sparse.weights is not None
         self._samples = (sparse.offsets.numel() - 1) // max(1, len(routes.rows))
-        self._chunks = routes.chunks_of(self._samples)
+        self._chunks = next(n for n in range(chunks, 0, -1) if self._samples % n == 0)
         self._encoded, self._payload, sizes = id_encode(
             sparse, routes.rows, routes.flat, routes.sizes, routes.id_bytes, self._chunks
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from torch import nn
 
 from dmt_kernels.comm import Mesh, build_mesh
 from dmt_kernels.embedding import build_exchange
+from dmt_kernels.embedding.chunk_choice import Chunks
 from dmt_kernels.models import DCN, DLRM
 from dmt_kernels.planner import STRATEGIES, partition_features, place
 from dmt_kernels.spec import InputError, Partition, Plan, Table, Topology, tables_by_feature
@@ -127,7 +129,7 @@ def build_model(setup: Setup, mesh: Mesh | None) -> DLRM | DCN:
             seed=config.seed,
             mesh=mesh,
             dtype=config.torch_dtype(),
-            chunks=config.chunks,
+            chunks=cast(Chunks, config.chunks),
             payloads=config.payloads(),
         )
         model = _over_arch(setup, exchange)

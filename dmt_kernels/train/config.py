@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dmt_kernels.embedding.wired_exchange import MAX_CHUNKS
+from dmt_kernels.embedding.chunk_choice import MAX_CHUNKS
 from dmt_kernels.spec import InputError, Payloads, TableOptimizer, WireFormat
 from dmt_kernels.train.data import DEFAULT_HASH_ROWS
 
@@ -30,9 +30,11 @@ def _option(
     choices: tuple[str, ...] | None = None,
     metavar: str | None = None,
     most: float = math.inf,
+    word: str | None = None,
 ) -> Any:
-    """A field that the command line shows as ``--name`` with this help; a number is at most `most`."""
-    return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar, "most": most})
+    """A field that the command line shows as ``--name`` with this help; a number is at most `most`, or `word`."""
+    metadata = {"help": help, "choices": choices, "metavar": metavar, "most": most, "word": word}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ class TrainConfig:
     )
     tables: str | None = _option(None, "JSON file of tables (default: one per feature)", metavar="FILE")
     split: str = _option("auto", "how a table lies inside its tower", SPLITS)
-    chunks: int = _option(1, "pieces of a rank's batch, whose stages overlap", metavar="N", most=MAX_CHUNKS)
+    chunks: int | str = _option(
+        1, "pieces of a rank's batch, whose stages overlap", word="auto", metavar="N|auto", most=MAX_CHUNKS
+    )
     payload: str = _option("fp32", "format of what crosses hosts, both ways (fp32: as it is)", FORMATS)
     tower_payload: str = _option("fp32", "the same inside a tower", FORMATS)
     stochastic: bool = _option(False, "round gradients to their payload stochastically")
@@ -87,6 +91,8 @@ class TrainConfig:
             value, choices = getattr(self, option.name), option.metadata["choices"]
             if choices and value not in choices:
                 raise InputError(f"{flag(option.name)} {value!r} is unknown; choose one of {', '.join(choices)}")
+            if (word := option.metadata["word"]) and isinstance(value, str) and value != word:
+                raise InputError(f"{flag(option.name)} {value!r} is no number and not {word!r}")
             if isinstance(value, int) and not isinstance(value, bool) and option.name != "seed" and value < 1:
                 raise InputError(f"{flag(option.name)} {value} is below 1")
             if isinstance(value, int) and value > option.metadata["most"]:

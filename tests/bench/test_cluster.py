@@ -134,6 +134,7 @@ def record():
     shaped["sent_bytes"] = {name: [9.4e6, 9.3e6] for name in names}
     ours = [variant.name for variant in VARIANTS if variant.peer is None]
     unshaped["over_arch_ms"] = dict.fromkeys(ours, 1.0)
+    unshaped["chunks"], shaped["chunks"] = {}, {"dmt, auto chunks": 4}
     parameters = dict.fromkeys(ours, (1000, 0))
     return {"problem": dataclasses.asdict(Problem()), "parameters": parameters, "phases": [unshaped, shaped]}
 
@@ -141,6 +142,7 @@ def record():
 def test_tables_show_floor_exposed_share_and_ratios(capsys, tmp_path):
     report.show(*show.tables(record()))
     out = capsys.readouterr().out
+    assert "dmt, auto chunks: 4 chosen" in out
     assert "200 Mbit/s, a timed transfer ran at 200 Mbit/s, inner links 1.8 Gbit/s" in out
     wire = least_bytes(Problem(), "flat", over_arch=1000)
     [row] = [line for line in out.splitlines() if line.startswith("| flat ") and "9.40" in line]

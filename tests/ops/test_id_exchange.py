@@ -35,8 +35,8 @@ def _bags(sparse: Jagged, values: torch.Tensor) -> list[list]:
     return [values[a:b].tolist() for a, b in zip(sparse.offsets[:-1], sparse.offsets[1:], strict=True)]
 
 
-def _routes(rank: int, group: str, chunks: int = 1, rows: int = 1000) -> ops.IdRoutes:
-    return ops.IdRoutes((rows,) * FEATURES, tuple(map(tuple, ROUTES)), rank, group, chunks)
+def _routes(rank: int, group: str, rows: int = 1000) -> ops.IdRoutes:
+    return ops.IdRoutes((rows,) * FEATURES, tuple(map(tuple, ROUTES)), rank, group)
 
 
 def _assert_same(actual: Jagged, expected: Jagged) -> None:
@@ -119,7 +119,7 @@ def _chunks(rank: int, chunks: int, rows: int, device: str) -> None:
     mesh = build_mesh(WORLD, 1, device=device, timeout_s=30)
     samples = 2 * chunks
     sparse = _to(device, _sparse(rank, torch.int64, True, samples))
-    received = ops.IdExchange(sparse, _routes(rank, mesh.ids.group_name, chunks, rows)).wait()
+    received = ops.IdExchange(sparse, _routes(rank, mesh.ids.group_name, rows), chunks=chunks).wait()
     assert received.bags.ids.dtype == (torch.int64 if rows >= 2**31 else torch.int32)
     everyone: list = [None] * WORLD
     assert sparse.weights is not None

@@ -47,9 +47,9 @@ def _count_exchanges(rank: int, steps: int) -> tuple[list, list, int]:
     begun, trained = [], []
     begin, train = IdExchange.__init__, TrainStep.__call__
 
-    def beginning(self, sparse, *arguments):
+    def beginning(self, sparse, *arguments, **options):
         begun.append(sparse)
-        begin(self, sparse, *arguments)
+        begin(self, sparse, *arguments, **options)
 
     def training(self, batch, next_batch=None):
         trained.append((batch, next_batch))
