@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bench.timing import Run
 
 if TYPE_CHECKING:
     from bench.ceilings import Ceilings
@@ -24,8 +26,6 @@ SUITES = {
     "train": ("bench.train_step",),
 }
 QUICK, DEFAULT, FULL = range(3)  # how much one must ask for until a case runs
-
-Run = Callable[[], Any]
 
 
 @dataclass(frozen=True)

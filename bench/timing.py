@@ -7,17 +7,18 @@ import gc
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from bench.memory import huge
-from bench.registry import Run
 
 if TYPE_CHECKING:
     from dmt_kernels.comm import Mesh
+
+Run = Callable[[], Any]
 
 MIN_SAMPLE_S = 1e-3  # shorter calls are repeated until a sample lasts this long
 MIN_ROUNDS, MAX_ROUNDS = 5, 201

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bench import baselines
 from bench.agreement import TOLERANCES, Disagreement, agree
-from bench.registry import DEFAULT, FULL, QUICK, Registry, Run, Setting, Work
+from bench.registry import DEFAULT, FULL, QUICK, Registry, Setting, Work
+from bench.timing import Run
 from dmt_kernels.comm import Mesh
 from dmt_kernels.embedding.table_shards import TableShards
 from dmt_kernels.train.assemble import build_model, set_up

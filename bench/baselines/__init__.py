@@ -11,7 +11,7 @@ from types import ModuleType
 
 from torch import __version__ as TORCH_VERSION  # `torch` is a module of this package as soon as it is imported
 
-from bench.registry import Run
+from bench.timing import Run
 from dmt_kernels.spec import TableOptimizer
 
 

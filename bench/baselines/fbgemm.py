@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from bench.bags import Bags
 from bench.memory import huge
-from bench.registry import Run
+from bench.timing import Run
 
 _DTYPES = (torch.float32, torch.float16)  # of tables, on CPU
 _SMALL = 1 << 16

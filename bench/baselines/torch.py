@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.bags import Bags
-from bench.registry import Run
+from bench.timing import Run
 from dmt_kernels.spec import Jagged, WireFormat
 
 _CASTS = {

@@ -38,7 +38,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from bench.baselines import Training
-from bench.registry import Run
+from bench.timing import Run
 from dmt_kernels.comm import Mesh
 from dmt_kernels.embedding.initial_rows import initial_rows
 from dmt_kernels.models import DLRM

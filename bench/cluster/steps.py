@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bench.baselines import Training
 from bench.cluster.problem import DENSE_LR, SEED, TABLE_OPTIMIZER, Problem
 from bench.cluster.variants import VARIANTS, Variant, twin_of
-from bench.registry import Run
+from bench.timing import Run
 from dmt_kernels.comm import Mesh
 from dmt_kernels.embedding import EmbeddingExchange, build_exchange
 from dmt_kernels.models import DLRM

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bench import baselines
 from bench.agreement import Disagreement, agree
-from bench.registry import DEFAULT, FULL, QUICK, Registry, Run, Setting, Work
+from bench.registry import DEFAULT, FULL, QUICK, Registry, Setting, Work
+from bench.timing import Run
 from dmt_kernels import ops
 from dmt_kernels.spec import WireFormat
 
