@@ -12,12 +12,14 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -145,6 +147,61 @@ class Message {
   std::vector<bool> is_staged_;
 };
 
+using Group = c10::intrusive_ptr<c10d::ProcessGroup>;
+using WeakGroup = c10::weak_intrusive_ptr<c10d::ProcessGroup>;
+
+// What is known of process groups, as long as they live; a later group of the same name is another one.
+class Groups {
+ public:
+  // Ranks start the stages of a group in the same order, so that they count alike.
+  int next_tag(const Group& group) {
+    std::vector<State> dead;  // before the lock, to end after it: what is freed may want Python's lock
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return static_cast<int>(state_of(group, dead).started++ & 0x3FFFFFFF);
+  }
+
+  // Keeps what the group's backend may still read or write until the group is gone and another one has come, or at
+  // least until it is gone.
+  void keep(const Group& group, std::shared_ptr<void> buffers) {
+    std::vector<State> dead;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    state_of(group, dead).kept.push_back(std::move(buffers));
+  }
+
+ private:
+  struct State {
+    uint32_t started = 0;
+    std::vector<std::shared_ptr<void>> kept;
+  };
+
+  State& state_of(const Group& group, std::vector<State>& dead) {
+    const auto [place, is_new] = states_.try_emplace(WeakGroup(group));
+    for (auto other = states_.begin(); is_new && other != states_.end();) {
+      if (other->first.expired()) {
+        dead.push_back(std::move(other->second));
+        other = states_.erase(other);
+      } else {
+        ++other;
+      }
+    }
+    return place->second;
+  }
+
+  std::mutex mutex_;
+  std::unordered_map<WeakGroup, State> states_;
+};
+
+Groups& groups() {
+  static Groups& all = *new Groups;  // what it keeps cannot be freed when the process ends
+  return all;
+}
+
+// What a backend said of a message to or from a rank of the group.
+struct PeerFailure : std::runtime_error {
+  PeerFailure(const std::string& words, int rank) : std::runtime_error(words), peer(rank) {}
+  int peer;
+};
+
 // Python's exceptions get the backend's words without the addresses of its callers.
 template <class Function>
 void in_plain_words(const Function& function) {
@@ -155,48 +212,87 @@ void in_plain_words(const Function& function) {
   }
 }
 
+template <class Function>
+void naming(int peer, const Function& function) {
+  try {
+    in_plain_words(function);
+  } catch (const std::runtime_error& error) {
+    throw PeerFailure(error.what(), peer);
+  }
+}
+
 // Lives until its end has been waited for, and keeps alive what is sent, received and staged until then. So do the
 // backends for what they were given: gloo's work owns it, NCCL's stashes it until wait() has made the current stream
 // wait for NCCL's own (ProcessGroupNCCL.hpp, TensorShelf), or until it is done. After that wait, staging that is freed
 // may be handed out again to the current stream alone, which record_stream() sees to.
+//
+// A stage that nobody waits for, or that fails, leaves all that to its group: other ranks may still be at it.
 class Stage {
  public:
-  Stage(Blocks blocks, Blocks out, const std::string& group, std::optional<int64_t> format, std::optional<int64_t> seed,
-        int64_t step)
-      : sent_(std::move(blocks), format), received_(std::move(out), format) {
+  Stage(Blocks blocks, Blocks out, const std::string& group, std::optional<int64_t> format)
+      : sent_(std::move(blocks), format),
+        received_(std::move(out), format),
+        group_(WeakGroup(c10d::resolve_process_group(group))) {}
+  Stage(const Stage&) = delete;
+
+  ~Stage() {
+    const Group group = is_done_ || works_.empty() ? Group() : group_.lock();
+    if (!group) return;
+    using Buffers = std::tuple<Message, Message, std::vector<Pending>>;
+    groups().keep(group, std::make_shared<Buffers>(std::move(sent_), std::move(received_), std::move(works_)));
+  }
+
+  void start(std::optional<int64_t> seed, int64_t step) {
+    const Group group = group_.lock();
+    TORCH_CHECK(group, "the process group is gone");
     sent_.pack(seed, step);
-    const auto process_group = c10d::resolve_process_group(group);
     if (sent_.bytes().is_cpu()) {
-      send_to_each(*process_group);
+      send_to_each(group);
       return;
     }
 #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13
     works_.push_back(
-        process_group->all_to_all_single(received_.bytes(), sent_.bytes(), received_.sizes(), sent_.sizes()));
+        {group->all_to_all_single(received_.bytes(), sent_.bytes(), received_.sizes(), sent_.sizes()), NOBODY});
 #else
-    works_.push_back(process_group->alltoall_base(received_.bytes(), sent_.bytes(), received_.sizes(), sent_.sizes()));
+    works_.push_back(
+        {group->alltoall_base(received_.bytes(), sent_.bytes(), received_.sizes(), sent_.sizes()), NOBODY});
 #endif
   }
 
   const std::vector<int64_t>& sent_bytes() { return sent_.sizes(); }
 
   void wait() {
+    if (is_done_) return;
     in_plain_words([this] {
       const at::AutoDispatchBelowADInplaceOrView untracked;
-      for (const auto& work : works_) work->wait();
+      for (const auto& [work, peer] : works_) {
+        if (peer == NOBODY) {
+          work->wait();
+        } else {
+          naming(peer, [&work = work] { work->wait(); });
+        }
+      }
       sent_.record_stream();
       received_.record_stream();
       received_.unpack();
     });
+    is_done_ = true;
   }
 
  private:
+  static constexpr int NOBODY = -1;  // in particular
+
+  struct Pending {
+    c10::intrusive_ptr<c10d::Work> work;
+    int peer;
+  };
+
   // gloo's all-to-all posts what it sends before what it receives. Two ranks that come at different times then use a
   // link in one direction after the other: the late one's word that it is ready queues behind its own message.
-  void send_to_each(c10d::ProcessGroup& group) {
-    const int rank = group.getRank();
-    const int ranks = group.getSize();
-    const int tag = next_tag(group.getGroupName());
+  void send_to_each(const Group& group) {
+    const int rank = group->getRank();
+    const int ranks = group->getSize();
+    const int tag = groups().next_tag(group);
     const std::vector<at::Tensor>& arriving = received_.pieces();
     const std::vector<at::Tensor>& leaving = sent_.pieces();
     TORCH_CHECK(static_cast<int>(leaving.size()) == ranks && static_cast<int>(arriving.size()) == ranks,
@@ -207,35 +303,48 @@ class Stage {
         const int peer = (rank + i) % ranks;
         if (pieces[peer].numel() == 0) continue;
         std::vector<at::Tensor> one = {pieces[peer]};
-        works_.push_back(function(one, peer));
+        naming(peer, [&] { works_.push_back({function(one, peer), peer}); });
       }
     };
-    for_peers(arriving, [&](std::vector<at::Tensor>& piece, int peer) { return group.recv(piece, peer, tag); });
-    for_peers(leaving, [&](std::vector<at::Tensor>& piece, int peer) { return group.send(piece, peer, tag); });
+    for_peers(arriving, [&](std::vector<at::Tensor>& piece, int peer) { return group->recv(piece, peer, tag); });
+    for_peers(leaving, [&](std::vector<at::Tensor>& piece, int peer) { return group->send(piece, peer, tag); });
     arriving[rank].copy_(leaving[rank]);
-  }
-
-  // Ranks start the stages of a group in the same order, so that they count alike.
-  static int next_tag(const std::string& group) {
-    static std::mutex mutex;
-    static std::unordered_map<std::string, uint32_t> started;
-    const std::lock_guard<std::mutex> lock(mutex);
-    return static_cast<int>(started[group]++ & 0x3FFFFFFF);
   }
 
   Message sent_;
   Message received_;
-  std::vector<c10::intrusive_ptr<c10d::Work>> works_;
+  WeakGroup group_;
+  std::vector<Pending> works_;
+  bool is_done_ = false;
 };
 
-std::unique_ptr<Stage> start(Blocks blocks, Blocks out, const std::string& group, std::optional<int64_t> format,
+// A stage, for torch's own wait_tensor(), as long as somebody holds it.
+class StageWork : public c10d::Work {
+ public:
+  explicit StageWork(std::weak_ptr<Stage> stage) : stage_(std::move(stage)) {}
+
+  bool wait(std::chrono::milliseconds /*timeout*/) override {
+    if (const auto stage = stage_.lock()) stage->wait();
+    return true;
+  }
+
+ private:
+  std::weak_ptr<Stage> stage_;
+};
+
+std::shared_ptr<Stage> start(Blocks blocks, Blocks out, const std::string& group, std::optional<int64_t> format,
                              std::optional<int64_t> seed, int64_t step) {
-  std::unique_ptr<Stage> stage;
+  std::shared_ptr<Stage> stage;
   in_plain_words([&] {
     const at::AutoDispatchBelowADInplaceOrView untracked;  // no gradients, no version counters
-    stage = std::make_unique<Stage>(std::move(blocks), std::move(out), group, format, seed, step);
+    stage = std::make_shared<Stage>(std::move(blocks), std::move(out), group, format);
+    stage->start(seed, step);
   });
   return stage;
+}
+
+void promise(const std::shared_ptr<Stage>& stage, const at::Tensor& tensor) {
+  c10d::register_work(tensor, c10::make_intrusive<StageWork>(stage));
 }
 
 }  // namespace
@@ -244,9 +353,19 @@ std::unique_ptr<Stage> start(Blocks blocks, Blocks out, const std::string& group
 PYBIND11_MODULE(_comm, module) {
   using Unlocked = pybind11::call_guard<pybind11::gil_scoped_release>;
   module.doc() = "Stages of an exchange: see dmt_kernels.ops.stage.";
-  pybind11::class_<dmt::Stage>(module, "Stage", pybind11::module_local())
+  pybind11::register_local_exception_translator([](std::exception_ptr raised) {
+    try {
+      if (raised) std::rethrow_exception(raised);
+    } catch (const dmt::PeerFailure& failure) {
+      pybind11::object error = pybind11::handle(PyExc_RuntimeError)(failure.what());
+      error.attr("peer") = failure.peer;
+      PyErr_SetObject(PyExc_RuntimeError, error.ptr());
+    }
+  });
+  pybind11::class_<dmt::Stage, std::shared_ptr<dmt::Stage>>(module, "Stage", pybind11::module_local())
       .def_property_readonly("sent_bytes", &dmt::Stage::sent_bytes)
-      .def("wait", &dmt::Stage::wait, Unlocked());
+      .def("wait", &dmt::Stage::wait, Unlocked())
+      .def("promise", &dmt::promise);
   module.def("start", &dmt::start, Unlocked());
   module.def("copied_bytes", [] { return dmt::copied_bytes.load(); });
 }

@@ -1,6 +1,7 @@
 """Dense gradients: one flat buffer, one all-reduce, which starts when the last gradient is there."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -46,33 +47,38 @@ class GradientSum:
 
     def __init__(self, parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> None:
         self._parameters, self._group = list(parameters), group
-        self._missing = 0  # gradients that this step's backward pass has not come to yet; 0 between steps
+        self._missing = 0  # gradients that the backward pass has not come to yet; 0 where none is announced
         self._riders: list[Tensor] = []
         self._sum: _FlatSum | None = None
         for p in self._parameters:
             p.register_post_accumulate_grad_hook(self._count)
 
-    def begin(self, *riders: Tensor) -> None:
-        """Expect a backward pass. ``riders`` are summed along with the gradients, in place."""
-        if self._sum is not None:  # of a step whose backward pass failed
-            self._sum.wait()
-            self._sum = None
-        self._missing, self._riders = len(self._parameters), list(riders)
+    @contextlib.contextmanager
+    def during(self, *riders: Tensor) -> Iterator[None]:
+        """Sum the gradients of the backward pass inside; at the end ``grad`` holds the sums.
 
-    def finish(self) -> None:
-        """After the backward pass: wait for the sums, which ``grad`` then holds.
+        If what is inside fails, nothing is summed that has not left already, and nobody waits for that.
+
+        Parameters
+        ----------
+        *riders : Tensor
+            Summed along with the gradients, in place.
 
         Raises
         ------
         ExchangeError
             A rank of the group died, or did not answer within the group's timeout.
         """
-        self._missing = 0
-        if self._sum is None and (self._parameters or self._riders):
-            self._start()
-        if self._sum is not None:
-            self._sum.finish()
-            self._sum = None
+        self._missing, self._riders = len(self._parameters), list(riders)
+        try:
+            yield
+            self._missing = 0
+            if self._sum is None and (self._parameters or self._riders):
+                self._start()
+            if self._sum is not None:
+                self._sum.finish()
+        finally:
+            self._missing, self._riders, self._sum = 0, [], None
 
     def _count(self, parameter: Tensor) -> None:
         if self._missing:
@@ -95,11 +101,8 @@ class _FlatSum:
         with naming_failures(group.group_name, "sent its gradients"):
             self._work = dist.all_reduce(self._flat, group=group, async_op=True)
 
-    def wait(self) -> None:
+    def finish(self) -> None:
         with naming_failures(self._group.group_name, "waited for the sum of gradients"):
             self._work.wait()
-
-    def finish(self) -> None:
-        self.wait()
         for tensor, reduced in zip(self._tensors, self._flat.split([t.numel() for t in self._tensors]), strict=True):
             tensor.copy_(reduced.view_as(tensor))

@@ -16,7 +16,7 @@ from dmt_kernels.embedding.chunk_choice import MAX_CHUNKS
 from dmt_kernels.embedding.column_layout import TowerLayout
 from dmt_kernels.embedding.flight import Cargo, Flight
 from dmt_kernels.embedding.stage import Stage, others
-from dmt_kernels.ops import stage_wait
+from dmt_kernels.ops import Ticket, stage_wait
 
 
 class FlatFlight(Flight):
@@ -60,7 +60,7 @@ class FlatFlight(Flight):
         self.in_order = not self.has_kept and all(layout.is_side_by_side for layout in layouts)
         self._arrived: list[_Blocks] = []  # of every chunk
         self._kept_grads: list[Tensor] = []  # of every chunk, first from the peers, then of the whole tower
-        self._tickets: dict[tuple[str, int], int] = {}
+        self._tickets: dict[tuple[str, int], Ticket] = {}
 
     def send(self, chunk: int, pooled: Tensor) -> None:
         """Start the stage, and that of the peers for kept columns."""

@@ -16,7 +16,7 @@ from dmt_kernels.embedding.column_layout import TowerLayout
 from dmt_kernels.embedding.flight import Cargo, Flight
 from dmt_kernels.embedding.stage import Stage, others
 from dmt_kernels.embedding.tower_step import TowerStep
-from dmt_kernels.ops import stage_wait
+from dmt_kernels.ops import Ticket, stage_wait
 
 
 class SpttFlight(Flight):
@@ -60,7 +60,7 @@ class SpttFlight(Flight):
         self.own, self.width = layout.members[self.member], self.out_widths[self.t]
         self._blocks: list[list[Tensor]] = []  # of every chunk: what arrived from each member, and the kept columns
         self._grads: list[Tensor] = []  # of every chunk: of the tower module's output
-        self._tickets: dict[tuple[str, int], int] = {}
+        self._tickets: dict[tuple[str, int], Ticket] = {}
 
     @cached_property
     def tower_step(self) -> TowerStep:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dmt_kernels.ops import stage_start
+from dmt_kernels.ops import Ticket, stage_start
 from dmt_kernels.spec import WireFormat
 
 
@@ -30,15 +30,15 @@ class Stage:
     backward_format: WireFormat
     seed: int | None
 
-    def start(self, blocks: Sequence[Tensor], out: Sequence[Tensor]) -> int:
+    def start(self, blocks: Sequence[Tensor], out: Sequence[Tensor]) -> Ticket:
         """Start sending embeddings; see :func:`~dmt_kernels.ops.stage_start`."""
         return stage_start(blocks, out, self.group, _lossy(self.format))
 
-    def start_back(self, blocks: Sequence[Tensor], out: Sequence[Tensor], step: int) -> int:
+    def start_back(self, blocks: Sequence[Tensor], out: Sequence[Tensor], step: int) -> Ticket:
         """Start sending gradients; calls with the same `step` draw the same numbers."""
         return stage_start(blocks, out, self.group, _lossy(self.backward_format), seed=self.seed, step=step)
 
-    def gather(self, block: Tensor, out: Sequence[Tensor]) -> int:
+    def gather(self, block: Tensor, out: Sequence[Tensor]) -> Ticket:
         """Start sending the same block to all, bit for bit."""
         return stage_start([block] * len(out), out, self.group)
 

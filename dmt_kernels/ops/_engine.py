@@ -21,7 +21,10 @@ class Stage(Protocol):
         ...
 
     def wait(self) -> None:
-        """Wait for the blocks and put them where they belong."""
+        """Wait for the blocks and put them where they belong.
+
+        A RuntimeError may have an attribute ``peer``: the rank of the group whose message failed.
+        """
         ...
 
 

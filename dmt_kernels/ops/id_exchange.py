@@ -21,7 +21,7 @@ from dmt_kernels.ops._composition import implement
 from dmt_kernels.ops.all_to_all import all_to_all
 from dmt_kernels.ops.check_ids import MissingIds, check_ids
 from dmt_kernels.ops.id_codec import HEADER_BYTES, bytes_per_id, id_decode, id_encode, id_payload_bytes
-from dmt_kernels.ops.stage import stage_start, stage_wait
+from dmt_kernels.ops.stage import Ticket, stage_start, stage_wait
 from dmt_kernels.spec import InputError, Jagged
 
 
@@ -216,7 +216,7 @@ class _Message:
     def __init__(self, sent: Tensor, output_splits: list[int], input_splits: list[int], group: str) -> None:
         self._received = sent.new_empty(sum(output_splits))
         blocks = (sent.unsqueeze(1).split(input_splits), self._received.unsqueeze(1).split(output_splits))
-        self._ticket: int | None = stage_start(*blocks, group)
+        self._ticket: Ticket | None = stage_start(*blocks, group)
 
     def wait(self) -> Tensor:
         if self._ticket is not None:

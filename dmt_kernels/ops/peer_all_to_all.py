@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dmt_kernels.ops.all_to_all import compose_stage, wait_blocks
+from dmt_kernels.ops._direct import is_eager
+from dmt_kernels.ops.all_to_all import compose_stage, start_blocks, wait_blocks
 
 compose_stage("peer")
 
@@ -35,6 +36,8 @@ def peer_all_to_all_start(compressed: Tensor, widths: Sequence[int], group: str)
     RuntimeError
         If the shape does not fit the widths.
     """
+    if is_eager():
+        return start_blocks(compressed, widths, group)
     return torch.ops.dmt.peer_all_to_all_start(compressed, widths, group)
 
 

@@ -1,25 +1,41 @@
 """One stage of an exchange: an all-to-all of blocks of rows, in flight between start and wait.
 
-It is what eager mode runs on; under ``torch.compile`` the functional collectives of ``all_to_all.py`` are traced.
+It is what eager mode runs on; what is traced are the functional collectives of ``all_to_all.py``.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dmt_kernels.ops import traffic
-from dmt_kernels.ops._engine import Stage, choose_engine
+from dmt_kernels.ops._engine import choose_engine
 from dmt_kernels.ops.groups import exchange_failure
+from dmt_kernels.ops.reference import stage as composition
 from dmt_kernels.spec import InputError, WireFormat
 
 _engine, engine_in_use = choose_engine()
-_tickets = itertools.count(1)
-_in_flight: dict[int, tuple[str, Stage]] = {}  # by ticket; one operation on a dict is atomic
 _CODES = {format: format.code for format in WireFormat}
+
+
+class Ticket:
+    """A stage in flight: what :func:`stage_start` returns, for one :func:`stage_wait`.
+
+    If nobody waits for it, or it fails, what it sends and receives stays in memory as long as its group lives, since
+    other ranks may still be at it. The compiled engine frees it when stages of a later group begin.
+    """
+
+    __slots__ = ("_group", "_stage")
+
+    def __init__(self, group: str, stage: Any) -> None:
+        self._group, self._stage = group, stage
+
+    def promise(self, tensor: Tensor) -> None:
+        """Let torch's own ``wait_tensor(tensor)`` wait for the stage; the compiled engine only."""
+        self._stage.promise(tensor)
 
 
 def stage_start(
@@ -30,7 +46,7 @@ def stage_start(
     *,
     seed: int | None = None,
     step: int = 0,
-) -> int:
+) -> Ticket:
     """Start sending ``blocks[i]`` to rank ``i`` of the group.
 
     After :func:`stage_wait`, ``out[i]`` holds what rank ``i`` sent. Every rank of the group starts the same stages in
@@ -59,8 +75,8 @@ def stage_start(
 
     Returns
     -------
-    int
-        A ticket for :func:`stage_wait`.
+    Ticket
+        For :func:`stage_wait`.
 
     Raises
     ------
@@ -73,12 +89,10 @@ def stage_start(
     except RuntimeError as error:
         raise exchange_failure(group, "sent its blocks", error) from error
     traffic.count_sent(group, stage.sent_bytes)
-    ticket = next(_tickets)
-    _in_flight[ticket] = group, stage
-    return ticket
+    return Ticket(group, stage)
 
 
-def stage_wait(ticket: int) -> None:
+def stage_wait(ticket: Ticket) -> None:
     """Wait until what :func:`stage_start` promised has arrived.
 
     On CUDA it is the current stream that waits, not the host.
@@ -88,15 +102,15 @@ def stage_wait(ticket: int) -> None:
     ExchangeError
         A rank of the group died, or did not answer within the group's timeout.
     InputError
-        There is no such stage, or it was waited for before.
+        It was waited for before.
     """
-    if (started := _in_flight.pop(ticket, None)) is None:
-        raise InputError(f"stage_wait: nothing is in flight under ticket {ticket}; a stage is waited for once")
-    group, stage = started
+    stage, ticket._stage = ticket._stage, None
+    if stage is None:
+        raise InputError("stage_wait: nothing is in flight under this ticket; a stage is waited for once")
     try:
         stage.wait()
     except RuntimeError as error:
-        raise exchange_failure(group, "waited for the others' blocks", error) from error
+        raise exchange_failure(ticket._group, "waited for the others' blocks", error) from error
 
 
 def stage_copied_bytes() -> int:
@@ -105,6 +119,11 @@ def stage_copied_bytes() -> int:
     Encoding and decoding are not counted.
     """
     return _engine.copied_bytes()
+
+
+def engine_is_compiled() -> bool:
+    """Whether stages run on the compiled engine, not on its composition of ``torch.distributed``."""
+    return _engine is not composition
 
 
 def _keeps_bits(format: WireFormat, blocks: Sequence[Tensor]) -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dmt_kernels.ops._composition import compose
+from dmt_kernels.ops._direct import is_eager
 from dmt_kernels.ops.all_to_all import start_blocks, wait_blocks
 
 
@@ -41,11 +42,12 @@ def two_stage_all_to_all(
         ``[B, sum(C_t)]``, columns tower by tower. Without a module these are the bits that one all-to-all
         over all ranks delivers. Differentiable in ``pooled`` and in the module's parameters.
     """
-    if tower_module is None:
+    if tower_module is None and not is_eager():
         return torch.ops.dmt.two_stage_all_to_all(pooled, member_widths, tower_widths, tower_group, peer_group)
     towers, samples = pooled.shape[1:3]
     blocks = wait_blocks(start_blocks(pooled.flatten(1, 2), member_widths, tower_group), member_widths)
-    compressed = tower_module(torch.cat(blocks, dim=1)).view(towers, samples, -1)
+    tower = torch.cat(blocks, dim=1)
+    compressed = (tower if tower_module is None else tower_module(tower)).view(towers, samples, -1)
     return torch.cat(wait_blocks(start_blocks(compressed, tower_widths, peer_group), tower_widths), dim=1)
 
 

@@ -1,5 +1,6 @@
 """One training step: loss, gradients, their sums over ranks, the dense optimizer."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,15 +62,13 @@ class TrainStep:
         total = loss.detach().clone()
         if next_batch is not None:  # its lengths arrive during the backward pass, and its ids during what follows
             self._exchange.prefetch(next_batch.sparse)
-        if self._tower_sum is not None and self._over_arch_sum is not None:
-            self._over_arch_sum.begin(total)  # the loss rides along: no collective of its own
-            self._tower_sum.begin()
-        loss.backward()
-        if next_batch is not None:
-            self._exchange.advance()
-        if self._tower_sum is not None and self._over_arch_sum is not None:
-            self._over_arch_sum.finish()
-            self._tower_sum.finish()
+        with contextlib.ExitStack() as sums:
+            if self._tower_sum is not None and self._over_arch_sum is not None:
+                sums.enter_context(self._over_arch_sum.during(total))  # the loss rides along: no collective of its own
+                sums.enter_context(self._tower_sum.during())
+            loss.backward()
+            if next_batch is not None:
+                self._exchange.advance()
         self.optimizer.step()
         return total
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import socket
 import time
@@ -93,20 +94,23 @@ def _without(rank: int, fallen: int, fate: str, where: str) -> str:
 def test_a_killed_rank_ends_the_others(fallen: int, where: str, stages: set[str]) -> None:
     said = run_ranks(_without, WORLD, fallen, "dies", where, mortal=True, timeout_s=ALL_ENDED_S, port=_free_port())
     assert said[fallen] == DIED
-    _say_who_and_where({rank: sentence for rank, sentence in enumerate(said) if rank != fallen}, stages)
+    _say_who_and_where({rank: sentence for rank, sentence in enumerate(said) if rank != fallen}, stages, fallen)
 
 
 def test_a_rank_that_cannot_be_reached_ends_the_others_and_itself() -> None:
     said = run_ranks(_without, WORLD, 1, "sleeps", "ids", mortal=True, timeout_s=ALL_ENDED_S)
-    assert any("Timed out" in sentence for sentence in said)
+    assert any("and lost rank 1 " in sentence and "Timed out" in sentence for sentence in said)
     _say_who_and_where(dict(enumerate(said)), {"ids"})
 
 
-def _say_who_and_where(said: dict[int, str], stages: set[str]) -> None:
+def _say_who_and_where(said: dict[int, str], stages: set[str], fallen: int | None = None) -> None:
     for rank, sentence in said.items():
-        assert sentence.startswith(f"rank {rank} "), sentence
-        assert any(f" in the {stage} stage of group " in sentence for stage in stages), sentence
-        assert "(ranks " in sentence and "\n" not in sentence
+        lost_where = r"and lost ranks? ([\d, ]+) in the (\w+) stage of group '\d+' \(ranks ([\d, ]+)\), and .*"
+        told = re.fullmatch(r"rank (\d+) .* " + lost_where, sentence)
+        assert told is not None, sentence
+        lost, members = told[2].split(", "), told[4].split(", ")
+        assert int(told[1]) == rank and told[3] in stages, sentence
+        assert fallen is None or str(fallen) in lost or str(fallen) not in members, sentence
 
 
 UNLIKE = {

@@ -1,5 +1,8 @@
 """Sums of dense gradients that travel under the backward pass."""
 
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -44,10 +47,9 @@ def _steps(rank: int, device: str) -> None:
         for p in parameters:
             p.grad = None
         traffic.reset()
-        gradients.begin(rider)
-        _loss(parameters, rank, step).backward()
-        assert traffic.sent_bytes(), "the message has left before anybody waits"
-        gradients.finish()
+        with gradients.during(rider):
+            _loss(parameters, rank, step).backward()
+            assert traffic.sent_bytes(), "the message has left before anybody waits"
         _assert_equal(parameters, rider, expected)
 
 
@@ -67,10 +69,9 @@ def _unused_on_rank_0(rank: int) -> None:
         for p in parameters:
             p.grad = None
         traffic.reset()
-        gradients.begin(rider)
-        _loss(used, rank).backward()
-        assert bool(traffic.sent_bytes()) == (rank != 0)
-        gradients.finish()
+        with gradients.during(rider):
+            _loss(used, rank).backward()
+            assert bool(traffic.sent_bytes()) == (rank != 0)
         _assert_equal(parameters, rider, expected)
 
 
@@ -91,9 +92,8 @@ def _backward_alone(rank: int) -> None:
         assert p.grad is not None and torch.equal(p.grad, grad + grad)
         p.grad = None
 
-    gradients.begin()
-    _loss(parameters, rank).backward()
-    gradients.finish()
+    with gradients.during():
+        _loss(parameters, rank).backward()
     summed = [p.grad.clone() for p in parameters if p.grad is not None]
     traffic.reset()
     _loss(parameters, rank).backward()  # after a step it is a matter of the rank again
@@ -107,16 +107,57 @@ def test_a_backward_pass_that_nobody_announced_sums_nothing() -> None:
     run_ranks(_backward_alone, 2)
 
 
+class _Failing(torch.autograd.Function):
+    """Ends a backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        raise ArithmeticError
+
+
+def _after_a_failed_backward(rank: int) -> None:
+    mesh = build_mesh(2, 1, timeout_s=30)
+    parameters = _parameters("cpu")
+    gradients = GradientSum(parameters, mesh.dense)
+    own = torch.autograd.grad(_loss(parameters, rank), parameters)
+    for failing in (0, 3):  # before and after gradients have come
+        with pytest.raises(ArithmeticError), gradients.during():
+            used = [_Failing.apply(p) if i == failing else p for i, p in enumerate(parameters)]
+            _loss(used, rank).backward()
+        traffic.reset()
+        for p in parameters:
+            p.grad = None
+        if rank == 0:  # alone, and nobody announced it
+            _loss(parameters, rank).backward()
+            assert not traffic.sent_bytes()
+            assert all(torch.equal(p.grad, grad) for p, grad in zip(parameters, own, strict=True))  # type: ignore
+        for p in parameters:
+            p.grad = None
+        rider = torch.ones(1)
+        expected = _sums_apart(parameters, _loss(parameters, rank), rider, mesh)
+        with gradients.during(rider):
+            _loss(parameters, rank).backward()
+        _assert_equal(parameters, rider, expected)
+
+
+def test_after_a_failed_backward_pass_the_next_is_a_step_of_its_own() -> None:
+    run_ranks(_after_a_failed_backward, 2)
+
+
 def _riders_alone(rank: int) -> tuple[float, dict]:
     mesh = build_mesh(2, 1, timeout_s=30)
     gradients = GradientSum([], mesh.dense)
     traffic.reset()
-    gradients.begin()
-    gradients.finish()
+    with gradients.during():
+        pass
     sent_nothing = traffic.sent_bytes()
     rider = torch.tensor(rank + 1.0)
-    gradients.begin(rider)
-    gradients.finish()
+    with gradients.during(rider):
+        pass
     return rider.item(), sent_nothing
 
 

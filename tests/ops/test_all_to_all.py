@@ -1,4 +1,7 @@
-"""The exchange ops against plain ``torch.distributed``, in spawned ranks."""
+"""The exchange ops against plain ``torch.distributed``, in spawned ranks, on the engine and as compositions."""
+
+import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -6,8 +9,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dmt_kernels import ops
-from dmt_kernels.comm import build_mesh
+from dmt_kernels.comm import build_mesh, traffic
 from tests.devices import devices
+from tests.ops.engines import engines, use
 from tests.ranks import run_ranks
 
 TOWERS, MEMBERS, SAMPLES = 2, 2, 3
@@ -31,7 +35,8 @@ def _flat_oracle(pooled: Tensor, rank: int) -> Tensor:
     return torch.cat([piece.view(SAMPLES, w) for piece, w in zip(pieces, WIDTHS, strict=True)], dim=1)
 
 
-def _two_stages(rank: int, device: str) -> None:
+def _two_stages(rank: int, device: str, engine: str) -> None:
+    use(engine)
     mesh = build_mesh(TOWERS, MEMBERS, device=device, timeout_s=30)
     tower, peer = mesh.tower.group_name, mesh.peer.group_name
     t = mesh.tower_index
@@ -56,11 +61,14 @@ def _two_stages(rank: int, device: str) -> None:
 
 
 @devices
-def test_two_stages_carry_the_bits_of_one(device: str) -> None:
-    run_ranks(_two_stages, WORLD, device, device=device)
+@engines
+def test_two_stages_carry_the_bits_of_one(device: str, engine: str) -> None:
+    run_ranks(_two_stages, WORLD, device, engine, device=device)
 
 
-def _gradients(rank: int, compiled: bool) -> Tensor:
+def _gradients(rank: int, engine: str | None) -> Tensor:
+    if engine is not None:
+        use(engine)
     mesh = build_mesh(TOWERS, MEMBERS, timeout_s=30)
     t = mesh.tower_index
     member_widths = WIDTHS[t * MEMBERS : (t + 1) * MEMBERS]
@@ -73,14 +81,12 @@ def _gradients(rank: int, compiled: bool) -> Tensor:
         out = torch.ops.dmt.two_stage_all_to_all(x, member_widths, tower_widths, *groups)
         return (out * scale).sum()
 
-    (torch.compile(road, fullgraph=True) if compiled else road)(pooled).backward()
+    (road if engine else torch.compile(road, fullgraph=True))(pooled).backward()
     assert pooled.grad is not None
     return pooled.grad
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "fullgraph"])
-def test_gradients_come_back_over_the_same_road(compiled: bool) -> None:
-    grads = run_ranks(_gradients, WORLD, compiled, timeout_s=120)
+def _check_gradients(grads: list[Tensor]) -> None:
     starts = [sum(WIDTHS[:g]) for g in range(WORLD)]
     total = sum(WIDTHS)
     for source, grad in enumerate(grads):
@@ -92,7 +98,98 @@ def test_gradients_come_back_over_the_same_road(compiled: bool) -> None:
                     assert grad[r, t, sample, column] == expected
 
 
-def _every_dtype(rank: int, device: str) -> None:
+@engines
+def test_gradients_come_back_over_the_same_road(engine: str) -> None:
+    _check_gradients(run_ranks(_gradients, WORLD, engine))
+
+
+def test_gradients_come_back_over_the_same_road_of_one_graph() -> None:
+    _check_gradients(run_ranks(_gradients, WORLD, None, timeout_s=120))
+
+
+def _there_and_back(x: Tensor, group: str, beside: Callable[[], Tensor]) -> Tensor:
+    """All-to-all among 2 ranks, with something beside it."""
+    started = ops.tower_all_to_all_start(x, [3, 3], group)
+    other = beside()
+    return torch.cat(ops.tower_all_to_all_wait(started, [3, 3]), dim=1).sin() + other
+
+
+def _beside(rank: int, engine: str) -> None:
+    use(engine)
+    group = build_mesh(1, 2, timeout_s=30).tower.group_name
+    x = (torch.arange(12.0).view(2, 2, 3) + 100 * rank).requires_grad_()
+    weight = torch.ones(2, 6, requires_grad=True)
+    seen = []
+
+    def beside() -> Tensor:
+        seen.append(traffic.sent_bytes())
+        out = weight.exp()
+        out.register_hook(lambda grad: seen.append(traffic.sent_bytes()))
+        return out
+
+    traffic.reset()
+    _there_and_back(x, group, beside).sum().backward()
+    bytes_each = {("tower", link): 24 for link in ("self", "tower")}
+    assert seen == [bytes_each, {key: 2 * size for key, size in bytes_each.items()}], "each way sent, not waited for"
+    arriving = torch.cat([torch.arange(12.0).view(2, 2, 3)[rank] + 100 * source for source in range(2)], dim=1)
+    assert x.grad is not None and weight.grad is not None
+    torch.testing.assert_close(weight.grad, weight.detach().exp())
+    torch.testing.assert_close(x.grad, x.detach().cos())
+    torch.testing.assert_close(_there_and_back(x, group, beside), arriving.sin() + weight.exp())
+
+
+@engines
+def test_what_stands_between_runs_under_the_messages_both_ways(engine: str) -> None:
+    run_ranks(_beside, 2, engine)
+
+
+def _twice(rank: int, engine: str) -> None:
+    use(engine)
+    group = build_mesh(1, 2, timeout_s=30).tower.group_name
+    x = (torch.arange(12.0).view(2, 2, 3) + 100 * rank).requires_grad_()
+    out = _there_and_back(x, group, lambda: torch.zeros(2, 6))
+    for retained in (True, True):
+        [grad] = torch.autograd.grad(out.sum(), x, retain_graph=retained)
+        torch.testing.assert_close(grad, x.detach().cos())
+    [grad] = torch.autograd.grad(out.sum(), x, create_graph=True)
+    [second] = torch.autograd.grad(grad.sum(), x)
+    torch.testing.assert_close(second, -x.detach().sin())
+
+
+@engines
+def test_backward_again_and_of_the_backward(engine: str) -> None:
+    run_ranks(_twice, 2, engine)
+
+
+def _half_compiled(rank: int, engine: str) -> None:
+    """Start eagerly and wait in a graph, and the other way round."""
+    use(engine)
+    group = build_mesh(1, 2, timeout_s=30).tower.group_name
+
+    def start(x: Tensor) -> Tensor:
+        return ops.tower_all_to_all_start(x, [3, 3], group)
+
+    def wait(started: Tensor) -> Tensor:
+        return torch.cat(ops.tower_all_to_all_wait(started, [3, 3]), dim=1) * 2
+
+    for first, second in ((start, torch.compile(wait)), (torch.compile(start), wait)):
+        for pause in (0, 0.3):
+            x = (torch.arange(12.0).view(2, 2, 3) + 100 * rank).requires_grad_()
+            expected = _there_and_back(x, group, lambda: torch.zeros(2, 6))
+            time.sleep(pause * rank)  # what has been compiled is fast, and has to wait
+            out = second(first(x))
+            torch.testing.assert_close((out / 2).sin(), expected)
+            [grad] = torch.autograd.grad(out.sum(), x)
+            assert torch.equal(grad, torch.full_like(grad, 2.0))
+
+
+@engines
+def test_a_graph_may_hold_one_half(engine: str) -> None:
+    run_ranks(_half_compiled, 2, engine, timeout_s=120)
+
+
+def _every_dtype(rank: int, device: str, engine: str) -> None:
+    use(engine)
     mesh = build_mesh(TOWERS, MEMBERS, device=device, timeout_s=30)
     t = mesh.tower_index
     widths = WIDTHS[t * MEMBERS : (t + 1) * MEMBERS]
@@ -106,8 +203,9 @@ def _every_dtype(rank: int, device: str) -> None:
 
 
 @devices
-def test_every_dtype_arrives(device: str) -> None:
-    run_ranks(_every_dtype, WORLD, device, device=device)
+@engines
+def test_every_dtype_arrives(device: str, engine: str) -> None:
+    run_ranks(_every_dtype, WORLD, device, engine, device=device)
 
 
 def _two_exchanges(rank: int) -> None:
