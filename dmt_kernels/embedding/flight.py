@@ -30,7 +30,7 @@ from torch import Tensor
 
 from dmt_kernels.embedding.buffers import BufferPool
 from dmt_kernels.embedding.table_shards import TableShards
-from dmt_kernels.ops import ReceivedIds
+from dmt_kernels.ops import ReceivedIds, stage_wait
 
 MAX_CHUNKS = 64  # of a batch
 
@@ -51,6 +51,8 @@ class Cargo:
         Output block of every source rank, within a chunk.
     pool : BufferPool
         Where memory comes from, and goes when the batch has ended.
+    number : int
+        Of the batch: no two draw the same random numbers.
     """
 
     shards: TableShards
@@ -58,6 +60,7 @@ class Cargo:
     samples: int
     block_order: list[int]
     pool: BufferPool
+    number: int
 
 
 class Flight(ABC):
@@ -76,7 +79,8 @@ class Flight(ABC):
         self.chunks = len(self.received.chunks)
         self.chunk_samples = cargo.samples // self.chunks  # b
         device = self.received.bags.ids.device
-        self._pool, self._has_ended = cargo.pool, False
+        self._pool, self._number, self._has_ended = cargo.pool, cargo.number, False
+        self._tickets: dict[tuple[str, int], int] = {}  # of stages that are not waited for yet
         self.buffers = cargo.pool.take(self.shards.dtype, device)
         self.out = torch.empty(cargo.samples, out_width, dtype=self.shards.dtype, device=device)
         self.grad: Tensor | None = None  # [n * W * b, D_r] of the pooled rows, chunk by chunk
@@ -178,6 +182,13 @@ class Flight(ABC):
     def input_grads(self) -> tuple[Tensor | None, ...]:
         """Gradients of ``inputs``."""
         return ()
+
+    def _wait(self, stage: str, chunk: int) -> None:
+        if (ticket := self._tickets.pop((stage, chunk), None)) is not None:
+            stage_wait(ticket)
+
+    def _draw(self, chunk: int) -> int:
+        return self._number * MAX_CHUNKS + chunk
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from dmt_kernels.embedding.buffers import BufferPool
 from dmt_kernels.embedding.exchange import EmbeddingExchange
 from dmt_kernels.embedding.flat_flight import FlatFlight
 from dmt_kernels.embedding.flight import MAX_CHUNKS, Cargo, Flight, InFlight, arrive, depart
+from dmt_kernels.embedding.peer_flight import TowerRoad
 from dmt_kernels.embedding.row_means import TowerRowMeans, splits_columns
 from dmt_kernels.embedding.sptt_flight import SpttFlight
 from dmt_kernels.embedding.stage import Stage
@@ -99,8 +100,8 @@ class WiredExchange(EmbeddingExchange):
             self._ahead[1].advance()
 
     def start(self, sparse: Jagged) -> InFlight:  # noqa: D102
-        cargo = Cargo(self.shards, self._receive_ids(sparse), self._samples(sparse), self.block_order, self._memory)
-        return depart(self._flight(cargo))
+        received, samples, number = self._receive_ids(sparse), self._samples(sparse), next(self._flights)
+        return depart(self._flight(Cargo(self.shards, received, samples, self.block_order, self._memory, number)))
 
     def finish(self, in_flight: InFlight) -> Tensor:  # noqa: D102
         return arrive(in_flight)
@@ -138,23 +139,14 @@ class SpttExchange(WiredExchange):
 
     def __init__(self, plan: Plan, tower_modules: Mapping[int, TowerModule] | None, **options: Any) -> None:
         super().__init__(plan, tower_modules, **options)
+        t = self.place[0]
+        self._road = TowerRoad(self.layouts[t], self.place, self.stages["tower"], self.stages["peer"], self.out_widths)
         if tower_modules is not None:
-            t = self.place[0]
             self.tower_modules[str(t)] = tower_modules[t]
 
     def _flight(self, cargo: Cargo) -> Flight:
-        layout = self.layouts[self.place[0]]
         module = cast(TowerModule | None, next(iter(self.tower_modules.values()), None))
-        return SpttFlight(
-            cargo,
-            layout=layout,
-            place=self.place,
-            tower=self.stages["tower"],
-            peer=self.stages["peer"],
-            make_tower_step=partial(tower_step, module, layout),
-            out_widths=self.out_widths,
-            number=next(self._flights),
-        )
+        return SpttFlight(cargo, self._road, partial(tower_step, module, self._road.layout))
 
 
 class FlatExchange(WiredExchange):
@@ -178,10 +170,4 @@ class FlatExchange(WiredExchange):
         return list(range(self.plan.topology.world))
 
     def _flight(self, cargo: Cargo) -> Flight:
-        return FlatFlight(
-            cargo,
-            layouts=self.layouts,
-            place=self.place,
-            **self.stages,
-            number=next(self._flights),
-        )
+        return FlatFlight(cargo, layouts=self.layouts, place=self.place, **self.stages)
