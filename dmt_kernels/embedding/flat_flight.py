@@ -56,9 +56,9 @@ class FlatFlight(Flight):
         self._arrived: list[_Blocks] = []  # of every chunk
         self._kept_grads: list[Tensor] = []  # of every chunk, first from the peers, then of the whole tower
 
-    def send(self, chunk: int, pooled: Tensor) -> None:
+    def send(self, chunk: int, looked_up: Tensor) -> None:
         """Start the stage, and that of the peers for kept columns."""
-        by_rank = self._by_rank(pooled)
+        by_rank = self._by_rank(looked_up)
         arriving = self._blocks_of(self.out[self.rows_of(chunk)])
         if self.has_sent:
             sent = by_rank[:, :, : self.own.sent_width].unbind(0)

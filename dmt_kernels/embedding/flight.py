@@ -91,7 +91,7 @@ class Flight(ABC):
         return ()
 
     def lookup(self, chunk: int) -> Tensor:
-        """Pool a chunk: ``[W * b, D_r]``, blocks in ``block_order``."""
+        """Make what :meth:`send` takes: a chunk's pooled rows, ``[W * b, D_r]``, blocks in ``block_order``."""
         rows = len(self.block_order) * self.chunk_samples
         pooled = self.buffers.take(f"pooled {chunk}", rows, self.shards.width)
         self.shards.lookup_into(pooled, self.received.chunks[chunk], self.block_order)
@@ -100,6 +100,12 @@ class Flight(ABC):
     def rows_of(self, chunk: int) -> slice:
         """The chunk's rows of this rank's ``[B, ...]``."""
         return slice(chunk * self.chunk_samples, (chunk + 1) * self.chunk_samples)
+
+    @property
+    def bag_order(self) -> list[int]:
+        """Block of all chunks' rows that belongs to each block of all bags, ``(source, chunk)``."""
+        blocks = len(self.block_order)
+        return [chunk * blocks + position for position in self.block_order for chunk in range(self.chunks)]
 
     def pooled_grad(self, chunk: int) -> Tensor:
         """The chunk's ``[W * b, D_r]`` of the gradient that the tables are updated with."""
@@ -150,14 +156,12 @@ class Flight(ABC):
     def update(self) -> None:
         """One step of the tables' optimizer, with which the batch has ended."""
         assert self.grad is not None
-        blocks = len(self.block_order)
-        order = [chunk * blocks + position for position in self.block_order for chunk in range(self.chunks)]
-        self.shards.update(self.grad, self.received.bags, order)
+        self.shards.update(self.grad, self.received.bags, self.bag_order)
         self.end()
 
     @abstractmethod
-    def send(self, chunk: int, pooled: Tensor) -> None:
-        """Start the first stage of what was looked up, ``[W * b, D_r]``."""
+    def send(self, chunk: int, looked_up: Tensor) -> None:
+        """Start the first stage of what :meth:`lookup` has made."""
 
     @abstractmethod
     def compress(self, chunk: int) -> None:

@@ -45,9 +45,9 @@ class SpttFlight(PeerFlight):
         """The tower module's parameters, or what was computed of them."""
         return self.tower_step.inputs
 
-    def send(self, chunk: int, pooled: Tensor) -> None:
+    def send(self, chunk: int, looked_up: Tensor) -> None:
         """Start the tower stage."""
-        by_member = pooled.unflatten(0, (self.members, -1))  # [R, T*b, D_r]
+        by_member = looked_up.unflatten(0, (self.members, -1))  # [R, T*b, D_r]
         sent = list(by_member[:, :, : self.own.sent_width].unbind(0))
         arriving = self._side_by_side(f"arrived {chunk}")
         arriving[self.member] = sent[self.member]

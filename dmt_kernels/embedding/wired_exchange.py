@@ -12,14 +12,17 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
-from dmt_kernels.comm import Mesh
+from dmt_kernels.comm import Mesh, all_reduce_flat
 from dmt_kernels.embedding.buffers import BufferPool
 from dmt_kernels.embedding.exchange import EmbeddingExchange
 from dmt_kernels.embedding.flat_flight import FlatFlight
 from dmt_kernels.embedding.flight import MAX_CHUNKS, Cargo, Flight, InFlight, arrive, depart
+from dmt_kernels.embedding.owner_flight import OwnerFlight
 from dmt_kernels.embedding.peer_flight import TowerRoad
+from dmt_kernels.embedding.placement import obstacle_to_owners, quickest, slice_of
 from dmt_kernels.embedding.row_means import TowerRowMeans, splits_columns
 from dmt_kernels.embedding.sptt_flight import SpttFlight
 from dmt_kernels.embedding.stage import Stage
@@ -27,7 +30,7 @@ from dmt_kernels.embedding.table_shards import TableShards
 from dmt_kernels.embedding.tower_step import tower_step
 from dmt_kernels.ops import IdExchange, IdRoutes, ReceivedIds
 from dmt_kernels.spec import InputError, Jagged, Payloads, Plan, derive_seed
-from dmt_kernels.towers import TowerModule
+from dmt_kernels.towers import TowerModule, TowerSlice
 
 
 class WiredExchange(EmbeddingExchange):
@@ -130,23 +133,101 @@ class WiredExchange(EmbeddingExchange):
 class SpttExchange(WiredExchange):
     """Semantic-preserving tower transform: tower stage, tower module, peer stage.
 
-    Parameters are those of :class:`WiredExchange`.
+    Parameters
+    ----------
+    plan, tower_modules, options
+        As for :class:`WiredExchange`.
+    placement : {"member", "owner", "auto"}
+        Where tower modules stand; ``auto`` tries both, if the plan and the modules allow both.
+    trial : Jagged, optional
+        This rank's bags, like those to come, for ``auto`` to try with; collective over all ranks.
+
+    Raises
+    ------
+    InputError
+        If the plan or the modules forbid ``owner``, or ``auto`` has nothing to try with.
     """
+
+    def __init__(
+        self,
+        plan: Plan,
+        tower_modules: Mapping[int, TowerModule] | None,
+        *,
+        placement: str = "member",
+        trial: Jagged | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(plan, tower_modules, **options)
+        t, r = self.place
+        layout = self.layouts[t]
+        self._road = TowerRoad(layout, self.place, self.stages["tower"], self.stages["peer"], self.out_widths)
+        if placement != "member" and (obstacle := obstacle_to_owners(plan, tower_modules)) is not None:
+            if placement == "owner":
+                raise InputError(f"tower modules cannot stand at the owners of tables: {obstacle}")
+            placement = "member"
+        module = None if tower_modules is None else tower_modules[t]
+        if module is not None and placement != "owner":
+            self.tower_modules[str(t)] = module
+        if module is not None and placement != "member":
+            self.tower_slices[str(t)] = slice_of(module, layout, r)
+        if placement == "auto":
+            if trial is None:
+                raise InputError("placement 'auto' needs a batch to try both placements with")
+            placement = self._quicker_placement(trial)
+            unused = self.tower_slices if placement == "member" else self.tower_modules
+            unused.clear()
+        self.placement = placement
 
     @property
     def block_order(self) -> list[int]:  # noqa: D102
         return self.plan.topology.peer_order
 
-    def __init__(self, plan: Plan, tower_modules: Mapping[int, TowerModule] | None, **options: Any) -> None:
-        super().__init__(plan, tower_modules, **options)
-        t = self.place[0]
-        self._road = TowerRoad(self.layouts[t], self.place, self.stages["tower"], self.stages["peer"], self.out_widths)
-        if tower_modules is not None:
-            self.tower_modules[str(t)] = tower_modules[t]
+    def whole_state(self) -> dict[str, Tensor]:  # noqa: D102
+        state = super().whole_state()
+        for t, part in self.tower_slices.items():
+            assert isinstance(part, TowerSlice)
+            whole = part.spread()
+            all_reduce_flat(list(whole.values()), self.mesh.tower_dense)
+            prefix = f"tower_slices.{t}."
+            state = {name: value for name, value in state.items() if not name.startswith(prefix)}
+            state |= {f"tower_modules.{t}.{name}": value for name, value in whole.items()}
+        return state
+
+    def load_whole_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: D102
+        rest = dict(state)
+        for t, part in self.tower_slices.items():
+            assert isinstance(part, TowerSlice)
+            prefix = f"tower_modules.{t}."
+            part.take({name.removeprefix(prefix): rest.pop(name) for name in state if name.startswith(prefix)})
+            rest |= {f"tower_slices.{t}.{name}": value for name, value in part.state_dict().items()}
+        super().load_whole_state(rest)
 
     def _flight(self, cargo: Cargo) -> Flight:
+        return self._flight_by(self.placement, cargo)
+
+    def _flight_by(self, placement: str, cargo: Cargo) -> Flight:
+        if placement == "owner":
+            (part,) = self.tower_slices.values()
+            return OwnerFlight(cargo, self._road, cast(TowerSlice, part))
         module = cast(TowerModule | None, next(iter(self.tower_modules.values()), None))
         return SpttFlight(cargo, self._road, partial(tower_step, module, self._road.layout))
+
+    def _quicker_placement(self, trial: Jagged) -> str:
+        received = self._receive_ids(trial)
+        cargo = Cargo(self.shards, received, self._samples(trial), self.block_order, self._memory, number=0)
+
+        @torch.no_grad()
+        def fly(placement: str) -> None:
+            """There and back, but for the update of the tables."""
+            flight = self._flight_by(placement, cargo)
+            flight.depart()
+            flight.depart_backward(flight.arrive())  # any gradient will do
+            grads = flight.arrive_backward()
+            if placement == "member":
+                all_reduce_flat([grad for grad in grads if grad is not None], self.mesh.tower_dense)
+            flight.end()
+
+        return quickest({placement: partial(fly, placement) for placement in ("member", "owner")}, self.mesh)
 
 
 class FlatExchange(WiredExchange):
