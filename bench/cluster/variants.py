@@ -47,6 +47,7 @@ VARIANTS = (
     Variant("flat", "flat"),
     Variant("sptt", "sptt"),
     Variant("dmt", "sptt", tower_module=True),
+    Variant("dmt, owner", "sptt", tower_module=True, options={"placement": "owner"}),
     Variant("flat, bare", "flat", over_arch=False),
     Variant("dmt, bare", "sptt", over_arch=False, tower_module=True),
     Variant("dmt, fp16", "sptt", tower_module=True, payload=WireFormat.FP16),
