@@ -49,6 +49,7 @@ VARIANTS = (
     Variant("sptt", "sptt"),
     Variant("dmt", "sptt", tower_module=True),
     Variant("flat, bare", "flat", over_arch=False, headline=False),
+    Variant("dmt, owner", "sptt", tower_module=True, options={"placement": "owner"}, headline=False),
     Variant("dmt, bare", "sptt", over_arch=False, tower_module=True),
     Variant("dmt, fp16", "sptt", tower_module=True, payload=WireFormat.FP16),
     Variant("dmt, fp8", "sptt", tower_module=True, payload=WireFormat.FP8),

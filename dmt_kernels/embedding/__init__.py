@@ -10,8 +10,9 @@ from dmt_kernels.embedding.chunk_choice import Chunks
 from dmt_kernels.embedding.description import describe
 from dmt_kernels.embedding.exchange import EmbeddingExchange
 from dmt_kernels.embedding.local_exchange import LocalExchange
+from dmt_kernels.embedding.placement import PLACEMENTS
 from dmt_kernels.embedding.wired_exchange import FlatExchange, SpttExchange
-from dmt_kernels.spec import InputError, Payloads, Plan, TableOptimizer
+from dmt_kernels.spec import InputError, Jagged, Payloads, Plan, TableOptimizer
 from dmt_kernels.towers import TowerModule
 
 __all__ = ["EmbeddingExchange", "FlatExchange", "LocalExchange", "SpttExchange", "build_exchange"]
@@ -30,6 +31,8 @@ def build_exchange(
     init_scale: float | None = None,
     chunks: Chunks = 1,
     payloads: Payloads | None = None,
+    placement: str = "member",
+    trial: Jagged | None = None,
 ) -> EmbeddingExchange:
     """Build the exchange of one process.
 
@@ -59,6 +62,13 @@ def build_exchange(
         of training (:class:`~dmt_kernels.embedding.chunk_choice.ChunkChoice`).
     payloads : Payloads, optional
         What rows travel as; by default as they are.
+    placement : {"member", "owner", "auto"}
+        Where linear tower modules stand, with the same result to rounding: whole at the members, who get what the tower
+        looks up for their samples; or in slices at the owners of tables, who send partial sums. ``auto`` tries both on
+        the ranks of the mesh and takes the quicker one, and ``member`` where there is no choice. In one process it
+        makes no difference.
+    trial : Jagged, optional
+        For ``auto``: this rank's bags of a batch, like those to come.
 
     Returns
     -------
@@ -68,16 +78,19 @@ def build_exchange(
     Raises
     ------
     InputError
-        For an unknown kind, tower modules in a flat exchange, a mesh that does not fit the plan, or, on all ranks, if
-        a rank was given something else than rank 0.
+        For an unknown kind or placement, tower modules in a flat exchange, a mesh that does not fit the plan, modules
+        or tables that cannot be placed so, or, on all ranks, if a rank was given something else than rank 0.
     ExchangeError
         If a rank does not come within the mesh's timeout.
     """
-    roads = {"flat": FlatExchange, "sptt": SpttExchange}
-    if kind not in roads:
-        raise InputError(f"exchange {kind!r} is unknown; choose one of {', '.join(roads)}")
+    if kind not in ("flat", "sptt"):
+        raise InputError(f"exchange {kind!r} is unknown; choose one of flat, sptt")
     if kind == "flat" and tower_modules is not None:
         raise InputError("a flat exchange has no towers to put tower modules in; use exchange 'sptt'")
+    if placement not in PLACEMENTS:
+        raise InputError(f"placement {placement!r} is unknown; choose one of {', '.join(PLACEMENTS)}")
+    if kind == "flat" and placement != "member":
+        raise InputError(f"placement {placement!r} is of tower modules, which a flat exchange does not have")
     options: dict[str, Any] = {
         "optimizer": optimizer,
         "seed": seed,
@@ -88,6 +101,10 @@ def build_exchange(
     if mesh is None:
         return LocalExchange(plan, tower_modules, **options)
     payloads = payloads or Payloads()
-    facts = describe(kind, plan, tower_modules, payloads, chunks=chunks, **options)
-    check_agreement(facts, mesh.dense, mesh.device)
-    return roads[kind](plan, tower_modules, mesh=mesh, chunks=chunks, payloads=payloads, **options)
+    bags = None if trial is None else trial.offsets.numel() - 1
+    told = {"placement": placement, "bags to try it with": bags, "chunks": chunks, **options}
+    check_agreement(describe(kind, plan, tower_modules, payloads, **told), mesh.dense, mesh.device)
+    options |= {"mesh": mesh, "chunks": chunks, "payloads": payloads}
+    if kind == "flat":
+        return FlatExchange(plan, tower_modules, **options)
+    return SpttExchange(plan, tower_modules, placement=placement, trial=trial, **options)

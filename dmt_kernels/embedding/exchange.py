@@ -34,7 +34,15 @@ class EmbeddingExchange(nn.Module):
     ------
     InputError
         If the modules do not fit the towers.
+
+    Attributes
+    ----------
+    placement : str
+        ``owner`` if tower modules stand in slices at the owners of tables: then ``tower_slices`` has this rank's
+        parameters, and their gradients are whole. Otherwise ``member``: ``tower_modules`` has them.
     """
+
+    placement = "member"
 
     def __init__(self, plan: Plan, tower_modules: Mapping[int, TowerModule] | None, bounds: str = "error") -> None:
         super().__init__()
@@ -51,7 +59,7 @@ class EmbeddingExchange(nn.Module):
             )
         widths = [sum(self.tower_dims[t]) if tower_modules is None else tower_modules[t].out_width for t in towers]
         self.out_widths: list[int] = widths
-        self.tower_modules = nn.ModuleDict()
+        self.tower_modules, self.tower_slices = nn.ModuleDict(), nn.ModuleDict()
         self._rows = [plan.feature_tables[feature].rows for feature in self.features]
 
     @property
@@ -104,6 +112,17 @@ class EmbeddingExchange(nn.Module):
 
     def advance(self) -> None:
         """Send the second half of what :meth:`prefetch` started, once the first has arrived; all ranks alike."""
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """Return ``state_dict()`` with whole tower modules, also where slices of them are held.
+
+        The same for any placement, and collective over the towers.
+        """
+        return dict(self.state_dict())
+
+    def load_whole_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take what :meth:`whole_state` has returned, here or of an exchange with another placement."""
+        self.load_state_dict(state)
 
     def _samples(self, sparse: Jagged) -> int:
         features = len(self.features)

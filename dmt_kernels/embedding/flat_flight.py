@@ -12,11 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmt_kernels.embedding.chunk_choice import MAX_CHUNKS
 from dmt_kernels.embedding.column_layout import TowerLayout
 from dmt_kernels.embedding.flight import Cargo, Flight
 from dmt_kernels.embedding.stage import Stage, others
-from dmt_kernels.ops import Ticket, stage_wait
 
 
 class FlatFlight(Flight):
@@ -32,8 +30,6 @@ class FlatFlight(Flight):
         ``(t, r)``.
     flat, peer, tower : Stage
         All ranks; and, for replicated tables only, the peers and the own tower.
-    number : int
-        Of the flight: no two draw the same random numbers.
     """
 
     def __init__(
@@ -45,11 +41,10 @@ class FlatFlight(Flight):
         flat: Stage,
         peer: Stage,
         tower: Stage,
-        number: int,
     ) -> None:
         widths = [layout.width for layout in layouts]
         super().__init__(cargo, sum(widths))
-        self.layouts, self.flat, self.peer, self.tower, self.number = layouts, flat, peer, tower, number
+        self.layouts, self.flat, self.peer, self.tower = layouts, flat, peer, tower
         self.t, self.r = place
         self.rank = self.t * len(layouts[0].members) + self.r
         self.own = layouts[self.t].members[self.r]
@@ -60,11 +55,10 @@ class FlatFlight(Flight):
         self.in_order = not self.has_kept and all(layout.is_side_by_side for layout in layouts)
         self._arrived: list[_Blocks] = []  # of every chunk
         self._kept_grads: list[Tensor] = []  # of every chunk, first from the peers, then of the whole tower
-        self._tickets: dict[tuple[str, int], Ticket] = {}
 
-    def send(self, chunk: int, pooled: Tensor) -> None:
+    def send(self, chunk: int, looked_up: Tensor) -> None:
         """Start the stage, and that of the peers for kept columns."""
-        by_rank = self._by_rank(pooled)
+        by_rank = self._by_rank(looked_up)
         arriving = self._blocks_of(self.out[self.rows_of(chunk)])
         if self.has_sent:
             sent = by_rank[:, :, : self.own.sent_width].unbind(0)
@@ -100,7 +94,7 @@ class FlatFlight(Flight):
             towers = zip(self.layouts, grad.split(self.tower_widths, dim=1), leaving.by_tower, strict=True)
             for layout, columns, blocks in towers:
                 layout.scatter(columns, blocks)
-        draw = self.number * MAX_CHUNKS + chunk
+        draw = self._draw(chunk)
         if self.has_sent:
             out = self._by_rank(self.pooled_grad(chunk))[:, :, : self.own.sent_width].unbind(0)
             out[self.rank].copy_(leaving.sent[self.rank])
@@ -133,10 +127,6 @@ class FlatFlight(Flight):
         """None: nothing stands between."""
         self._kept_grads.clear()
         return ()
-
-    def _wait(self, stage: str, chunk: int) -> None:
-        if (ticket := self._tickets.pop((stage, chunk), None)) is not None:
-            stage_wait(ticket)
 
     def _by_rank(self, rows: Tensor) -> Tensor:
         return rows.view(len(self.block_order), self.chunk_samples, self.shards.width)  # [W, b, D_r]

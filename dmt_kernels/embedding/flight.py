@@ -29,8 +29,9 @@ import torch
 from torch import Tensor
 
 from dmt_kernels.embedding.buffers import BufferPool
+from dmt_kernels.embedding.chunk_choice import MAX_CHUNKS
 from dmt_kernels.embedding.table_shards import TableShards
-from dmt_kernels.ops import ReceivedIds
+from dmt_kernels.ops import ReceivedIds, Ticket, stage_wait
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Cargo:
         Output block of every source rank, within a chunk.
     pool : BufferPool
         Where memory comes from, and goes when the batch has ended.
+    number : int
+        Of the batch: no two draw the same random numbers.
     """
 
     shards: TableShards
@@ -56,6 +59,7 @@ class Cargo:
     samples: int
     block_order: list[int]
     pool: BufferPool
+    number: int
 
 
 class Flight(ABC):
@@ -74,7 +78,8 @@ class Flight(ABC):
         self.chunks = len(self.received.chunks)
         self.chunk_samples = cargo.samples // self.chunks  # b
         device = self.received.bags.ids.device
-        self._pool, self._has_ended = cargo.pool, False
+        self._pool, self._number, self._has_ended = cargo.pool, cargo.number, False
+        self._tickets: dict[tuple[str, int], Ticket] = {}  # of stages that are not waited for yet
         self.buffers = cargo.pool.take(self.shards.dtype, device)
         self.out = torch.empty(cargo.samples, out_width, dtype=self.shards.dtype, device=device)
         self.grad: Tensor | None = None  # [n * W * b, D_r] of the pooled rows, chunk by chunk
@@ -85,7 +90,7 @@ class Flight(ABC):
         return ()
 
     def lookup(self, chunk: int) -> Tensor:
-        """Pool a chunk: ``[W * b, D_r]``, blocks in ``block_order``."""
+        """Make what :meth:`send` takes: a chunk's pooled rows, ``[W * b, D_r]``, blocks in ``block_order``."""
         rows = len(self.block_order) * self.chunk_samples
         pooled = self.buffers.take(f"pooled {chunk}", rows, self.shards.width)
         self.shards.lookup_into(pooled, self.received.chunks[chunk], self.block_order)
@@ -94,6 +99,12 @@ class Flight(ABC):
     def rows_of(self, chunk: int) -> slice:
         """The chunk's rows of this rank's ``[B, ...]``."""
         return slice(chunk * self.chunk_samples, (chunk + 1) * self.chunk_samples)
+
+    @property
+    def bag_order(self) -> list[int]:
+        """Block of all chunks' rows that belongs to each block of all bags, ``(source, chunk)``."""
+        blocks = len(self.block_order)
+        return [chunk * blocks + position for position in self.block_order for chunk in range(self.chunks)]
 
     def pooled_grad(self, chunk: int) -> Tensor:
         """The chunk's ``[W * b, D_r]`` of the gradient that the tables are updated with."""
@@ -144,14 +155,12 @@ class Flight(ABC):
     def update(self) -> None:
         """One step of the tables' optimizer, with which the batch has ended."""
         assert self.grad is not None
-        blocks = len(self.block_order)
-        order = [chunk * blocks + position for position in self.block_order for chunk in range(self.chunks)]
-        self.shards.update(self.grad, self.received.bags, order)
+        self.shards.update(self.grad, self.received.bags, self.bag_order)
         self.end()
 
     @abstractmethod
-    def send(self, chunk: int, pooled: Tensor) -> None:
-        """Start the first stage of what was looked up, ``[W * b, D_r]``."""
+    def send(self, chunk: int, looked_up: Tensor) -> None:
+        """Start the first stage of what :meth:`lookup` has made."""
 
     @abstractmethod
     def compress(self, chunk: int) -> None:
@@ -176,6 +185,13 @@ class Flight(ABC):
     def input_grads(self) -> tuple[Tensor | None, ...]:
         """Gradients of ``inputs``."""
         return ()
+
+    def _wait(self, stage: str, chunk: int) -> None:
+        if (ticket := self._tickets.pop((stage, chunk), None)) is not None:
+            stage_wait(ticket)
+
+    def _draw(self, chunk: int) -> int:
+        return self._number * MAX_CHUNKS + chunk
 
 
 @dataclass(frozen=True)

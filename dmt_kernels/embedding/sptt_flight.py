@@ -1,4 +1,4 @@
-"""A batch on the road of two stages, with a tower module between them.
+"""A batch on the road of two stages, with a tower module at the members between them.
 
 Letters, for a chunk of ``b`` samples: ``R`` members, ``T`` towers, ``D_m`` columns of member ``m``, ``D_r`` of this
 one.
@@ -6,61 +6,34 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 
 from torch import Tensor
 
-from dmt_kernels.embedding.chunk_choice import MAX_CHUNKS
-from dmt_kernels.embedding.column_layout import TowerLayout
-from dmt_kernels.embedding.flight import Cargo, Flight
-from dmt_kernels.embedding.stage import Stage, others
+from dmt_kernels.embedding.flight import Cargo
+from dmt_kernels.embedding.peer_flight import PeerFlight, TowerRoad
+from dmt_kernels.embedding.stage import others
 from dmt_kernels.embedding.tower_step import TowerStep
-from dmt_kernels.ops import Ticket, stage_wait
 
 
-class SpttFlight(Flight):
+class SpttFlight(PeerFlight):
     """Tower stage, tower module, peer stage.
 
     Parameters
     ----------
     cargo : Cargo
         The batch.
-    layout : TowerLayout
-        Of the own tower.
-    place : tuple of int
-        ``(t, r)``.
-    tower, peer : Stage
-        The two stages.
+    road : TowerRoad
+        Its way.
     make_tower_step : callable
         Makes what the tower module does in this step; called when autograd may see it.
-    out_widths : sequence of int
-        ``C_t`` of every tower.
-    number : int
-        Of the flight: no two draw the same random numbers.
     """
 
-    def __init__(
-        self,
-        cargo: Cargo,
-        *,
-        layout: TowerLayout,
-        place: tuple[int, int],
-        tower: Stage,
-        peer: Stage,
-        make_tower_step: Callable[[], TowerStep],
-        out_widths: Sequence[int],
-        number: int,
-    ) -> None:
-        super().__init__(cargo, sum(out_widths))
-        self.layout, self.tower, self.peer = layout, tower, peer
-        self._make_tower_step, self.out_widths, self.number = make_tower_step, list(out_widths), number
-        self.members, self.towers = len(layout.members), len(out_widths)
-        self.t, self.member = place
-        self.own, self.width = layout.members[self.member], self.out_widths[self.t]
+    def __init__(self, cargo: Cargo, road: TowerRoad, make_tower_step: Callable[[], TowerStep]) -> None:
+        super().__init__(cargo, road)
+        self._make_tower_step = make_tower_step
         self._blocks: list[list[Tensor]] = []  # of every chunk: what arrived from each member, and the kept columns
-        self._grads: list[Tensor] = []  # of every chunk: of the tower module's output
-        self._tickets: dict[tuple[str, int], Ticket] = {}
 
     @cached_property
     def tower_step(self) -> TowerStep:
@@ -72,9 +45,9 @@ class SpttFlight(Flight):
         """The tower module's parameters, or what was computed of them."""
         return self.tower_step.inputs
 
-    def send(self, chunk: int, pooled: Tensor) -> None:
+    def send(self, chunk: int, looked_up: Tensor) -> None:
         """Start the tower stage."""
-        by_member = pooled.unflatten(0, (self.members, -1))  # [R, T*b, D_r]
+        by_member = looked_up.unflatten(0, (self.members, -1))  # [R, T*b, D_r]
         sent = list(by_member[:, :, : self.own.sent_width].unbind(0))
         arriving = self._side_by_side(f"arrived {chunk}")
         arriving[self.member] = sent[self.member]
@@ -85,28 +58,12 @@ class SpttFlight(Flight):
     def compress(self, chunk: int) -> None:
         """Wait for the tower stage, apply the tower module, start the peer stage."""
         self._wait("tower", chunk)
-        compressed = self.buffers.take(f"compressed {chunk}", self.towers, self.chunk_samples, self.width)
+        compressed = self.compressed(chunk)
         self.tower_step.forward(self._blocks[chunk], compressed.flatten(0, 1))
-        arriving = self.out[self.rows_of(chunk)].split(self.out_widths, dim=1)
-        arriving[self.t].copy_(compressed[self.t])
-        self._tickets["peer", chunk] = self.peer.start(*others(self.t, compressed.unbind(0), arriving))
-
-    def deliver(self, chunk: int) -> None:
-        """Wait for the peer stage."""
-        self._wait("peer", chunk)
-
-    def send_back(self, chunk: int, grad: Tensor) -> None:
-        """Start the peer stage's gradient."""
-        # Where the rows lay that have arrived by now.
-        arriving = self.buffers.take(f"compressed {chunk}", self.towers, self.chunk_samples, self.width)
-        self._grads.append(arriving.flatten(0, 1))
-        sent = grad.split(self.out_widths, dim=1)
-        arriving[self.t].copy_(sent[self.t])
-        blocks = others(self.t, sent, arriving.unbind(0))
-        self._tickets["peer", chunk] = self.peer.start_back(*blocks, self._draw(chunk))
+        self.send_to_peers(chunk, compressed)
 
     def decompress(self, chunk: int) -> None:
-        """Wait for it, go back through the tower module, start the tower stage's gradient."""
+        """Wait for the peer stage's gradient, go back through the tower module, start the tower stage's."""
         self._wait("peer", chunk)
         grad = self._grads[chunk]
         sent_width = self.own.sent_width
@@ -131,18 +88,11 @@ class SpttFlight(Flight):
 
     def input_grads(self) -> tuple[Tensor | None, ...]:
         """Gradients of the tower module's parameters."""
-        self._grads.clear()
+        super().input_grads()
         return self.tower_step.input_grads()
-
-    def _wait(self, stage: str, chunk: int) -> None:
-        if (ticket := self._tickets.pop((stage, chunk), None)) is not None:
-            stage_wait(ticket)
 
     def _side_by_side(self, name: str) -> list[Tensor]:
         """One ``[T*b, D_m]`` per member, in one piece of memory: it travels as it lies."""
         rows, widths = self.towers * self.chunk_samples, self.layout.sent_widths
         pieces = self.buffers.take(name, rows * sum(widths)).split([rows * width for width in widths])
         return [piece.view(rows, width) for piece, width in zip(pieces, widths, strict=True)]
-
-    def _draw(self, chunk: int) -> int:
-        return self.number * MAX_CHUNKS + chunk

@@ -112,6 +112,36 @@ class TableShards(nn.Module):
         return out
 
     @torch.no_grad()
+    def tower_pool(
+        self, received: Jagged, block_order: list[int], weight: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        """Pool and multiply, ``[K * B, C]``, without autograd; ``weight`` is ``[C, width]``."""
+        return ops.tower_pool(
+            self._tensors(self.tables),
+            received.ids,
+            received.offsets,
+            weight,
+            bias,
+            per_sample_weights=received.weights,
+            bounds="none",
+            **self._bag_layout(block_order),
+        )
+
+    @torch.no_grad()
+    def tower_weight_grad(self, grad: Tensor, received: Jagged, block_order: list[int]) -> Tensor:
+        """Gradient of :meth:`tower_pool`'s weight, given that of its result; sums in the order of the bags."""
+        if not self.shards:
+            return grad.new_zeros(grad.shape[1], 0)
+        return ops.tower_pool_weight_backward(
+            grad,
+            self._tensors(self.tables),
+            received.ids,
+            received.offsets,
+            per_sample_weights=received.weights,
+            **self._bag_layout(block_order),
+        )
+
+    @torch.no_grad()
     def update(self, grad: Tensor, received: Jagged, block_order: list[int]) -> None:
         """One optimizer step from ``grad``, ``[K * B, width]``. Collective over the tower where columns are split."""
         tables, bags = self._tensors(self.tables), self._bag_layout(block_order)

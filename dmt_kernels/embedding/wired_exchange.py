@@ -15,12 +15,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from dmt_kernels.comm import Mesh
+from dmt_kernels.comm import Mesh, all_reduce_flat
 from dmt_kernels.embedding.buffers import BufferPool
 from dmt_kernels.embedding.chunk_choice import ChunkChoice, Chunks
 from dmt_kernels.embedding.exchange import EmbeddingExchange
 from dmt_kernels.embedding.flat_flight import FlatFlight
 from dmt_kernels.embedding.flight import Cargo, Flight, InFlight, arrive, depart
+from dmt_kernels.embedding.owner_flight import OwnerFlight
+from dmt_kernels.embedding.peer_flight import TowerRoad
+from dmt_kernels.embedding.placement import obstacle_to_owners, quickest, slice_of
 from dmt_kernels.embedding.row_means import TowerRowMeans, splits_columns
 from dmt_kernels.embedding.sptt_flight import SpttFlight
 from dmt_kernels.embedding.stage import Stage
@@ -28,7 +31,7 @@ from dmt_kernels.embedding.table_shards import TableShards
 from dmt_kernels.embedding.tower_step import tower_step
 from dmt_kernels.ops import IdExchange, IdRoutes, ReceivedIds
 from dmt_kernels.spec import InputError, Jagged, Payloads, Plan, derive_seed
-from dmt_kernels.towers import TowerModule
+from dmt_kernels.towers import TowerModule, TowerSlice
 
 
 class WiredExchange(EmbeddingExchange):
@@ -112,10 +115,9 @@ class WiredExchange(EmbeddingExchange):
         self._chunk_choice = ChunkChoice(chunks, self.mesh)
 
     def start(self, sparse: Jagged) -> InFlight:  # noqa: D102
-        received = self._receive_ids(sparse)
+        received, samples, number = self._receive_ids(sparse), self._samples(sparse), next(self._flights)
         self._chunk_choice.depart(len(received.chunks), trains=torch.is_grad_enabled())
-        cargo = Cargo(self.shards, received, self._samples(sparse), self.block_order, self._memory)
-        return depart(self._flight(cargo))
+        return depart(self._flight(Cargo(self.shards, received, samples, self.block_order, self._memory, number)))
 
     def finish(self, in_flight: InFlight) -> Tensor:  # noqa: D102
         return arrive(in_flight)
@@ -145,32 +147,101 @@ class WiredExchange(EmbeddingExchange):
 class SpttExchange(WiredExchange):
     """Semantic-preserving tower transform: tower stage, tower module, peer stage.
 
-    Parameters are those of :class:`WiredExchange`.
+    Parameters
+    ----------
+    plan, tower_modules, options
+        As for :class:`WiredExchange`.
+    placement : {"member", "owner", "auto"}
+        Where tower modules stand; ``auto`` tries both, if the plan and the modules allow both.
+    trial : Jagged, optional
+        This rank's bags, like those to come, for ``auto`` to try with; collective over all ranks.
+
+    Raises
+    ------
+    InputError
+        If the plan or the modules forbid ``owner``, or ``auto`` has nothing to try with.
     """
+
+    def __init__(
+        self,
+        plan: Plan,
+        tower_modules: Mapping[int, TowerModule] | None,
+        *,
+        placement: str = "member",
+        trial: Jagged | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(plan, tower_modules, **options)
+        t, r = self.place
+        layout = self.layouts[t]
+        self._road = TowerRoad(layout, self.place, self.stages["tower"], self.stages["peer"], self.out_widths)
+        if placement != "member" and (obstacle := obstacle_to_owners(plan, tower_modules)) is not None:
+            if placement == "owner":
+                raise InputError(f"tower modules cannot stand at the owners of tables: {obstacle}")
+            placement = "member"
+        module = None if tower_modules is None else tower_modules[t]
+        if module is not None and placement != "owner":
+            self.tower_modules[str(t)] = module
+        if module is not None and placement != "member":
+            self.tower_slices[str(t)] = slice_of(module, layout, r)
+        if placement == "auto":
+            if trial is None:
+                raise InputError("placement 'auto' needs a batch to try both placements with")
+            placement = self._quicker_placement(trial)
+            unused = self.tower_slices if placement == "member" else self.tower_modules
+            unused.clear()
+        self.placement = placement
 
     @property
     def block_order(self) -> list[int]:  # noqa: D102
         return self.plan.topology.peer_order
 
-    def __init__(self, plan: Plan, tower_modules: Mapping[int, TowerModule] | None, **options: Any) -> None:
-        super().__init__(plan, tower_modules, **options)
-        if tower_modules is not None:
-            t = self.place[0]
-            self.tower_modules[str(t)] = tower_modules[t]
+    def whole_state(self) -> dict[str, Tensor]:  # noqa: D102
+        state = super().whole_state()
+        for t, part in self.tower_slices.items():
+            assert isinstance(part, TowerSlice)
+            whole = part.spread()
+            all_reduce_flat(list(whole.values()), self.mesh.tower_dense)
+            prefix = f"tower_slices.{t}."
+            state = {name: value for name, value in state.items() if not name.startswith(prefix)}
+            state |= {f"tower_modules.{t}.{name}": value for name, value in whole.items()}
+        return state
+
+    def load_whole_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: D102
+        rest = dict(state)
+        for t, part in self.tower_slices.items():
+            assert isinstance(part, TowerSlice)
+            prefix = f"tower_modules.{t}."
+            part.take({name.removeprefix(prefix): rest.pop(name) for name in state if name.startswith(prefix)})
+            rest |= {f"tower_slices.{t}.{name}": value for name, value in part.state_dict().items()}
+        super().load_whole_state(rest)
 
     def _flight(self, cargo: Cargo) -> Flight:
-        layout = self.layouts[self.place[0]]
+        return self._flight_by(self.placement, cargo)
+
+    def _flight_by(self, placement: str, cargo: Cargo) -> Flight:
+        if placement == "owner":
+            (part,) = self.tower_slices.values()
+            return OwnerFlight(cargo, self._road, cast(TowerSlice, part))
         module = cast(TowerModule | None, next(iter(self.tower_modules.values()), None))
-        return SpttFlight(
-            cargo,
-            layout=layout,
-            place=self.place,
-            tower=self.stages["tower"],
-            peer=self.stages["peer"],
-            make_tower_step=partial(tower_step, module, layout),
-            out_widths=self.out_widths,
-            number=next(self._flights),
-        )
+        return SpttFlight(cargo, self._road, partial(tower_step, module, self._road.layout))
+
+    def _quicker_placement(self, trial: Jagged) -> str:
+        received = self._receive_ids(trial)
+        cargo = Cargo(self.shards, received, self._samples(trial), self.block_order, self._memory, number=0)
+
+        @torch.no_grad()
+        def fly(placement: str) -> None:
+            """There and back, but for the update of the tables."""
+            flight = self._flight_by(placement, cargo)
+            flight.depart()
+            flight.depart_backward(flight.arrive())  # any gradient will do
+            grads = flight.arrive_backward()
+            if placement == "member":
+                all_reduce_flat([grad for grad in grads if grad is not None], self.mesh.tower_dense)
+            flight.end()
+
+        return quickest({placement: partial(fly, placement) for placement in ("member", "owner")}, self.mesh)
 
 
 class FlatExchange(WiredExchange):
@@ -194,10 +265,4 @@ class FlatExchange(WiredExchange):
         return list(range(self.plan.topology.world))
 
     def _flight(self, cargo: Cargo) -> Flight:
-        return FlatFlight(
-            cargo,
-            layouts=self.layouts,
-            place=self.place,
-            **self.stages,
-            number=next(self._flights),
-        )
+        return FlatFlight(cargo, layouts=self.layouts, place=self.place, **self.stages)

@@ -8,6 +8,7 @@ from dmt_kernels.towers.dcn import DCNTower
 from dmt_kernels.towers.dlrm import DLRMTower
 from dmt_kernels.towers.init import init_parameters_, seeded_rng
 from dmt_kernels.towers.passthrough import PassThrough
+from dmt_kernels.towers.slice import TowerSlice
 
 __all__ = [
     "CrossNet",
@@ -17,6 +18,7 @@ __all__ = [
     "PassThrough",
     "TowerModule",
     "TowerModuleKind",
+    "TowerSlice",
     "build_tower_module",
     "common_out_dim",
     "init_parameters_",

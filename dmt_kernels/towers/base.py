@@ -1,6 +1,6 @@
 """What every tower module is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -51,6 +51,18 @@ class TowerModule(nn.Module):
             Weight ``[out_width, in_width]`` and bias ``[out_width]``, differentiable functions of the
             parameters: ``forward(x) == x @ weight.T + bias`` to rounding. None also for pass-through,
             where a product would be a waste.
+        """
+        return None
+
+    def column_axes(self) -> Mapping[str, int] | None:
+        """Say how a linear module is cut into slices by input columns; None: it cannot be.
+
+        Returns
+        -------
+        mapping of str to int, or None
+            Names of the parameters and buffers that have an entry per input column, and along which axis. All other
+            parameters make up the bias. With some of those entries alone, :meth:`linear_weight_bias` has to give
+            their columns.
         """
         return None
 

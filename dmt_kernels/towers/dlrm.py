@@ -45,6 +45,8 @@ class DLRMTower(TowerModule):
         For bad widths, or when ``c`` or ``p`` is negative or both are 0.
     """
 
+    feature_columns: Tensor
+
     def __init__(
         self, dims: Sequence[int], out_dim: int, c: int, p: int, *, seed: int = 0, name: str = "tower"
     ) -> None:
@@ -55,6 +57,9 @@ class DLRMTower(TowerModule):
         self.tower = nn.Linear(self.in_width, c * out_dim) if c else None
         self.feature_weight = nn.Parameter(torch.empty(self.in_width, p * out_dim)) if p else None
         self.feature_bias = nn.Parameter(torch.zeros(len(dims), p * out_dim)) if p else None
+        if p:  # which columns are which feature's, [F_t, D_t]
+            own = torch.block_diag(*(torch.ones(1, dim) for dim in dims)).bool()
+            self.register_buffer("feature_columns", own, persistent=False)
         self._init_parameters_(seed, name)
 
     def _init_parameters_(self, seed: int, name: str) -> None:
@@ -83,7 +88,7 @@ class DLRMTower(TowerModule):
 
     def _block_diagonal(self, weight: Tensor) -> Tensor:
         """Spread the packed matrices ``[D_t, p * out_dim]`` over ``[F_t * p * out_dim, D_t]``, 0 elsewhere."""
-        return torch.block_diag(*(block.t() for block in weight.split(self.dims)))
+        return torch.where(self.feature_columns.unsqueeze(1), weight.t(), 0.0).flatten(0, 1)
 
     def linear_weight_bias(self) -> tuple[Tensor, Tensor]:
         """Return weight ``[out_width, D_t]`` and bias ``[out_width]`` of the same map, for fusing."""
@@ -96,3 +101,10 @@ class DLRMTower(TowerModule):
             weights.append(self._block_diagonal(self.feature_weight))
             biases.append(self.feature_bias.flatten())
         return torch.cat(weights), torch.cat(biases)
+
+    def column_axes(self) -> dict[str, int]:
+        """Both projections are sums over input columns."""
+        return {
+            **({} if self.tower is None else {"tower.weight": 1}),
+            **({} if self.feature_weight is None else {"feature_weight": 0, "feature_columns": 1}),
+        }

@@ -17,6 +17,7 @@ from torch import nn
 from dmt_kernels.comm import Mesh, build_mesh
 from dmt_kernels.embedding import build_exchange
 from dmt_kernels.embedding.chunk_choice import Chunks
+from dmt_kernels.embedding.placement import obstacle_to_owners
 from dmt_kernels.models import DCN, DLRM
 from dmt_kernels.planner import STRATEGIES, partition_features, place
 from dmt_kernels.spec import InputError, Partition, Plan, Table, Topology, tables_by_feature
@@ -68,7 +69,10 @@ def set_up(config: TrainConfig) -> Setup:
     if not config.local and config.batch_size % topology.world:
         raise InputError(f"--batch-size {config.batch_size} cannot be shared out evenly to {topology.world} ranks")
     with torch.device("meta"):
-        _over_arch(setup, _Widths([module.out_width for module in _tower_modules(setup).values()]))
+        modules = _tower_modules(setup)
+        _over_arch(setup, _Widths([module.out_width for module in modules.values()]))
+    if config.placement == "owner" and (obstacle := obstacle_to_owners(setup.plan, modules)) is not None:
+        raise InputError(f"--placement owner: {obstacle}")
     return setup
 
 
@@ -120,6 +124,9 @@ def connect(config: TrainConfig) -> Mesh | None:
 def build_model(setup: Setup, mesh: Mesh | None) -> DLRM | DCN:
     """Build this rank's part of the model; same seed, same model, whatever the ranks."""
     config = setup.config
+    trial = None
+    if config.placement == "auto" and mesh is not None:
+        trial = next(iter(make_loader(setup, "train", mesh, mesh.device))).sparse
     with _default_dtype(config.torch_dtype()):
         exchange = build_exchange(
             config.exchange,
@@ -131,6 +138,8 @@ def build_model(setup: Setup, mesh: Mesh | None) -> DLRM | DCN:
             dtype=config.torch_dtype(),
             chunks=cast(Chunks, config.chunks),
             payloads=config.payloads(),
+            placement=config.placement,
+            trial=trial,
         )
         model = _over_arch(setup, exchange)
     return model.to(choose_device(config))

@@ -5,30 +5,33 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 
 from dmt_kernels.comm import Mesh
 from dmt_kernels.ops.groups import naming_failures
 from dmt_kernels.spec import InputError
+
+EXCHANGE = "exchange."  # whose part of the state a model has under this name
 
 
 def save(model: nn.Module, folder: Path, mesh: Mesh | None) -> None:
     """Write the model to ``folder``, replacing what is there once the new one is complete.
 
     All ranks call it together. Every shard and every tower module has a name of its own, so each rank writes
-    what it holds and what several ranks hold is written once. On several hosts ``folder`` must be
-    on a file system they share.
+    what it holds and what several ranks hold is written once. Tower modules are written whole, however they are placed.
+    On several hosts ``folder`` must be on a file system they share.
     """
     unfinished = folder.with_name(folder.name + ".unfinished")
     if mesh is None or mesh.rank == 0:
         shutil.rmtree(unfinished, ignore_errors=True)
     _wait(mesh)
     with _no_warning():
-        dcp.save(model.state_dict(), checkpoint_id=unfinished, process_group=_group(mesh), no_dist=mesh is None)
+        dcp.save(_whole_state(model), checkpoint_id=unfinished, process_group=_group(mesh), no_dist=mesh is None)
     if mesh is None or mesh.rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
@@ -38,6 +41,8 @@ def save(model: nn.Module, folder: Path, mesh: Mesh | None) -> None:
 def load(model: nn.Module, folder: Path, mesh: Mesh | None) -> None:
     """Read in place what :func:`save` wrote for the same towers and members; all ranks call it together.
 
+    Tower modules may be placed otherwise than when it was written.
+
     Raises
     ------
     InputError
@@ -45,10 +50,26 @@ def load(model: nn.Module, folder: Path, mesh: Mesh | None) -> None:
     """
     if not (folder / ".metadata").is_file():
         raise InputError(f"{folder} holds no finished model")
-    state = model.state_dict()
+    state = _whole_state(model)
     with _no_warning():
         dcp.load(state, checkpoint_id=folder, process_group=_group(mesh), no_dist=mesh is None)
-    model.load_state_dict(state)
+    exchange: Any = model.exchange
+    of_exchange, rest = _split(state)
+    exchange.load_whole_state(of_exchange)
+    model.load_state_dict({**model.state_dict(), **rest})
+
+
+def _whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state with whole tower modules; collective over towers."""
+    exchange: Any = model.exchange
+    _, rest = _split(model.state_dict())
+    return rest | {EXCHANGE + name: value for name, value in exchange.whole_state().items()}
+
+
+def _split(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The exchange's part, by its own names, and the rest."""
+    of_exchange = {name.removeprefix(EXCHANGE): v for name, v in state.items() if name.startswith(EXCHANGE)}
+    return of_exchange, {name: value for name, value in state.items() if not name.startswith(EXCHANGE)}
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dmt_kernels.embedding.chunk_choice import MAX_CHUNKS
+from dmt_kernels.embedding.placement import PLACEMENTS
 from dmt_kernels.spec import InputError, Payloads, TableOptimizer, WireFormat
 from dmt_kernels.train.data import DEFAULT_HASH_ROWS
 
@@ -19,7 +20,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 SOURCES = "criteo:PATH|npz:PATH|columns:DIR|synthetic[:ROWS]"
 PARTITIONS = "strided|contiguous|FILE"
 FORMATS = tuple(format.value for format in WireFormat)
-WIRE_OPTIONS = ("chunks", "payload", "tower_payload", "stochastic")  # of what travels between ranks
+WIRE_OPTIONS = ("chunks", "payload", "tower_payload", "stochastic", "placement")  # of what travels between ranks
 MAX_TIMEOUT_S = 10**6
 SPLITS = ("auto", "whole", "columns", "rows", "replicated")
 
@@ -53,6 +54,7 @@ class TrainConfig:
     model: str = _option("dlrm", "over-arch", ("dlrm", "dcn"))
     exchange: str = _option("sptt", "road the embeddings take", ("flat", "sptt"))
     tower_module: str = _option("none", "what stands between the two stages", ("none", "dlrm", "dcn"))
+    placement: str = _option("member", "where a linear tower module stands (auto: the quicker)", PLACEMENTS)
     towers: int | None = _option(None, "T (default: hosts under torchrun, else 1)", metavar="T")
     members: int | None = _option(None, "R, ranks per tower (default: what the ranks allow, else 1)", metavar="R")
     local: bool = _option(False, "hold all towers in this one process")
@@ -105,6 +107,10 @@ class TrainConfig:
             raise InputError("--epochs and --steps exclude each other")
         if self.exchange == "flat" and self.tower_module != "none":
             raise InputError(f"--tower-module {self.tower_module} needs --exchange sptt: flat has no towers to stop at")
+        if self.placement == "owner" and self.tower_module != "dlrm":
+            raise InputError("--placement owner needs --tower-module dlrm, a linear one")
+        if self.placement != "member" and self.exchange == "flat":
+            raise InputError(f"--placement {self.placement} needs --exchange sptt: flat has no tower modules to place")
         if self.exchange == "flat" and self.tower_payload != "fp32":
             raise InputError(f"--tower-payload {self.tower_payload} needs --exchange sptt: flat has no tower stage")
         if self.local and (wire := [name for name in WIRE_OPTIONS if getattr(self, name) != _defaults()[name]]):

@@ -28,6 +28,8 @@ def saved_config(folder: str, **changes: Any) -> TrainConfig:
     if not run.model.is_dir():
         raise InputError(f"{folder} holds no finished run: {run.model.name} is missing")
     given = {name: value for name, value in changes.items() if value is not None}
+    if config.placement == "auto":  # of training: the model is the same wherever its tower modules stand
+        given["placement"] = "member"
     if given.get("local"):
         given |= local_options()
     # The tables are those the model was trained with, not those that other data would ask for.

@@ -168,6 +168,7 @@ class Trainer:
             "model": config.model,
             "exchange": config.exchange,
             "tower_module": config.tower_module,
+            "placement": self.model.exchange.placement,
             "data": self.setup.dataset.name,
         }
 

@@ -19,8 +19,8 @@ class TrainStep:
     ----------
     model : nn.Module
         Called with ``(dense, sparse)``, returns logits ``[B]``. ``model.exchange`` updates its tables in the
-        backward pass; ``model.exchange.tower_modules`` is replicated on the ranks of a tower and every
-        other parameter on all ranks.
+        backward pass; ``model.exchange.tower_modules`` is replicated on the ranks of a tower, of
+        ``model.exchange.tower_slices`` every rank has its own, and every other parameter is on all ranks.
     mesh : Mesh or None
         The ranks; None for one process.
     optimizer : {"adam", "adagrad"}
@@ -39,7 +39,8 @@ class TrainStep:
         if mesh is not None:
             self._over_arch_sum = GradientSum(self.over_arch, mesh.dense)
             self._tower_sum = GradientSum(self.tower_module, mesh.tower_dense)
-        parameters = [*self.over_arch, *self.tower_module]
+        # Slices have whole gradients where they are, so nothing of them is summed, and so has their optimizer state.
+        parameters = [*self.over_arch, *self.tower_module, *in_name_order(slice_parameters(model))]
         self.optimizer: torch.optim.Optimizer = (
             torch.optim.Adam(parameters, lr=lr, fused=True)
             if optimizer == "adam"
@@ -95,6 +96,12 @@ def loss_share(logits: Tensor, batch: Batch) -> Tensor:
 def tower_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters of the tower modules this rank holds, by name in the model."""
     prefix = "exchange.tower_modules."
+    return {name: p for name, p in model.named_parameters() if name.startswith(prefix)}
+
+
+def slice_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters of the slice of its tower module that this rank alone holds, by name in the model."""
+    prefix = "exchange.tower_slices."
     return {name: p for name, p in model.named_parameters() if name.startswith(prefix)}
 
 

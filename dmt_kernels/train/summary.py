@@ -10,7 +10,7 @@ from dmt_kernels.comm import Mesh, traffic
 from dmt_kernels.ops.groups import naming_failures
 from dmt_kernels.spec import Plan
 from dmt_kernels.train.data import Loader
-from dmt_kernels.train.step import over_arch_parameters, tower_parameters
+from dmt_kernels.train.step import over_arch_parameters, slice_parameters, tower_parameters
 
 LOADER_SECONDS = 1.0  # how long the loader alone is timed, at most
 
@@ -19,7 +19,8 @@ def count_parameters(model: nn.Module, mesh: Mesh | None) -> int:
     """Dense parameters of the whole model: the over-arch once, and every tower's module once."""
     own = sum(p.numel() for p in tower_parameters(model).values())
     if mesh is not None:
-        own = sum_over_ranks([own if mesh.member_index == 0 else 0], mesh)[0]
+        own = own if mesh.member_index == 0 else 0
+        own = sum_over_ranks([own + sum(p.numel() for p in slice_parameters(model).values())], mesh)[0]
     return own + sum(p.numel() for p in over_arch_parameters(model).values())
 
 

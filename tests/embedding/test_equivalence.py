@@ -78,6 +78,19 @@ def _plain_world(topology: Topology, splits: str, tower: str | None, chunks: int
     return World(topology, SPLITS[splits], dtype=torch.float64, tower=tower, chunks=chunks, weighted=weighted)
 
 
+# Splits and chunks of a linear tower module that stands at the owners of tables.
+OWNERS: dict[Topology, list[tuple[str, int]]] = {
+    Topology(1, 4): [("default", 2), ("columns", 1)],
+    Topology(2, 2): [("default", 1), ("default", 4), ("columns", 2)],
+    Topology(4, 1): [("default", 3)],
+    Topology(2, 3): [("columns", 3)],
+}
+
+
+def _owner_world(topology: Topology, splits: str, chunks: int) -> World:
+    return replace(_plain_world(topology, splits, "linear", chunks), placement="owner")
+
+
 def _train_all(rank: int, topology: Topology) -> dict[tuple[World, str], dict[str, Tensor]]:
     keys = []
     for splits in SPLITS.values():
@@ -90,6 +103,7 @@ def _train_all(rank: int, topology: Topology) -> dict[tuple[World, str], dict[st
         keys += [(_coarse_world(), "flat"), (_coarse_world(), "sptt"), (_float64_world(), "sptt")]
         keys += [(replace(_float64_world(), chunks=2, payloads=Payloads(stochastic=True)), "sptt")]
     keys += [(_plain_world(topology, *layout), "sptt") for layout in PLAIN[topology]]
+    keys += [(_owner_world(topology, *layout), "sptt") for layout in OWNERS[topology]]
     return {key: train(*key, rank) for key in keys}
 
 
@@ -129,8 +143,14 @@ def test_every_optimizer_is_the_same_on_both_roads(world: World) -> None:
 
 @pytest.mark.parametrize(
     "world",
-    [_plain_world(topology, *layout) for topology, layouts in PLAIN.items() for layout in layouts],
-    ids=[f"{_name(topology)}-{s}-{t}-{n}" for topology, layouts in PLAIN.items() for s, t, n in layouts],
+    [
+        *(_plain_world(topology, *layout) for topology, layouts in PLAIN.items() for layout in layouts),
+        *(_owner_world(topology, *layout) for topology, layouts in OWNERS.items() for layout in layouts),
+    ],
+    ids=[
+        *(f"{_name(topology)}-{s}-{t}-{n}" for topology, layouts in PLAIN.items() for s, t, n in layouts),
+        *(f"{_name(topology)}-{s}-owner-{n}" for topology, layouts in OWNERS.items() for s, n in layouts),
+    ],
 )
 def test_ranks_equal_one_process_with_plain_torch(world: World) -> None:
     expected = _plain_torch(world)

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,9 +19,17 @@ TOPOLOGY = Topology(2, 2)
 def _ways(rank: int) -> None:
     world = World(TOPOLOGY)
     mesh = build_mesh(TOPOLOGY.towers, TOPOLOGY.members, timeout_s=30)
-    for kind in ("flat", "sptt"):
+    owner = {"tower_modules": replace(world, tower="linear").tower_modules(), "placement": "owner"}
+    for kind, more in (("flat", {}), ("sptt", {}), ("sptt", owner)):
         exchange = build_exchange(
-            kind, world.plan(), optimizer=world.optimizer, seed=SEED, mesh=mesh, payloads=Payloads.of("bf16"), chunks=2
+            kind,
+            world.plan(),
+            optimizer=world.optimizer,
+            seed=SEED,
+            mesh=mesh,
+            payloads=Payloads.of("bf16"),
+            chunks=2,
+            **more,
         )
         flights = []
         make = exchange._flight

@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from dmt_kernels.comm import build_mesh
+from dmt_kernels.comm import all_reduce_flat, build_mesh
 from dmt_kernels.embedding import build_exchange
 from dmt_kernels.planner import partition_features, place
-from dmt_kernels.spec import Jagged, Table, TableOptimizer, Topology
+from dmt_kernels.spec import Jagged, Plan, Table, TableOptimizer, Topology
+from dmt_kernels.towers import DLRMTower, TowerModule
 from dmt_kernels.train.assemble import build_model, make_loader, set_up
 from dmt_kernels.train.config import TrainConfig
 from dmt_kernels.train.step import TrainStep
@@ -30,12 +31,25 @@ def _sparse(samples: int, first: int, last: int, features: int, *, empty: bool) 
     return Jagged(values, torch.nn.functional.pad(mine.flatten().cumsum(0), (1, 0)))
 
 
-def _odd(rank: int, kind: str, splits: dict[str, str]) -> None:
+def _tower_modules(plan: Plan) -> dict[int, TowerModule]:
+    return {t: DLRMTower(plan.tower_dims(t), 10, c=1, p=0, name=f"tower{t}").double() for t in range(2)}
+
+
+def _odd(rank: int, kind: str, splits: dict[str, str], placement: str | None) -> None:
+    """``placement``: of linear tower modules, if there are any."""
     plan = place(TABLES, partition_features(TABLES, 2), Topology(2, 2), splits)
     mesh = build_mesh(2, 2, timeout_s=10)
     options = {"optimizer": SGD, "seed": 3, "dtype": torch.float64}
-    wired = build_exchange(kind, plan, mesh=mesh, chunks=4, **options)
-    local = build_exchange(kind, plan, **options)
+    wired = build_exchange(
+        kind,
+        plan,
+        mesh=mesh,
+        chunks=4,
+        tower_modules=_tower_modules(plan) if placement else None,
+        placement=placement or "member",
+        **options,
+    )
+    local = build_exchange(kind, plan, tower_modules=_tower_modules(plan) if placement else None, **options)
     for samples, empty in ((1, False), (4, False), (0, False), (3, True), (7, False), (6, False)):
         whole = _sparse(WORLD * samples, 0, WORLD * samples, 3, empty=empty)
         expected = local(whole)
@@ -49,16 +63,37 @@ def _odd(rank: int, kind: str, splits: dict[str, str]) -> None:
     for name, value in wired.state_dict().items():
         if name in expected_state:
             torch.testing.assert_close(value, expected_state[name], rtol=0, atol=1e-12)
+    # A tower module has the gradients of all batches, once all of its members' are added up.
+    for part in wired.tower_slices.values():
+        for p in part.parameters():
+            p.data = torch.zeros_like(p) if p.grad is None else p.grad
+    for module in wired.tower_modules.values():
+        all_reduce_flat([p.grad for p in module.parameters()], mesh.tower_dense)
+        for p in module.parameters():
+            p.data = p.grad
+    whole = wired.whole_state()
+    for name, p in local.named_parameters():
+        if name in whole:
+            torch.testing.assert_close(whole[name], p.grad, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("kind", ["flat", "sptt"])
+# Ranks without tables, a rank with replicas alone, and rows.
+SPLITS = [{"wide": "whole", "narrow": "whole"}, {"wide": "replicated", "narrow": "whole"}, {"wide": "rows"}]
+
+
 @pytest.mark.parametrize(
-    "splits",
-    [{"wide": "whole", "narrow": "whole"}, {"wide": "replicated", "narrow": "whole"}, {"wide": "rows"}],
-    ids=["ranks without tables", "a rank with replicas alone", "rows"],
+    ("kind", "splits", "placement"),
+    [
+        *(("flat", splits, None) for splits in SPLITS),
+        *(("sptt", splits, None) for splits in SPLITS),
+        ("sptt", SPLITS[0], "member"),
+        ("sptt", SPLITS[0], "owner"),
+        ("sptt", {}, "owner"),
+    ],
+    ids=str,
 )
-def test_odd_batches_are_those_of_one_process(kind: str, splits: dict[str, str]) -> None:
-    run_ranks(_odd, WORLD, kind, splits, timeout_s=40)
+def test_odd_batches_are_those_of_one_process(kind: str, splits: dict[str, str], placement: str | None) -> None:
+    run_ranks(_odd, WORLD, kind, splits, placement, timeout_s=40)
 
 
 def _padded(rank: int) -> None:

@@ -39,6 +39,7 @@ class Case:
     payloads: Payloads
     chunks: int = 1
     replicated: bool = False  # one of the tables
+    placement: str = "member"
 
     @property
     def plan(self) -> Plan:
@@ -61,6 +62,7 @@ class Case:
         p = self.payloads
         formats = "-".join(f.value for f in (p.tower, p.tower_backward, p.peer, p.peer_backward))
         words = ["linear"] * self.linear + ["stochastic"] * p.stochastic + ["replicated"] * self.replicated
+        words += [self.placement] * (self.placement != "member")
         return "-".join([self.kind, formats, str(self.chunks), *words])
 
 
@@ -76,6 +78,8 @@ CASES = [
         Case("sptt", True, Payloads(tower=format), 3),
         Case("sptt", True, Payloads(tower_backward=format, peer_backward=format, stochastic=True), 2),
         Case("sptt", True, Payloads.of(format, format, stochastic=True), replicated=True),
+        Case("sptt", True, Payloads(tower=format, tower_backward=format), 3, placement="owner"),
+        Case("sptt", True, Payloads.of(format, format, stochastic=True), placement="owner"),
     )
 ]
 ROUNDED = [  # for the mean of many steps; one stage after the other must not draw the same numbers
@@ -131,6 +135,7 @@ def _exchange(case: Case, mesh: Mesh, tables: dict[str, Tensor]) -> EmbeddingExc
         dtype=torch.float64,
         chunks=case.chunks,
         payloads=case.payloads,
+        placement=case.placement,
     )
     for name, table in exchange.shards.tables.named_buffers():  # type: ignore[union-attr, operator]
         table.copy_(tables[name])
@@ -241,6 +246,14 @@ def _peer_error(t: int, format: WireFormat, x: Tensor, error: Tensor, stochastic
     return _error(format, x, error, TOWER.eq(t), stochastic)
 
 
+def _owned(t: int, case: Case) -> list[tuple[list[int], bool]]:
+    """For every member its columns of the tower, and whether it has the bias."""
+    layout = tower_layouts(case.plan)[t]
+    ends = itertools.accumulate(layout.sent_widths)
+    columns = [layout.columns_of_blocks[end - width : end] for end, width in zip(ends, layout.sent_widths, strict=True)]
+    return [(own, m == 0) for m, own in enumerate(columns)]
+
+
 def _expected(case: Case, tables: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs of every tower, ``[W * B, C_t]``, and how far they may be off."""
     outputs, errors = [], []
@@ -250,7 +263,14 @@ def _expected(case: Case, tables: dict[str, Tensor]) -> tuple[list[Tensor], list
         error = _tower_error(t, first, x, torch.zeros_like(x), case, False)
         if modules is not None:
             weight, bias = (p.detach() for p in modules[t].linear_weight_bias())  # type: ignore[union-attr]
-            x, error = x @ weight.t() + bias, error @ weight.t().abs()
+            if case.placement == "owner":
+                error = torch.zeros(SAMPLES, len(bias), dtype=torch.float64)
+                for m, (columns, has_bias) in enumerate(_owned(t, case)):  # what travels are partial sums
+                    partial = x[:, columns] @ weight[:, columns].t() + bias * has_bias
+                    error += _error(p.tower, partial, torch.zeros_like(partial), MEMBER.eq(m), False)
+            else:
+                error = error @ weight.t().abs()
+            x = x @ weight.t() + bias
         if case.kind == "sptt":
             error = _peer_error(t, p.peer, x, error, False)
         outputs.append(x)
@@ -268,6 +288,13 @@ def _expected_grads(case: Case, out_grads: Sequence[Tensor]) -> tuple[Tensor, Te
             error, last = _peer_error(t, p.peer_backward, g, error, p.stochastic), p.tower_backward
         if modules is not None:
             weight, _ = (p.detach() for p in modules[t].linear_weight_bias())  # type: ignore[union-attr]
+            if case.placement == "owner":  # every owner multiplies what has arrived at it
+                grads.append(g @ weight)
+                errors.append(torch.empty_like(grads[-1]))
+                for m, (columns, _) in enumerate(_owned(t, case)):
+                    arrived = _error(last, g, error, MEMBER.eq(m), p.stochastic)
+                    errors[-1][:, columns] = arrived @ weight[:, columns].abs()
+                continue
             g, error = g @ weight, error @ weight.abs()
         grads.append(g)
         errors.append(_tower_error(t, last, g, error, case, p.stochastic))
@@ -334,12 +361,15 @@ def test_messages_are_as_long_as_the_formats_say(case: Case) -> None:
                 ("tower", "tower"): replicas,
             }
         else:
+            inside = [row(p.tower, widths[r])], [row(p.tower_backward, widths[m]) for m in members]
+            if case.placement == "owner":  # partial sums, and their gradients
+                inside = [row(p.tower, case.out_widths[t])], [row(p.tower_backward, case.out_widths[t])] * len(members)
             forward = {
-                ("tower", "tower"): [row(p.tower, widths[r])] * T * len(members),
+                ("tower", "tower"): inside[0] * T * len(members),
                 ("peer", "peer"): [row(p.peer, case.out_widths[t])] * len(towers),
             }
             backward = {
-                ("tower", "tower"): [row(p.tower_backward, widths[m]) for m in members] * T + replicas,
+                ("tower", "tower"): inside[1] * T + replicas,
                 ("peer", "peer"): [row(p.peer_backward, case.out_widths[u]) for u in towers],
             }
         for sent, expected in zip(step.sent, (of(forward), of(backward)), strict=True):

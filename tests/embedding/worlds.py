@@ -39,6 +39,7 @@ class World:
     tower: str | None = None
     chunks: int = 1
     payloads: Payloads | None = None
+    placement: str = "member"
 
     def plan(self) -> Plan:
         return place(TABLES, partition_features(TABLES, self.topology.towers), self.topology, dict(self.splits))
@@ -115,6 +116,7 @@ def build(world: World, kind: str, rank: int | None) -> EmbeddingExchange:
         dtype=world.dtype,
         chunks=world.chunks,
         payloads=world.payloads,
+        placement=world.placement,
     )
 
 
@@ -126,7 +128,7 @@ def train(world: World, kind: str, rank: int | None) -> dict[str, Tensor]:
     mesh = None if rank is None else _mesh(world.topology)
     exchange = build(world, kind, rank)
     over_arch = world.over_arch(sum(exchange.out_widths))
-    parameters = [*over_arch.parameters(), *exchange.tower_modules.parameters()]
+    parameters = [*over_arch.parameters(), *exchange.tower_modules.parameters(), *exchange.tower_slices.parameters()]
     dense = torch.optim.SGD(parameters, lr=0.05)
     samples = SAMPLES * world.topology.world
     mine = slice(0, samples) if rank is None else slice(rank * SAMPLES, (rank + 1) * SAMPLES)
@@ -146,5 +148,5 @@ def train(world: World, kind: str, rank: int | None) -> dict[str, Tensor]:
 
 
 def _state(exchange: EmbeddingExchange, over_arch: nn.Module) -> dict[str, Tensor]:
-    named = {f"over_arch.{k}": v for k, v in over_arch.state_dict().items()} | dict(exchange.state_dict())
+    named = {f"over_arch.{k}": v for k, v in over_arch.state_dict().items()} | exchange.whole_state()
     return {name: value.clone() for name, value in named.items()}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmt_kernels.spec import InputError
-from dmt_kernels.towers import DCNTower, DLRMTower, PassThrough
+from dmt_kernels.towers import DCNTower, DLRMTower, PassThrough, TowerSlice
 
 
 def randomised(module):
@@ -76,3 +76,48 @@ def test_no_output_feature_is_an_error(c, p):
 def test_others_are_not_linear():
     assert PassThrough((2, 3)).linear_weight_bias() is None
     assert DCNTower((2, 3), 4).linear_weight_bias() is None
+
+
+@LINEAR
+def test_slices_add_up_to_the_module(dims, out_dim, c, p):
+    module = randomised(DLRMTower(dims, out_dim, c, p).double())
+    shuffled = torch.randperm(sum(dims), generator=torch.Generator().manual_seed(2)).tolist()
+    shares = [shuffled[:2], [], shuffled[2:]]
+    slices = [TowerSlice(module, columns, has_bias=i == 1) for i, columns in enumerate(shares)]
+    x = torch.randn(7, sum(dims), dtype=torch.float64)
+    total = torch.zeros(7, module.out_width, dtype=torch.float64)
+    for columns, part in zip(shares, slices, strict=True):
+        weight, bias = part.weight_bias()
+        assert weight.shape == (module.out_width, len(columns))
+        assert (bias is not None) == (not columns), "the second has it"
+        total = total + x[:, columns] @ weight.T + (0 if bias is None else bias)
+    torch.testing.assert_close(total, module(x), rtol=1e-12, atol=1e-12)
+
+    # Every parameter is in one slice, and has there the gradient that it has in the whole.
+    total.square().sum().backward()
+    module(x).square().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert torch.equal(sum(part.spread()[name] for part in slices), parameter)
+    for part in slices:
+        for parameter in part.parameters():
+            if parameter.numel():
+                parameter.data.copy_(parameter.grad)
+    for name, parameter in module.named_parameters():
+        grad = sum(part.spread()[name] for part in slices)
+        torch.testing.assert_close(grad, parameter.grad, rtol=1e-11, atol=1e-11)
+
+
+def test_a_slice_takes_its_part_of_other_values():
+    module, other = (randomised(DLRMTower((2, 3), 2, 1, 1)) for _ in range(2))
+    part = TowerSlice(module, [4, 1], has_bias=True)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(3)
+    part.take(other.state_dict())
+    assert torch.equal(part.weight_bias()[0], other.linear_weight_bias()[0][:, [4, 1]])
+    assert torch.equal(part.weight_bias()[1], other.linear_weight_bias()[1])
+
+
+def test_what_is_not_linear_cannot_be_cut():
+    with pytest.raises(InputError, match="DCNTower cannot be cut"):
+        TowerSlice(DCNTower((2, 3), 4), [0], has_bias=True)

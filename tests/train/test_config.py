@@ -63,8 +63,25 @@ def test_payloads():
     assert TrainConfig().payloads() == Payloads()
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"placement": "owner"}, "--placement owner needs --tower-module dlrm"),
+        (
+            {"placement": "owner", "tower_module": "dcn"},
+            "--placement owner needs --tower-module dlrm, a linear one",
+        ),
+        ({"placement": "auto", "exchange": "flat"}, "--placement auto needs --exchange sptt"),
+        ({"placement": "auto", "local": True}, "--local sends nothing between ranks: --placement"),
+    ],
+)
+def test_placements_that_there_are_not(options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        TrainConfig(**options)
+
+
 def test_on_ranks_or_in_one_process():
-    config = TrainConfig(chunks=3, payload="int8", stochastic=True, compression=3)
+    config = TrainConfig(chunks=3, payload="int8", stochastic=True, placement="auto", compression=3)
     assert dataclasses.replace(config, **local_options()) == TrainConfig(local=True, compression=3)
 
 

@@ -117,6 +117,23 @@ def test_towers_in_one_process_are_the_towers_on_four_ranks(run):
     assert local["peer_bytes_per_step"] == 0
 
 
+def test_tower_modules_at_the_owners_of_tables_are_the_same_model(run, capsys):
+    members, owners = run(*COMPRESSED), run(*COMPRESSED, "--placement", "owner")
+    capsys.readouterr()
+    whole, sliced = summary(members), summary(owners)
+    assert (whole["placement"], sliced["placement"]) == ("member", "owner")
+    assert sliced["dense_params"] == whole["dense_params"]
+    for name in ("auc", "logloss", "valid_auc", "valid_logloss"):
+        assert sliced[name] == pytest.approx(whole[name], rel=1e-9), name
+    expected = f"{sliced['auc']:.6g}"
+    assert evaluated(capsys, owners) == expected
+    assert evaluated(capsys, owners, "--local") == expected
+    chosen = summary(run(*PASS_THROUGH, "--tower-module", "dlrm", "--placement", "auto"))
+    assert chosen["placement"] in ("member", "owner")
+    assert main(["train", *COMPRESSED, "--split", "rows", "--placement", "owner"]) == 2
+    assert "is split by rows, so that its columns have several owners" in capsys.readouterr().err
+
+
 def test_eval_reproduces_the_auc_on_ranks_and_in_one_process(run, capsys):
     folder = run(*COMPRESSED)
     capsys.readouterr()

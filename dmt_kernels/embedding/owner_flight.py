@@ -1,0 +1,114 @@
+"""A batch on the road of two stages, with a linear tower module in slices at the owners of tables.
+
+Every owner multiplies what it looks up by its columns of the weight, on the way: pooled rows never lie in memory. What
+travels inside the tower are partial sums, which a member adds up in member order; so the tower stage is a
+reduce-scatter, made of an all-to-all and a local sum. Backward, every owner gets the whole tower's gradient of the
+sums, and has the gradient of its slice without a reduction.
+
+Letters, for a chunk of ``b`` samples: ``R`` members, ``T`` towers, ``D_r`` columns of this member, ``C_t`` that
+the tower sends.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from dmt_kernels import ops
+from dmt_kernels.embedding.flight import Cargo
+from dmt_kernels.embedding.peer_flight import PeerFlight, TowerRoad
+from dmt_kernels.embedding.stage import others
+from dmt_kernels.towers import TowerSlice
+
+
+class OwnerFlight(PeerFlight):
+    """Lookup with product, tower stage of partial sums, peer stage.
+
+    Parameters
+    ----------
+    cargo : Cargo
+        The batch.
+    road : TowerRoad
+        Its way.
+    part : TowerSlice
+        This member's columns of the tower module.
+    """
+
+    def __init__(self, cargo: Cargo, road: TowerRoad, part: TowerSlice) -> None:
+        super().__init__(cargo, road)
+        self._part = part
+        # Members without tables have nothing to add, and need no gradient.
+        self._owns = [width > 0 for width in self.layout.sent_widths]
+        self._rows = [self.towers * self.chunk_samples * owns for owns in self._owns]
+        self._partial: list[list[Tensor]] = []  # of every chunk: [T*b, C_t] of every owner
+
+    @cached_property
+    def _weight_bias(self) -> tuple[Tensor, ...]:
+        weight, bias = self._part.weight_bias()
+        return (weight,) if bias is None else (weight, bias)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Weight ``[C_t, D_r]`` and, on one member, bias ``[C_t]``; computed when autograd may see it."""
+        return self._weight_bias
+
+    def lookup(self, chunk: int) -> Tensor:
+        """Pool and multiply a chunk: ``[W * b, C_t]``, blocks in ``block_order``; without tables ``[0, C_t]``."""
+        weight, *bias = (value.detach() for value in self.inputs)
+        return self.shards.tower_pool(self.received.chunks[chunk], self.block_order, weight, *bias)
+
+    def send(self, chunk: int, looked_up: Tensor) -> None:
+        """Start the tower stage of partial sums."""
+        sent = looked_up.view(self.members, self._rows[self.member], self.width).unbind(0)
+        memory = self.buffers.take(f"arrived {chunk}", self.members, self.towers * self.chunk_samples, self.width)
+        arriving = [block[:rows] for block, rows in zip(memory, self._rows, strict=True)]
+        arriving[self.member] = sent[self.member]
+        self._tickets["tower", chunk] = self.tower.start(*others(self.member, sent, arriving))
+        self._partial.append(list(itertools.compress(arriving, self._owns)))
+
+    def compress(self, chunk: int) -> None:
+        """Wait for the tower stage, add up, start the peer stage."""
+        self._wait("tower", chunk)
+        total, *more = self._partial[chunk]
+        for partial in more:
+            total = torch.add(total, partial, out=self.compressed(chunk).flatten(0, 1))
+        self.send_to_peers(chunk, total.view(self.towers, self.chunk_samples, self.width))
+
+    def returning(self, chunk: int) -> Tensor:
+        """Where the own block of the tower's gradients lies."""
+        return self._tower_grads(chunk)[self.member].view(self.towers, self.chunk_samples, self.width)
+
+    def decompress(self, chunk: int) -> None:
+        """Wait for the peer stage's gradient, and start showing it to all owners."""
+        self._wait("peer", chunk)
+        sent = [self._grads[chunk][:rows] for rows in self._rows]
+        arriving = [block[: self._rows[self.member]] for block in self._tower_grads(chunk)]
+        wired = others(self.member, sent, arriving)
+        self._tickets["tower", chunk] = self.tower.start_back(*wired, self._draw(chunk))
+
+    def collect(self, chunk: int) -> None:
+        """Wait for the whole tower's gradient: that of the pooled rows is its product with the slice."""
+        self._wait("tower", chunk)
+        weight = self.inputs[0].detach()
+        grad = self._tower_grads(chunk).flatten(0, 1)
+        self.pooled_grad(chunk).copy_(ops.tower_pool_pooled_backward(grad, weight))
+
+    def input_grads(self) -> tuple[Tensor | None, ...]:
+        """Gradients of the slice, by rows that are looked up again. Their sums do not depend on the chunks."""
+        super().input_grads()
+        grads = self._all_tower_grads()  # [n, W, b, C_t]
+        weight_grad = self.shards.tower_weight_grad(grads.flatten(0, 2), self.received.bags, self.bag_order)
+        if len(self.inputs) == 1:
+            return (weight_grad,)
+        return weight_grad, grads.transpose(0, 1).flatten(0, 2).sum(0)
+
+    def _all_tower_grads(self) -> Tensor:
+        blocks = len(self.block_order)
+        return self.buffers.take("tower grads", self.chunks, blocks, self.chunk_samples, self.width)
+
+    def _tower_grads(self, chunk: int) -> Tensor:
+        """Of all members, ``[R, T*b, C_t]``."""
+        return self._all_tower_grads()[chunk].view(self.members, self.towers * self.chunk_samples, self.width)

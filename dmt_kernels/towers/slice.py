@@ -1,0 +1,78 @@
+"""A linear tower module in pieces: the columns that one member looks up, and perhaps the bias."""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dmt_kernels.spec import InputError
+from dmt_kernels.towers.base import TowerModule
+
+
+class TowerSlice(nn.Module):
+    """Parameters of some input columns of a linear tower module.
+
+    Slices that share out all columns, one of them with the bias, add up to the module, whose values they start from.
+
+    Parameters
+    ----------
+    module : TowerModule
+        The whole. It stays as it is.
+    columns : sequence of int
+        Input columns of the slice, in the order in which it will find them.
+    has_bias : bool
+        Whether the slice holds the bias, too.
+
+    Raises
+    ------
+    InputError
+        If the module cannot be cut.
+    """
+
+    def __init__(self, module: TowerModule, columns: Sequence[int], *, has_bias: bool) -> None:
+        super().__init__()
+        if (axes := module.column_axes()) is None:
+            raise InputError(f"tower module {type(module).__name__} cannot be cut into slices by its input columns")
+        self._axes, self._columns, self._has_bias = axes, torch.tensor(columns, dtype=torch.int64), has_bias
+        self._whole = {name: parameter.shape for name, parameter in module.named_parameters()}
+        self.module = copy.deepcopy(module)
+        for name, value in [*module.named_parameters(), *module.named_buffers()]:
+            path, _, last = name.rpartition(".")
+            owner = self.module.get_submodule(path)
+            if name in axes:
+                part = self._part_of(name, value.detach())
+                setattr(owner, last, nn.Parameter(part, value.requires_grad) if name in self._whole else part)
+            elif name in self._whole and not has_bias:
+                delattr(owner, last)
+                owner.register_buffer(last, torch.zeros_like(value), persistent=False)
+
+    def weight_bias(self) -> tuple[Tensor, Tensor | None]:
+        """Return weight ``[out_width, len(columns)]`` and bias ``[out_width]`` or None, differentiable."""
+        linear = self.module.linear_weight_bias()
+        assert linear is not None
+        return linear[0], linear[1] if self._has_bias else None
+
+    @torch.no_grad()
+    def spread(self) -> dict[str, Tensor]:
+        """Return the whole module's parameters, 0 where another slice has the value: slices add up to it."""
+        own = dict(self.module.named_parameters())
+        like = next(iter(own.values()))
+        whole = {name: like.new_zeros(shape) for name, shape in self._whole.items()}
+        for name, parameter in own.items():
+            if name in self._axes:
+                whole[name].index_copy_(self._axes[name], self._columns.to(like.device), parameter)
+            else:
+                whole[name].copy_(parameter)
+        return whole
+
+    @torch.no_grad()
+    def take(self, whole: Mapping[str, Tensor]) -> None:
+        """Take the own values out of the whole module's."""
+        for name, parameter in self.module.named_parameters():
+            parameter.copy_(self._part_of(name, whole[name]))
+
+    def _part_of(self, name: str, whole: Tensor) -> Tensor:
+        if name not in self._axes:
+            return whole
+        return whole.index_select(self._axes[name], self._columns.to(whole.device))
