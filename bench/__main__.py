@@ -22,7 +22,7 @@ from dmt_kernels.train.launch import launched, speaks
 
 BUDGET_S = {QUICK: 0.6, DEFAULT: 1.5}  # of timing, per case
 
-OWN_ROADS = {"ops": (), "comm": ("flat", "op"), "train": ("flat",)}  # other ways of ours to do the same
+OWN_ROADS = {"ops": (), "comm": ("flat", "op", "member"), "train": ("flat",)}  # other ways of ours to do the same
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ SUITES = {
         "bench.ops.id_codec",
         "bench.ops.overhead",
     ),
-    "comm": ("bench.comm.links", "bench.comm.two_stage", "bench.comm.id_exchange"),
+    "comm": ("bench.comm.links", "bench.comm.two_stage", "bench.comm.id_exchange", "bench.comm.placement"),
     "train": ("bench.train_step",),
 }
 QUICK, DEFAULT, FULL = range(3)  # how much one must ask for until a case runs

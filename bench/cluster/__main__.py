@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows=options.rows,
             dim=options.dim,
             samples=options.samples,
+            compression=options.compression,
         )
         rates = [parse_rate(text) for text in options.rate.split(",")]
         variants = parse_names(options.contenders)
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", type=int, default=size.rows, metavar="E")
     parser.add_argument("--dim", type=int, default=size.dim, metavar="D")
     parser.add_argument("--samples", type=int, default=size.samples, metavar="B", help="of a rank")
+    parser.add_argument("--compression", type=int, default=size.compression, metavar="CR", help="of a tower module")
     parser.add_argument("--seconds", type=float, default=12.0, metavar="S", help="of timing, per rate")
     parser.add_argument("--contenders", default="", metavar="A;B", help="by name (default: those of the headline)")
     parser.add_argument("--json", metavar="OUT", help="write everything that was measured")
