@@ -101,6 +101,10 @@ class Network:
                     limits = f"rate {bits:.0f}bit burst {BURST} latency {QUEUE}"
                     _run(*qdisc, *f"replace dev {device} root tbf {limits}".split())
 
+    def cut(self, host: int) -> None:
+        """Pull the host's cable out of the switch."""
+        _run(*f"ip -n {SWITCH} link set {self.name(host)} down".split())
+
     def sent_bytes(self) -> list[int]:
         """Bytes that every host has put on its link, headers included, since the link was shaped.
 
