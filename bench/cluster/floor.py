@@ -31,6 +31,7 @@ def least_bytes(
     tower_payload: WireFormat = WireFormat.FP32,
     over_arch: int = 0,
     tower_module: int = 0,
+    slices: bool = False,
 ) -> Wire:
     """Count what has to cross the links in one training step.
 
@@ -46,7 +47,8 @@ def least_bytes(
 
     * ids and lengths of the features of the other members: ``B * F / T * (R - 1) / R`` bags, and their headers;
     * flat: ``R - 1`` times ``B`` rows of ``D / R`` columns and the gradients of as many;
-    * sptt: ``R - 1`` times ``T * B`` such rows and gradients; and the tower module's share of an all-reduce over ``R``.
+    * sptt: ``R - 1`` times ``T * B`` such rows and gradients; and the tower module's share of an all-reduce over ``R``;
+      with the module in `slices` at the owners of tables, rows of ``D / compression`` columns and nothing of it.
 
     Dense gradients (`over_arch` and `tower_module` are numbers of parameters) are counted as a ring's: each rank sends
     ``2 * (n - 1) / n`` of them to its successor. In a ring in the order of ranks one rank of a host sends to
@@ -65,9 +67,9 @@ def least_bytes(
         inner_rows = 2 * (R - 1) * B * payload.row_bytes(width // R)
     else:
         remote_rows = 2 * (T - 1) * B * payload.row_bytes(width // compression)
-        inner_rows = 2 * (R - 1) * T * B * tower_payload.row_bytes(width // R)
+        inner_rows = 2 * (R - 1) * T * B * tower_payload.row_bytes(width // (compression if slices else R))
     ring = 2 * (W - 1) * over_arch * GRADIENT_BYTES / W
-    tower_ring = 2 * (R - 1) * tower_module * GRADIENT_BYTES / R
+    tower_ring = 2 * (R - 1) * (0 if slices else tower_module) * GRADIENT_BYTES / R
     with_headers = PACKET_BYTES / PACKET_PAYLOAD
     return Wire(
         peer=with_headers * (R * (remote_ids + remote_rows) + ring),

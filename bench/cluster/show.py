@@ -48,6 +48,7 @@ def least(record: dict[str, Any], variant: Variant) -> Wire:
         tower_payload=variant.tower_payload,
         over_arch=over_arch,
         tower_module=tower_module,
+        slices=variant.slices,
     )
 
 

@@ -40,6 +40,11 @@ class Variant:
         return self.over_arch, self.tower_module
 
     @property
+    def slices(self) -> bool:
+        """Whether the tower module stands in slices at the owners of tables."""
+        return self.options.get("placement") == "owner"
+
+    @property
     def exact(self) -> bool:
         return self.payload is self.tower_payload is WireFormat.FP32
 
