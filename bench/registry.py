@@ -20,6 +20,7 @@ SUITES = {
         "bench.ops.tower_pool",
         "bench.ops.wire_codec",
         "bench.ops.id_codec",
+        "bench.ops.dot_interaction",
         "bench.ops.overhead",
     ),
     "comm": ("bench.comm.links", "bench.comm.two_stage", "bench.comm.id_exchange", "bench.comm.placement"),

@@ -24,6 +24,11 @@ STABLE_TORCH_LIBRARY(dmt, ops) {
   ops.def("tower_pool_weight_backward(Tensor grad, Tensor[] tables, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, ScalarType? product_dtype=None) -> Tensor");
   ops.def("tower_pool_pooled_backward(Tensor grad, Tensor weight, ScalarType? product_dtype=None) -> Tensor");
 
+  // Dot products of all pairs of the features that lie side by side in blocks [N, F_i*dim]: [N, P], and before them the
+  // first block if asked for; and the gradients of the blocks.
+  ops.def("dot_interaction(Tensor[] blocks, SymInt dim, bool with_first=False) -> Tensor");
+  ops.def("dot_interaction_backward(Tensor grad, Tensor[] blocks, SymInt dim, bool with_first=False) -> Tensor[]");
+
   // Rows [N, D] to and from the bytes that carry them between ranks. Formats: 0 fp32, 1 bf16, 2 fp16, 3 fp8, 4 int8; a
   // seed asks for stochastic rounding. kernels/wire_format.h has the layout.
   ops.def("wire_encode(Tensor input, int format, int? seed=None, SymInt step=0, SymInt first_row=0) -> Tensor");

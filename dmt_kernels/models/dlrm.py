@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from dmt_kernels.embedding import EmbeddingExchange
@@ -70,11 +69,9 @@ class DLRM(nn.Module):
     def forward(self, dense: Tensor, sparse: Jagged) -> Tensor:
         """Return logits ``[B]`` for ``dense`` ``[B, K]`` and the bags of all features."""
         dense_feature, embeddings = self._dense_and_sparse(dense, sparse)
-        features = embeddings.unflatten(1, (-1, self.out_dim))
         if dense_feature is None:
-            return self.top(self.interaction(features)).squeeze(1)
-        pairs = self.interaction(torch.cat([dense_feature.unsqueeze(1), features], dim=1))
-        return self.top(torch.cat([dense_feature, pairs], dim=1)).squeeze(1)
+            return self.top(self.interaction(embeddings.unflatten(1, (-1, self.out_dim)))).squeeze(1)
+        return self.top(self.interaction.behind(dense_feature, embeddings)).squeeze(1)
 
     def _dense_and_sparse(self, dense: Tensor, sparse: Jagged) -> tuple[Tensor | None, Tensor]:
         if self.bottom is None or not isinstance(self.exchange, EmbeddingExchange):

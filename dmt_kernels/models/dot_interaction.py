@@ -1,7 +1,8 @@
 """Pairwise dot products of features, as in DLRM (Naumov et al., arXiv 1906.00091)."""
 
-import torch
 from torch import Tensor, nn
+
+from dmt_kernels import ops
 
 
 class DotInteraction(nn.Module):
@@ -18,16 +19,14 @@ class DotInteraction(nn.Module):
         Number of pairs, ``F * (F - 1) / 2``.
     """
 
-    pairs: Tensor
-
     def __init__(self, features: int) -> None:
         super().__init__()
-        rows, cols = torch.tril_indices(features, features, offset=-1)
-        # One flat index: selecting with two is several times slower in the backward on a CPU.
-        self.register_buffer("pairs", rows * features + cols, persistent=False)
-        self.out_width = len(self.pairs)
+        self.out_width = features * (features - 1) // 2
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply the features of ``x`` ``[N, F, D]``: ``[N, F * (F - 1) / 2]``, pairs (1, 0), (2, 0), (2, 1), ..."""
-        products = torch.bmm(x, x.transpose(1, 2))
-        return products.flatten(1).index_select(1, self.pairs)
+        return ops.dot_interaction([x.flatten(1)], x.shape[2])
+
+    def behind(self, first: Tensor, others: Tensor) -> Tensor:
+        """Take one more feature ``[N, D]``, before the others ``[N, (F - 1) * D]``, and put it before the products."""
+        return ops.dot_interaction([first, others.to(first.dtype)], first.shape[1], with_first=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dmt_kernels.ops import _library  # noqa: F401  (registers the ops before the modules below extend them)
 from dmt_kernels.ops.check_ids import MissingIds, check_ids
+from dmt_kernels.ops.dot_interaction import dot_interaction
 from dmt_kernels.ops.embedding_bag import embedding_bag, embedding_bag_
 from dmt_kernels.ops.embedding_update import embedding_row_squares, embedding_update_
 from dmt_kernels.ops.id_codec import bytes_per_id, id_decode, id_encode, id_payload_bytes
@@ -24,6 +25,7 @@ __all__ = [
     "Ticket",
     "bytes_per_id",
     "check_ids",
+    "dot_interaction",
     "embedding_bag",
     "embedding_bag_",
     "embedding_row_squares",

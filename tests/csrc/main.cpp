@@ -18,6 +18,7 @@ struct Test {
 
 constexpr Test kTests[] = {
     {"check_ids", testing::test_check_ids},
+    {"dot_interaction", testing::test_dot_interaction},
     {"embedding_bag", testing::test_embedding_bag},
     {"embedding_update", testing::test_embedding_update},
     {"embedding_update_plan", testing::test_embedding_update_plan},
