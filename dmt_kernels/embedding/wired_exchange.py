@@ -187,6 +187,7 @@ class SpttExchange(WiredExchange):
         if placement == "auto":
             if trial is None:
                 raise InputError("placement 'auto' needs a batch to try both placements with")
+            self.to(self.mesh.device)  # where it will run
             placement = self._quicker_placement(trial)
             unused = self.tower_slices if placement == "member" else self.tower_modules
             unused.clear()

@@ -22,8 +22,9 @@ SAMPLES, DIM, IDS = 512, 16, 2
 TABLES = tuple(Table(f"t{i}", 50, DIM, (f"f{i}",)) for i in range(8))
 # What may write rows: lookups, the module's products, and the wires.
 WORK = {"embedding_bag", "embedding_update_", "addmm", "addmm_", "mm", "send", "recv_"}
+WORK |= {"tower_pool", "tower_pool_pooled_backward", "tower_pool_weight_backward"}
 # That need no memory traffic.
-ALLOCATE = {"empty", "new_empty", "empty_like", "empty_strided"}
+ALLOCATE = {"empty", "new_empty", "empty_like", "empty_strided", "_unsafe_view"}
 OUT_BYTES = 4 * SAMPLES * T * 8 * 5  # a tower of 4 features gives 5, 8 wide
 LITTLE_BYTES = 1 << 16  # for weights and their gradients, chunk by chunk; pooled rows are 262 KB, compressed ones 164
 
@@ -48,7 +49,7 @@ class Written(TorchDispatchMode):
         return result
 
 
-def _exchange(chunks: int) -> EmbeddingExchange:
+def _exchange(chunks: int, placement: str) -> EmbeddingExchange:
     plan = place(TABLES, partition_features(TABLES, T), TOPOLOGY)
     return build_exchange(
         "sptt",
@@ -58,12 +59,13 @@ def _exchange(chunks: int) -> EmbeddingExchange:
         mesh=build_mesh(T, R, timeout_s=30),
         tower_modules={t: DLRMTower(plan.tower_dims(t), 8, c=1, p=1) for t in range(T)},
         chunks=chunks,
+        placement=placement,
     )
 
 
-def _moved(rank: int, chunks: int) -> list[tuple[dict[str, int], int]]:
+def _moved(rank: int, chunks: int, placement: str) -> list[tuple[dict[str, int], int]]:
     """Forward and backward: bytes written by what, and bytes that stages packed and unpacked."""
-    exchange = _exchange(chunks)
+    exchange = _exchange(chunks, placement)
     assert all(layout.is_side_by_side for layout in exchange.layouts)
     width = sum(exchange.out_widths)
     assert exchange.out_widths == [width // T] * T
@@ -85,9 +87,18 @@ def _moved(rank: int, chunks: int) -> list[tuple[dict[str, int], int]]:
 
 
 @pytest.mark.parametrize("chunks", [1, 4])
-def test_rows_are_moved_once_each_way(chunks: int) -> None:
-    """The peer stage puts columns of towers side by side, and takes them apart; nothing else touches rows."""
-    for passes in run_ranks(_moved, TOPOLOGY.world, chunks):
-        for written, copied in passes:
+@pytest.mark.parametrize("placement", ["member", "owner"])
+def test_rows_are_moved_once_each_way(chunks: int, placement: str) -> None:
+    """The peer stage puts columns of towers side by side, and takes them apart; nothing else touches rows.
+
+    But that owners' partial sums are added up, that the pooled rows' gradient is put where the update finds it, and
+    that the first owner puts samples of chunks in order to sum the bias's.
+    """
+    for rank, passes in enumerate(run_ranks(_moved, TOPOLOGY.world, chunks, placement)):
+        more = [0, 0]
+        if placement == "owner":
+            more = [(R - 1) * OUT_BYTES, 4 * T * SAMPLES * len(TABLES) // T * DIM]
+            more[1] += R * OUT_BYTES * (chunks > 1 and TOPOLOGY.member_of(rank) == 0)
+        for (written, copied), also in zip(passes, more, strict=True):
             assert copied == OUT_BYTES * (T - 1) // T, "what comes from and goes to other towers"
-            assert OUT_BYTES <= sum(written.values()) < OUT_BYTES + LITTLE_BYTES, written
+            assert OUT_BYTES <= sum(written.values()) - also < OUT_BYTES + LITTLE_BYTES, written
