@@ -78,8 +78,9 @@ def run_ranks(work: Callable[..., Any], *args: Any, world: int, threads: int | N
         max_restarts=0,
         start_method="forkserver",
     )
-    # Ranks are forked from a process that has imported what they need, so that one import serves all of them.
-    multiprocessing.set_forkserver_preload([work.__module__])
+    # Ranks are forked from a process that has imported what they need, so that one import serves all of them: also
+    # what an optimizer's first call imports, and what rank 0 scores with.
+    multiprocessing.set_forkserver_preload([work.__module__, "torch._dynamo", "sklearn.metrics"])
     with _quiet_engine():
         try:
             return elastic_launch(config, _as_rank)(work, args, threads)[0]
