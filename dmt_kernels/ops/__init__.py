@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dmt_kernels.ops import _library  # noqa: F401  (registers the ops before the modules below extend them)
-from dmt_kernels.ops.check_ids import MissingIds, check_ids
+from dmt_kernels.ops.check_ids import MissingIds, check_ids, raise_missing_ids
 from dmt_kernels.ops.embedding_bag import embedding_bag, embedding_bag_
 from dmt_kernels.ops.embedding_update import embedding_row_squares, embedding_update_
 from dmt_kernels.ops.id_codec import bytes_per_id, id_decode, id_encode, id_payload_bytes
@@ -34,6 +34,7 @@ __all__ = [
     "peer_all_to_all",
     "peer_all_to_all_start",
     "peer_all_to_all_wait",
+    "raise_missing_ids",
     "select_features",
     "stage_start",
     "stage_wait",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dmt_kernels.ops._composition import implement_on
+from dmt_kernels.ops._library import cuda_kernels
 from dmt_kernels.ops.reference import wire_codec as reference
 from dmt_kernels.spec import WireFormat
 
@@ -119,6 +120,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
 # A message is not differentiable, so autograd would drop the gradient without a word.
 torch.library.register_autograd("dmt::wire_encode", _backward, setup_context=_refuse_gradient)
 
-# There are no kernels for CUDA yet. The oracle does the same there, slowly, above all with stochastic rounding.
-for _name in ("wire_encode", "wire_decode", "wire_encode_blocks_", "wire_decode_blocks_"):
-    implement_on("CUDA", _name, getattr(reference, _name))
+# Without kernels for CUDA the oracle does the same there, slowly, above all with stochastic rounding.
+if cuda_kernels == "none":
+    for _name in ("wire_encode", "wire_decode", "wire_encode_blocks_", "wire_decode_blocks_"):
+        implement_on("CUDA", _name, getattr(reference, _name))
