@@ -62,7 +62,7 @@ def raise_missing_ids(device: torch.device | str) -> None:
     count, missing, table, feature, sample, block = record
     if count:
         where = f"id {missing} of table {table}, feature {feature}, sample {sample}, block {block}"
-        raise RuntimeError(f"{where} is out of range, as were {count - 1} others on {device}")
+        raise RuntimeError(f"{where} is out of range; ops on {device} met {count} such ids")
 
 
 @torch.library.register_fake("dmt::take_missing_ids")

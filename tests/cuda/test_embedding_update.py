@@ -5,16 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.cuda.simt import assert_same_bits, needs_simt, op
+from tests.cuda.places import assert_same_bits, places
 from tests.ops.bags import bags
 from tests.ops.updates import MANY, OPTIMIZERS, Problem, all_updated, new_states, problem, problems
 
-pytestmark = needs_simt
+pytestmark = places
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 RUN = 256  # of csrc/kernels/cuda/embedding_update.h
 
 
-def update(case: Problem, tables, states, optimizer, bounds=2, lr=0.1, eps=1e-6, weight_decay=0.0):
+def update(op, case: Problem, tables, states, optimizer, bounds=2, lr=0.1, eps=1e-6, weight_decay=0.0):
     poolings = [int(name == "mean") for name in case.pooling]
     bags = (case.weights, case.feature_tables, poolings, None, case.block_order)
     kind = OPTIMIZERS.index(optimizer)
@@ -22,41 +22,41 @@ def update(case: Problem, tables, states, optimizer, bounds=2, lr=0.1, eps=1e-6,
     op("embedding_update_")(tables, states, case.grad, case.ids, case.offsets, *bags, *options)
 
 
-def updated(case: Problem, optimizer: str, **options):
+def updated(op, case: Problem, optimizer: str, **options):
     tables, states = [table.clone() for table in case.tables], new_states(optimizer, case.tables)
-    update(case, tables, states, optimizer, **options)
+    update(op, case, tables, states, optimizer, **options)
     return tables + states
 
 
-def assert_same_as_on_the_cpu(case, optimizer, **options):
+def assert_same_as_on_the_cpu(op, case, optimizer, **options):
     for actual, expected in zip(
-        updated(case, optimizer, **options), all_updated(case, optimizer, **options), strict=True
+        updated(op, case, optimizer, **options), all_updated(case, optimizer, **options), strict=True
     ):
         assert_same_bits(actual, expected)
 
 
 @settings(max_examples=100, deadline=None)
 @given(problems(), st.sampled_from(OPTIMIZERS), st.sampled_from([0.0, 0.01]))
-def test_bits_of_the_cpu(case, optimizer, weight_decay):
+def test_bits_of_the_cpu(op, case, optimizer, weight_decay):
     if case.tables[0].dtype != torch.float64:
-        assert_same_as_on_the_cpu(case, optimizer, weight_decay=weight_decay)
+        assert_same_as_on_the_cpu(op, case, optimizer, weight_decay=weight_decay)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_many_stretches(dtype, optimizer):
+def test_many_stretches(op, dtype, optimizer):
     """Several features read a table; rows begin in one stretch of keys and end in the next."""
     case = problem(1, **MANY, dtype=dtype, samples=40, weighted=True, missing=0.1)
-    assert_same_as_on_the_cpu(case, optimizer, weight_decay=0.01)
+    assert_same_as_on_the_cpu(op, case, optimizer, weight_decay=0.01)
     one_each = {"shapes": [(500, 64), (30, 20)], "feature_tables": [1, 0], "pooling": ["sum", "sum"], "blocks": 2}
     case = problem(2, **one_each, dtype=dtype, grad_dtype=torch.float32, samples=60)
-    assert_same_as_on_the_cpu(case, optimizer)
+    assert_same_as_on_the_cpu(op, case, optimizer)
 
 
 @pytest.mark.parametrize("dim", [132, 700, 2000])
-def test_wide_rows(dim):
+def test_wide_rows(op, dim):
     shape = {"shapes": [(40, dim)], "feature_tables": [0], "pooling": ["sum"], "samples": 20}
-    assert_same_as_on_the_cpu(problem(3, **shape), "rowwise_adagrad")
+    assert_same_as_on_the_cpu(op, problem(3, **shape), "rowwise_adagrad")
 
 
 def summed_in_runs(case: Problem) -> torch.Tensor:
@@ -77,7 +77,7 @@ def summed_in_runs(case: Problem) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("lengths", [[256, 257, 1], [1000, 3, 512, 513], [40, 2000], [255, 1, 256, 600]])
-def test_rows_that_are_hit_very_often(lengths):
+def test_rows_that_are_hit_very_often(op, lengths):
     """A row's sum depends on its own contributions alone, wherever its keys lie among the others'."""
     generator = torch.Generator().manual_seed(0)
     count = sum(lengths)
@@ -86,22 +86,22 @@ def test_rows_that_are_hit_very_often(lengths):
     grad = torch.randn(count, 12, generator=generator)
     table = torch.zeros(len(lengths), 12)
     case = Problem([table], [0], ["sum"], [0], count, ids, torch.arange(count + 1), None, grad)
-    assert_same_bits(updated(case, "sgd", lr=-1.0)[0], summed_in_runs(case))
+    assert_same_bits(updated(op, case, "sgd", lr=-1.0)[0], summed_in_runs(case))
 
 
-def test_nothing_is_written_when_an_id_is_out_of_range():
+def test_nothing_is_written_when_an_id_is_out_of_range(op):
     case = problem(4, **MANY, missing=0.05)
     assert (case.ids < 0).any()
     before = [table.clone() for table in case.tables]
     op("take_missing_ids")(case.ids)
-    for actual, expected in zip(updated(case, "sgd", bounds=0), before, strict=True):
+    for actual, expected in zip(updated(op, case, "sgd", bounds=0), before, strict=True):
         assert torch.equal(actual, expected)
     assert op("take_missing_ids")(case.ids)[0] == (case.ids < 0).sum()
 
 
 @settings(max_examples=40, deadline=None)
 @given(bags(dtypes=DTYPES))
-def test_dense_gradients(case):
+def test_dense_gradients(op, case):
     poolings = case.options["pooling"]
     names = [poolings] * len(case.features) if isinstance(poolings, str) else poolings
     options = case.options

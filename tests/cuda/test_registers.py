@@ -19,12 +19,12 @@ def test_the_most_of_all_instances():
 
 
 def test_complaints():
-    assert complaints({"pool": (63, 0)}, {"pool": 64}) == []
-    assert complaints({"pool": (65, 0)}, {"pool": 64}) == ["pool uses 65 registers, the table says 64"]
-    assert complaints({"pool": (65, 8)}, {"pull": 64}) == [
+    assert complaints({"pool": (63, 8)}, {"pool": (64, 8)}) == []
+    assert complaints({"pool": (65, 0)}, {"pool": (64, 0)}) == ["pool uses 65 registers, the table says 64"]
+    assert complaints({"pool": (65, 8)}, {"pull": (64, 0)}) == [
         "pull is in the table, but there is no such kernel",
-        "pool spills 8 bytes",
-        "pool uses 65 registers, the table says nothing",
+        "pool uses 65 registers, the table says 0",
+        "pool spills 8 bytes, the table says 0",
     ]
 
 

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.cuda.simt import needs_simt, op
+from tests.cuda.places import places
 from tests.cuda.test_embedding_bag import arguments
 from tests.ops.bags import bags, random_bags
 
-pytestmark = needs_simt
+pytestmark = places
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 PRODUCTS = [None, torch.bfloat16]
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -23,7 +23,7 @@ def assert_close(actual, expected, products):
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * scale, equal_nan=False)
 
 
-def check(case, out_width, products, bias=True, seed=0):
+def check(op, case, out_width, products, bias=True, seed=0):
     generator = torch.Generator().manual_seed(seed)
     dtype = case.tables[0].dtype
     weight = torch.randn(out_width, case.width, generator=generator).to(dtype)
@@ -44,8 +44,8 @@ def check(case, out_width, products, bias=True, seed=0):
 
 @settings(max_examples=40, deadline=None)
 @given(bags(dtypes=DTYPES), st.sampled_from([0, 1, 5, 70]), st.sampled_from(PRODUCTS), st.booleans())
-def test_any_bags(case, out_width, products, bias):
-    check(case, out_width, products, bias)
+def test_any_bags(op, case, out_width, products, bias):
+    check(op, case, out_width, products, bias)
 
 
 @pytest.mark.parametrize("products", PRODUCTS, ids=["f32", "bf16"])
@@ -55,16 +55,16 @@ def test_any_bags(case, out_width, products, bias):
     [((128, 128), 64, 70), ((16,) * 9, 130, 64), ((200, 5, 64), 256, 33), ((8, 40), 300, 130)],
     ids=lambda value: str(value).replace(" ", ""),
 )
-def test_tiles(dtype, products, dims, out_width, samples):
+def test_tiles(op, dtype, products, dims, out_width, samples):
     """Slices that cut features and features that share a slice; more columns and samples than a tile has."""
     case = random_bags(
         dims=dims, rows=(30,) * len(dims), blocks=2, samples=samples, longest=3, dtype=dtype, pooling="mean",
         missing=True, block_order=[1, 0], weighted=True,
     )  # fmt: skip
-    check(case, out_width, products)
+    check(op, case, out_width, products)
 
 
-def test_weight_with_strides():
+def test_weight_with_strides(op):
     """The gradient's product reads a slice of the weight's columns where it lies."""
     weight = torch.randn(9, 50)[:, 3:20]
     grad = torch.randn(5, 9)
@@ -72,7 +72,7 @@ def test_weight_with_strides():
     assert_close(op("tower_pool_pooled_backward")(grad, weight), expected, None)
 
 
-def test_ids_out_of_range_are_recorded():
+def test_ids_out_of_range_are_recorded(op):
     take = op("take_missing_ids")
     case = random_bags(dims=(200, 150), samples=5)  # a feature in several slices
     case.ids[case.offsets[0]] = -5

@@ -6,32 +6,32 @@ from hypothesis import strategies as st
 
 from dmt_kernels.ops import wire_decode, wire_encode
 from dmt_kernels.spec import WireFormat
-from tests.cuda.simt import assert_same_bits, needs_simt, op
+from tests.cuda.places import assert_same_bits, places
 from tests.ops.bags import DTYPES
 from tests.ops.wire_rows import random_rows, wire_rows
 
-pytestmark = needs_simt
+pytestmark = places
 FORMATS = list(WireFormat)
 SEEDS = st.none() | st.integers(-(2**63), 2**63 - 1)
 
 
 @settings(max_examples=150, deadline=None)
 @given(wire_rows(DTYPES), st.sampled_from(FORMATS), SEEDS, st.integers(0, 2**40), st.integers(0, 2**40))
-def test_bytes_of_the_cpu(x, wire_format, seed, step, first_row):
+def test_bytes_of_the_cpu(op, x, wire_format, seed, step, first_row):
     expected = wire_encode(x, wire_format, seed=seed, step=step, first_row=first_row)
     assert torch.equal(op("wire_encode")(x, wire_format.code, seed, step, first_row), expected)
 
 
 @settings(max_examples=100, deadline=None)
 @given(wire_rows(), st.sampled_from(FORMATS), SEEDS, st.sampled_from(DTYPES), st.sampled_from([0, 1, 4]))
-def test_numbers_of_the_cpu(x, wire_format, seed, dtype, gap):
+def test_numbers_of_the_cpu(op, x, wire_format, seed, dtype, gap):
     message = torch.nn.functional.pad(wire_encode(x, wire_format, seed=seed), (0, gap))
     message = message[:, : message.shape[1] - gap]
     actual = op("wire_decode")(message, x.shape[1], wire_format.code, dtype)
     assert_same_bits(actual, wire_decode(message, x.shape[1], wire_format, dtype))
 
 
-def test_every_payload_decodes():
+def test_every_payload_decodes(op):
     for wire_format in (WireFormat.BF16, WireFormat.FP16, WireFormat.FP8, WireFormat.INT8):
         size = wire_format.element_bytes
         every = torch.arange(2 ** (8 * size), dtype=torch.int32).view(torch.uint8).view(-1, 4)[:, :size].flatten()
@@ -41,7 +41,7 @@ def test_every_payload_decodes():
         assert_same_bits(op("wire_decode")(message, dim, wire_format.code), wire_decode(message, dim, wire_format))
 
 
-def test_blocks_lie_one_behind_the_other():
+def test_blocks_lie_one_behind_the_other(op):
     wide = random_rows(0, 7, 40, 3, 9, torch.bfloat16)
     blocks = [wide[:, 1:13], wide[2:4, 8:40], wide[:0, :5], random_rows(1, 3, 9, 3, 9, torch.float64)]
     for wire_format in FORMATS:

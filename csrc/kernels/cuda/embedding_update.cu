@@ -316,7 +316,7 @@ DMT_DEVICE void apply(const Group<Grad>& group, const UpdatedTable& table, int64
 
 // Groups walk stretches of keys. A row belongs to the one in whose stretch it begins, which follows it beyond.
 template <class T, class Grad>
-__global__ void __launch_bounds__(kThreads, 3) update_rows(const Work work) {
+__global__ void __launch_bounds__(kThreads, 2) update_rows(const Work work) {
   DMT_DYNAMIC_SHARED(shared);
   const Group<Grad> group(work, shared);
   const Sorted& sorted = work.sorted;

@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kThreads) pack_weight(const Matrix matrix, int
 // A block makes kTileRows x kColumns of the output. While it multiplies by some factors of the weight, the next ones
 // are on their way; so are the first of a slice while its rows are pooled.
 template <class Rows, class E, int kColumns>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, sizeof(E) == 2 ? 2 : 1)
     multiply_rows(const Rows rows, const E* weight, int64_t depth, const typename Rows::Out* bias,
                   typename Rows::Out* out, int64_t out_width, unsigned chunks) {
   DMT_DYNAMIC_SHARED(shared);
