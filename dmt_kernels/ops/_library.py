@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ _CUDA_LIBRARY = _LIBRARIES / "libdmt_cuda.so"
 
 
 def load() -> str:
-    """Register ``torch.ops.dmt.*``, and return what runs them on CUDA: "compiled" kernels, or "none".
+    """Register ``torch.ops.dmt.*``, and return what runs them on CUDA: "compiled" kernels, "triton" or "none".
 
     Raises
     ------
@@ -24,10 +25,12 @@ def load() -> str:
     if not _CPU_LIBRARY.exists():
         raise NotBuilt("dmt_kernels is not compiled; run `pip install .`, or `make build` in a checkout.")
     torch.ops.load_library(str(_CPU_LIBRARY))
-    if torch.version.cuda is None or not _CUDA_LIBRARY.exists():
+    if torch.version.cuda is None:
         return "none"
-    torch.ops.load_library(str(_CUDA_LIBRARY))
-    return "compiled"
+    if _CUDA_LIBRARY.exists():
+        torch.ops.load_library(str(_CUDA_LIBRARY))
+        return "compiled"
+    return "triton" if importlib.util.find_spec("triton") else "none"
 
 
 cuda_kernels = load()
