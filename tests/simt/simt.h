@@ -1,7 +1,6 @@
 // CUDA's language on a CPU, for tests: the threads of a block are coroutines that run until they wait for each other,
 // in a random order; blocks run one after the other. Slow, but a barrier that not all threads reach, a lane that is not
-// there, a copy that is not waited for or shared memory that nobody wrote show here, and memory errors under
-// AddressSanitizer.
+// there, a copy that is not waited for or shared memory that nobody wrote show here.
 #pragma once
 
 #include <ucontext.h>

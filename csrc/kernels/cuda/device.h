@@ -54,8 +54,7 @@ constexpr Value ceil_div(Value a, Value b) {
   return (a + b - 1) / b;
 }
 
-// ---- Copies into shared memory that run beside the program
-// ----------------------------------------------------------------
+// ---- Copies into shared memory that run beside the program --------------------------------------------------------
 
 #if defined(__CUDACC__)
 
