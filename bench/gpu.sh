@@ -19,7 +19,16 @@ step() {
   local limit=$1 name=$2
   shift 2
   printf '== %s (%ss)\n' "$name" "$SECONDS"
-  [ -z "$cpu" ] || limit=$((4 * limit))
+  if [ -n "$cpu" ]; then
+    limit=$((4 * limit))
+  elif [ $((SECONDS + limit)) -gt 530 ]; then
+    limit=$((530 - SECONDS))
+    if [ "$limit" -lt 10 ]; then
+      failed+=("$name")
+      echo '   no time left'
+      return
+    fi
+  fi
   timeout -k 5 "$limit" "$@" > "$out/$name.log" 2>&1
   local code=$?
   tail -n 1 "$out/$name.log"
