@@ -35,7 +35,7 @@ NAME := $(shell printf '%s' '$(KIND) $(word 2,$(CALLER)) $(if $(filter none,$(KI
 ENVIRONMENT := $(if $(filter active,$(KIND)),build,.venv)/environment/$(NAME)
 CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
 
-.PHONY: help build demo test sanitize bench bench-cluster lint format clean which-python
+.PHONY: help build demo test sanitize cuda-check bench bench-cluster lint format clean which-python
 .DEFAULT_GOAL := help
 
 help: ## Show this text
@@ -92,6 +92,9 @@ sanitize: $(ENVIRONMENT) ## Test kernels and ops under g++'s address, undefined-
 	  cmake -G Ninja -S . -B $$DMT_TESTS/build -DDMT_SANITIZE=thread -DDMT_TESTS=$$DMT_TESTS > /dev/null && \
 	  cmake --build $$DMT_TESTS/build -j "$${MAX_JOBS:-$$(nproc)}"
 	TSAN_OPTIONS=halt_on_error=1 $(FIXED_ADDRESSES) $(SANITIZED)/thread/kernel_tests --cases 100
+
+cuda-check: $(ENVIRONMENT) ## Compile the CUDA kernels (nvcc, no GPU) and compare their registers with csrc/kernels/cuda/registers.txt
+	$(PY) tests/cuda/registers.py build/cuda-check
 
 bench: build ## Measure ops, exchange and training step beside their peers; BENCH="ops --filter S1"
 	$(PY) -m bench $(BENCH)

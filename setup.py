@@ -240,6 +240,8 @@ class BuildWithCMake(build_ext):
         self.call(cmake, "--build", str(build), "-j", jobs)
         for stale in [] if comm else self.package_folder().glob("_comm*.so"):
             stale.unlink()  # of an earlier build, and perhaps of another torch
+        if not cuda:
+            (self.package_folder() / "_lib/libdmt_cuda.so").unlink(missing_ok=True)
         self.call(cmake, "--install", str(build), "--prefix", str(self.package_folder()))
 
     def call(self, *command: str) -> None:

@@ -86,7 +86,16 @@ def _gpu() -> Section:
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         section["cuda"] = f"{torch.version.cuda} in torch"
         section["devices"] = ", ".join(names) or "none visible"
+        section["kernels"] = _cuda_kernels()
     return section
+
+
+def _cuda_kernels() -> str:
+    try:
+        from dmt_kernels.ops._library import cuda_kernels
+    except ImportError as error:  # NotBuilt is one
+        return f"none: {error}"
+    return cuda_kernels
 
 
 def _communication() -> Section:

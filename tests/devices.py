@@ -12,5 +12,5 @@ def _refusal() -> str | None:
 
 
 _REFUSAL = _refusal()
-_on_cuda = [pytest.mark.cuda, pytest.mark.skipif(_REFUSAL is not None, reason=str(_REFUSAL))]
-devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=_on_cuda)])
+on_cuda = [pytest.mark.cuda, pytest.mark.skipif(_REFUSAL is not None, reason=str(_REFUSAL))]
+devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_cuda)])

@@ -57,7 +57,7 @@ constexpr uint64_t row_key(uint64_t message_key, uint64_t row) { return mix_bits
 // C. Wellons' 32-bit hash of the column, with half of the row's key before each of its halves. Word: uint32_t, or a
 // vector of them.
 template <class Word>
-inline Word random_word(uint64_t row_key, Word column) {
+constexpr Word random_word(uint64_t row_key, Word column) {
   Word x = column + static_cast<uint32_t>(row_key);
   x = (x ^ (x >> 16)) * 0x21F0AAADu;
   x ^= static_cast<uint32_t>(row_key >> 32);

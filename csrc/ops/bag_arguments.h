@@ -17,6 +17,17 @@ using OptionalInts = std::optional<std::vector<int64_t>>;
 
 enum class Bounds { error, warn, none };
 
+// What the library of each device says for itself: its device, and whether offsets ascend within [0, ids] (where the
+// host cannot look, kernels see to it).
+extern const char* const kHere;
+bool is_here(const Tensor& tensor);
+void check_offsets(const char* op, const int64_t* offsets, int64_t bags, int64_t ids);
+
+template <class Name>
+void check_here(const char* op, const Name& name, const Tensor& tensor) {
+  check(is_here(tensor), op, name, " must be a ", kHere, " tensor, as the other arguments are");
+}
+
 // torch's own threads.
 cpu::ParallelFor torch_threads();
 

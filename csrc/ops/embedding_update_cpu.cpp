@@ -5,54 +5,10 @@
 #include <utility>
 
 #include "../kernels/cpu/embedding_update_plan.h"
-#include "bag_arguments.h"
+#include "update_arguments.h"
 
 namespace dmt {
 namespace {
-
-// The pooled output's gradient: in the tables' dtype or in the type of sums, made contiguous.
-Tensor pooled_grad(const char* op, const Tensor& grad, const BagArguments& bags, ScalarType table_dtype) {
-  check_cpu(op, "grad", grad);
-  const ScalarType sums = accumulator(table_dtype);
-  check(grad.scalar_type() == table_dtype || grad.scalar_type() == sums, op, "grad of ", dtype_name(table_dtype),
-        " tables must be ", dtype_name(table_dtype), sums == table_dtype ? "" : " or float32", ", got ",
-        dtype_name(grad.scalar_type()));
-  check(grad.dim() == 2 && grad.size(0) == bags.out_rows() && grad.size(1) == bags.width(), op,
-        "grad must have the shape of the pooled output, [", bags.out_rows(), ", ", bags.width(), "], got ",
-        shape_name(grad));
-  return contiguous_as(grad, grad.scalar_type());
-}
-
-Optimizer check_optimizer(const char* op, int64_t optimizer) {
-  check(optimizer >= 0 && optimizer <= 2, op, "optimizer must be 0 (sgd), 1 (adagrad) or 2 (rowwise_adagrad), got ",
-        optimizer);
-  return static_cast<Optimizer>(optimizer);
-}
-
-void check_states(const char* op, Optimizer optimizer, const TableArguments& tables,
-                  const std::vector<Tensor>& states) {
-  const size_t expected = optimizer == Optimizer::sgd ? 0 : tables.rows().size();
-  check(states.size() == expected, op, "expected ", expected, " states, got ", states.size());
-  for (size_t i = 0; i < states.size(); ++i) {
-    const Tensor& state = states[i];
-    const Element name = {"states", i};
-    check_cpu(op, name, state);
-    check(state.scalar_type() == accumulator(tables.dtype()), op, name, " must be ",
-          dtype_name(accumulator(tables.dtype())), " for ", dtype_name(tables.dtype()), " tables, got ",
-          dtype_name(state.scalar_type()));
-    const int64_t rows = tables.rows()[i];
-    const int64_t dim = tables.dims()[i];
-    if (optimizer == Optimizer::rowwise_adagrad) {
-      check(state.dim() == 1 && state.size(0) == rows, op, name, " must have shape [", rows, "], got ",
-            shape_name(state));
-    } else {
-      check(state.dim() == 2 && state.size(0) == rows && state.size(1) == dim, op, name, " must have shape [", rows,
-            ", ", dim, "], got ", shape_name(state));
-      check(dim <= 1 || state.stride(1) == 1, op, "the columns of ", name,
-            " must be adjacent in memory (stride(1) == 1)");
-    }
-  }
-}
 
 // The batch's contributions to the rows of all tables, in pieces that are worked on in any order.
 class RowPieces {
@@ -152,7 +108,7 @@ void embedding_update_(const std::vector<Tensor>& tables, const std::vector<Tens
   check_states(op, kind, rows, states);
   const BagArguments bags(op, rows.rows(), rows.dims(), accumulator(rows.dtype()), ids, offsets, per_sample_weights,
                           feature_tables, poolings, row_starts, block_order);
-  const Tensor bag_grad = pooled_grad(op, grad, bags, rows.dtype());
+  const Tensor bag_grad = update_grad(op, grad, bags, rows.dtype());
   if (row_mean_squares.has_value()) {
     check(kind == Optimizer::rowwise_adagrad, op, "row_mean_squares belongs to rowwise_adagrad only");
     check_cpu(op, "row_mean_squares", *row_mean_squares);
@@ -200,7 +156,7 @@ std::vector<Tensor> embedding_row_squares(const std::vector<Tensor>& tables, con
   const TableArguments rows(op, tables);
   const BagArguments bags(op, rows.rows(), rows.dims(), accumulator(rows.dtype()), ids, offsets, per_sample_weights,
                           feature_tables, poolings, row_starts, block_order);
-  const Tensor bag_grad = pooled_grad(op, grad, bags, rows.dtype());
+  const Tensor bag_grad = update_grad(op, grad, bags, rows.dtype());
 
   RowPieces pieces(rows, bags, bag_grad, weight_decay);
   const std::vector<int64_t> counts = pieces.count_rows();

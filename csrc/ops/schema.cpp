@@ -4,8 +4,12 @@
 // dmt_kernels/ops, carry the documentation.
 #include <torch/csrc/stable/library.h>
 
+#ifndef DMT_LIBRARY  // another name for tests of CUDA kernels on the CPU (tests/simt)
+#define DMT_LIBRARY dmt
+#endif
+
 // clang-format off
-STABLE_TORCH_LIBRARY(dmt, ops) {
+STABLE_TORCH_LIBRARY(DMT_LIBRARY, ops) {
   // The pooled lookup [K*B, D] and its gradients.
   ops.def("embedding_bag(Tensor[] tables, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, ScalarType? out_dtype=None, bool sparse=False) -> Tensor");
   ops.def("embedding_bag_(Tensor(a!) out, Tensor[] tables, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0) -> ()");
@@ -14,6 +18,10 @@ STABLE_TORCH_LIBRARY(dmt, ops) {
 
   // Where ids are out of range: int64 [5] = (count, block, feature, sample, position) of the first.
   ops.def("check_ids(Tensor ids, Tensor offsets, SymInt[] rows, int num_blocks=1) -> Tensor");
+
+  // On CUDA, where nobody waits for an answer: [6] = (count, id, table, feature, sample, block) of one of the ids that ops with bounds=0 found
+  // out of range since the last call.
+  ops.def("take_missing_ids(Tensor like) -> Tensor");
 
   // The optimizer step of the rows that a batch touched, and the row statistic that column shards exchange before it.
   ops.def("embedding_update_(Tensor(a!)[] tables, Tensor(b!)[] states, Tensor grad, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, int optimizer=0, float lr=0.01, float eps=1e-8, float weight_decay=0.0, Tensor? row_mean_squares=None) -> ()");

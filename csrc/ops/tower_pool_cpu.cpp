@@ -5,21 +5,11 @@
 
 #include "../kernels/cpu/tower_pool_backward.h"
 #include "../kernels/cpu/tower_pool_pooled_backward.h"
-#include "bag_arguments.h"
 #include "output_pages.h"
+#include "tower_arguments.h"
 
 namespace dmt {
 namespace {
-
-// Whether factors are rounded to bfloat16 before they are multiplied.
-bool rounds_products(const char* op, ScalarType dtype, std::optional<ScalarType> product_dtype) {
-  const ScalarType sums = accumulator(dtype);
-  const ScalarType products = product_dtype.value_or(sums);
-  check(products == sums || (products == ScalarType::BFloat16 && sums == ScalarType::Float), op, "product_dtype for ",
-        dtype_name(dtype), " tables must be ", dtype_name(sums), sums == ScalarType::Float ? " or bfloat16" : "",
-        ", got ", dtype_name(products));
-  return products != sums;
-}
 
 Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Tensor& offsets, const Tensor& weight,
                   const OptionalTensor& bias, const OptionalTensor& per_sample_weights,
@@ -31,27 +21,9 @@ Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Te
   const TableArguments rows(op, tables);
   const BagArguments bags(op, rows.rows(), rows.dims(), accumulator(rows.dtype()), ids, offsets, per_sample_weights,
                           feature_tables, poolings, row_starts, block_order);
-  // Without tables there is no dtype but the weight's, and only the bias is left of the output.
   const ScalarType dtype = tables.empty() ? weight.scalar_type() : rows.dtype();
-  check_cpu(op, "weight", weight);
-  check_floating(op, "weight", weight.scalar_type());
-  check(weight.scalar_type() == dtype, op, "weight must be ", dtype_name(dtype), " as the tables are, got ",
-        dtype_name(weight.scalar_type()));
-  check_dim(op, "weight", weight, 2);
-  check(weight.size(1) == bags.width(), op, "weight must be [C, ", bags.width(),
-        "], as wide as the features' dims together, got ", shape_name(weight));
-  const int64_t out_width = weight.size(0);
-  const Tensor dense_weight = contiguous_as(weight, dtype);
-  OptionalTensor dense_bias;
-  if (bias.has_value()) {
-    check_cpu(op, "bias", *bias);
-    check(bias->scalar_type() == dtype, op, "bias must be ", dtype_name(dtype), " as the tables are, got ",
-          dtype_name(bias->scalar_type()));
-    check(bias->dim() == 1 && bias->size(0) == out_width, op, "bias must be [", out_width, "], got ",
-          shape_name(*bias));
-    dense_bias = contiguous_as(*bias, dtype);
-  }
-
+  const TowerArguments tower(op, dtype, bags.width(), weight, bias);
+  const int64_t out_width = tower.weight.size(0);
   const ScalarType sums = accumulator(dtype);
   const bool bfloat16_products = rounds_products(op, dtype, product_dtype);
 
@@ -60,8 +32,8 @@ Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Te
   cpu::TableData data = rows.data();
   data.dtype = kernel_dtype(dtype);
   const cpu::TowerModule module = {
-      .weight = dense_weight.const_data_ptr(),
-      .bias = dense_bias.has_value() ? dense_bias->const_data_ptr() : nullptr,
+      .weight = tower.weight.const_data_ptr(),
+      .bias = tower.bias.has_value() ? tower.bias->const_data_ptr() : nullptr,
       .out_width = out_width,
       .bfloat16_products = bfloat16_products,
   };

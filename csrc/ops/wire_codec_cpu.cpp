@@ -5,24 +5,11 @@
 
 #include <optional>
 
-#include "bag_arguments.h"
 #include "output_pages.h"
+#include "wire_arguments.h"
 
 namespace dmt {
 namespace {
-
-constexpr const char* kFormatNames[kWireFormats] = {"fp32", "bf16", "fp16", "fp8", "int8"};
-
-WireFormat check_format(const char* op, int64_t format) {
-  check(format >= 0 && format < kWireFormats, op,
-        "format must be 0 (fp32), 1 (bf16), 2 (fp16), 3 (fp8) or 4 (int8), got ", format);
-  return static_cast<WireFormat>(format);
-}
-
-// With adjacent columns; rows may be further apart.
-Tensor with_adjacent_columns(const Tensor& tensor) {
-  return tensor.size(1) <= 1 || tensor.stride(1) == 1 ? tensor : torch::stable::contiguous(tensor);
-}
 
 cpu::WireRows rows_of(const Tensor& tensor) {
   return {
@@ -50,44 +37,18 @@ Tensor wire_encode(const Tensor& input, int64_t format, std::optional<int64_t> s
   return message;
 }
 
-void check_bytes(const char* op, const Tensor& message) {
-  check_cpu(op, "message", message);
-  check(message.scalar_type() == ScalarType::Byte, op, "message must be uint8, got ",
-        dtype_name(message.scalar_type()));
-}
-
 Tensor wire_decode(const Tensor& message, int64_t dim, int64_t format, std::optional<ScalarType> dtype) {
   const char* op = "wire_decode";
   const WireFormat wire = check_format(op, format);
   const ScalarType out_type = dtype.value_or(ScalarType::Float);
   check_floating(op, "dtype", out_type);
-  check(dim >= 0, op, "dim must not be negative, got ", dim);
-  check_bytes(op, message);
-  const int64_t row_bytes = wire_row_bytes(wire, dim);
-  check(message.dim() == 2 && message.size(1) == row_bytes, op, "message must be [N, ", row_bytes, "] for ", dim, " ",
-        kFormatNames[format], " columns, got ", shape_name(message));
+  check_encoded_rows(op, message, dim, wire);
   const Tensor source = with_adjacent_columns(message);
   const Tensor out = torch::stable::empty({source.size(0), dim}, out_type);
   ask_for_huge_pages(out);
   cpu::wire_codec_kernels().decode(static_cast<const uint8_t*>(source.const_data_ptr()), source.stride(0), wire,
                                    rows_of(out), torch_threads());
   return out;
-}
-
-// Blocks that a kernel reads or writes where they are, and a message of the size that they have in it.
-void check_blocks(const char* op, const std::vector<Tensor>& blocks, const Tensor& message, WireFormat format) {
-  int64_t size = 0;
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    const Element block{"blocks", i};
-    check_cpu(op, block, blocks[i]);
-    check_dim(op, block, blocks[i], 2);
-    check_floating(op, block, blocks[i].scalar_type());
-    check(blocks[i].size(1) <= 1 || blocks[i].stride(1) == 1, op, block, " must have adjacent columns");
-    size += blocks[i].size(0) * wire_row_bytes(format, blocks[i].size(1));
-  }
-  check_bytes(op, message);
-  check(message.dim() == 1 && message.size(0) == size && (size <= 1 || message.stride(0) == 1), op, "message must be [",
-        size, "], adjacent in memory, for these blocks, got ", shape_name(message));
 }
 
 void wire_encode_blocks_(Tensor message, std::vector<Tensor> blocks, int64_t format, std::optional<int64_t> seed,

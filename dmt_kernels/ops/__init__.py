@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dmt_kernels.ops import _library  # noqa: F401  (registers the ops before the modules below extend them)
-from dmt_kernels.ops.check_ids import MissingIds, check_ids
+from dmt_kernels.ops import _cuda, _library  # noqa: F401  (register the ops before the modules below extend them)
+from dmt_kernels.ops.check_ids import MissingIds, check_ids, raise_missing_ids
 from dmt_kernels.ops.dot_interaction import dot_interaction
 from dmt_kernels.ops.embedding_bag import embedding_bag, embedding_bag_
 from dmt_kernels.ops.embedding_update import embedding_row_squares, embedding_update_
@@ -37,6 +37,7 @@ __all__ = [
     "peer_all_to_all",
     "peer_all_to_all_start",
     "peer_all_to_all_wait",
+    "raise_missing_ids",
     "select_features",
     "stage_start",
     "stage_wait",

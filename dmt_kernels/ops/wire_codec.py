@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmt_kernels.ops._composition import implement_on
-from dmt_kernels.ops.reference import wire_codec as reference
+from dmt_kernels.ops import _library  # noqa: F401  (the schemas come with it)
 from dmt_kernels.spec import WireFormat
 
 
@@ -118,7 +117,3 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
 
 # A message is not differentiable, so autograd would drop the gradient without a word.
 torch.library.register_autograd("dmt::wire_encode", _backward, setup_context=_refuse_gradient)
-
-# There are no kernels for CUDA yet. The oracle does the same there, slowly, above all with stochastic rounding.
-for _name in ("wire_encode", "wire_decode", "wire_encode_blocks_", "wire_decode_blocks_"):
-    implement_on("CUDA", _name, getattr(reference, _name))

@@ -90,8 +90,8 @@ def row_scale(x: Tensor, format: WireFormat) -> Tensor:
 
 def random_words(seed: int, step: int, first_row: int, rows: int, columns: int) -> Tensor:
     """The 32 random bits of each element, as ``[rows, columns]`` of int64."""
-    message = _mix(_mix(seed) + step)
-    keys = [_mix(message + first_row + row) for row in range(rows)]
+    key = message_key(seed, step)
+    keys = [_mix(key + first_row + row) for row in range(rows)]
     low = torch.tensor([key & 0xFFFFFFFF for key in keys], dtype=torch.int64).view(rows, 1)
     high = torch.tensor([key >> 32 for key in keys], dtype=torch.int64).view(rows, 1)
     x = (torch.arange(columns) + low) & 0xFFFFFFFF
@@ -99,6 +99,11 @@ def random_words(seed: int, step: int, first_row: int, rows: int, columns: int) 
     x = x ^ high
     x = ((x ^ (x >> 15)) * 0xD35A2D97) & 0xFFFFFFFF
     return x ^ (x >> 15)
+
+
+def message_key(seed: int, step: int) -> int:
+    """The 64 bits from which those of each row are made."""
+    return _mix(_mix(seed) + step)
 
 
 def _mix(x: int) -> int:

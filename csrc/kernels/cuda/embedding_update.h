@@ -1,0 +1,70 @@
+// The optimizer step of the rows that a batch touched.
+//
+// 1. Every id becomes a key: its row among those of all tables, and where its gradient lies. 2. The keys are sorted. 3.
+// The gradients of a row that has many are summed in runs of kRun, each by a warp, except the last run. 4. Warps walk
+// stretches of the sorted keys, sum each row that begins there, and apply the optimizer.
+//
+// A row's gradient is the sum of its contributions one by one in the order (block, sample, feature, position); if it
+// has more than kRun of them: of the sums of all whole runs but the last, in order, and of what is left, one by one. So
+// it depends on nothing but these contributions.
+#pragma once
+
+#include <vector>
+
+#include "../row_update.h"
+#include "bag_layout.h"
+#include "radix_sort.h"
+
+namespace dmt::cuda {
+
+constexpr int64_t kRun = 256;
+
+// A table and its optimizer state. Strides in elements.
+struct alignas(16) UpdatedTable {
+  void* data;
+  float* state;  // or null
+  int64_t stride;
+  int64_t state_stride;
+  int64_t first_key;  // how many rows the tables before this one have
+  int64_t end_key;    // and with this one
+  int64_t dim;
+  int64_t unused;
+};
+
+// How the bits of a key are used: row, sample (of all blocks), feature.
+struct KeyBits {
+  int row;
+  int sample;
+  int feature;
+  int begin_bit;  // from where on they are sorted
+};
+
+struct UpdatePlan {
+  KeyBits bits;
+  bool has_scales;
+  int64_t num_rows;     // of all tables
+  int64_t widest;       // dim
+  int64_t grad_size;    // bytes of an element
+  SortBuffers buffers;  // places in the workspace
+  void* scratch;
+  int64_t scratch_bytes;
+  float* partials;
+  int* refused;  // not zero: an id is out of range, and nothing is to be written
+};
+
+struct Gradient {
+  const void* data;  // [K*B, D]
+  bool is_float;     // or in the tables' dtype
+};
+
+// Sizes from shapes alone. `workspace_bytes` becomes what run_update needs; its address goes into place_workspace.
+UpdatePlan plan_update(const Bags& bags, const std::vector<Feature>& features, const std::vector<UpdatedTable>& tables,
+                       DType dtype, bool grad_is_float, int64_t& workspace_bytes);
+void place_workspace(UpdatePlan& plan, void* workspace);
+
+// `tables`: on the device.
+void run_update(const Bags& bags, const UpdatePlan& plan, const UpdatedTable* tables, int64_t num_tables, DType dtype,
+                const Gradient& grad, Optimizer optimizer, const OptimizerSettings<float>& settings,
+                cudaStream_t stream);
+
+}  // namespace dmt::cuda

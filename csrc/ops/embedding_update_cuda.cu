@@ -1,0 +1,97 @@
+#include "../kernels/cuda/embedding_update.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "device_arguments.h"
+#include "update_arguments.h"
+
+namespace dmt {
+namespace {
+
+// `states`: empty for sgd.
+void update(const char* op, const std::vector<Tensor>& tables, const std::vector<Tensor>& states, const Tensor& grad,
+            const TableArguments& rows, const BagArguments& bags, const Tensor& ids, Bounds mode, Optimizer optimizer,
+            const OptimizerSettings<float>& settings, const OnDevice& device) {
+  DeviceBags on_device(op, rows, bags, ids, mode == Bounds::error);
+  std::vector<cuda::UpdatedTable> updated;
+  int64_t key = 0;
+  for (size_t i = 0; i < tables.size(); ++i) {
+    updated.push_back({
+        .data = tables[i].mutable_data_ptr(),
+        .state = states.empty() ? nullptr : static_cast<float*>(states[i].mutable_data_ptr()),
+        .stride = tables[i].stride(0),
+        .state_stride = states.empty() ? 0 : states[i].stride(0),
+        .first_key = key,
+        .end_key = key + rows.rows()[i],
+        .dim = rows.dims()[i],
+        .unused = 0,
+    });
+    key = updated.back().end_key;
+  }
+  const bool grad_is_float = grad.scalar_type() == ScalarType::Float;
+  int64_t workspace_bytes = 0;
+  cuda::UpdatePlan plan = cuda::plan_update(on_device.layout(), on_device.features(), updated, on_device.dtype(),
+                                            grad_is_float, workspace_bytes);
+  on_device.upload(device.stream());
+  const int64_t table_bytes = static_cast<int64_t>(updated.size() * sizeof(cuda::UpdatedTable));
+  const Tensor uploaded = device_bytes(ids, table_bytes);
+  cuda::upload(uploaded.mutable_data_ptr(), updated.data(), table_bytes, device.stream());
+  const Tensor workspace = device_bytes(ids, workspace_bytes);
+  cuda::place_workspace(plan, workspace.mutable_data_ptr());
+  cuda::run_update(on_device.layout(), plan, static_cast<const cuda::UpdatedTable*>(uploaded.const_data_ptr()),
+                   static_cast<int64_t>(updated.size()), on_device.dtype(), {grad.const_data_ptr(), grad_is_float},
+                   optimizer, settings, device.stream());
+}
+
+void embedding_update_(const std::vector<Tensor>& tables, const std::vector<Tensor>& states, const Tensor& grad,
+                       const Tensor& ids, const Tensor& offsets, const OptionalTensor& per_sample_weights,
+                       const OptionalInts& feature_tables, const OptionalInts& poolings, const OptionalInts& row_starts,
+                       const OptionalInts& block_order, int64_t bounds, int64_t optimizer, double lr, double eps,
+                       double weight_decay, const OptionalTensor& row_mean_squares) {
+  const char* op = "embedding_update_";
+  const Bounds mode = check_bounds_mode(op, bounds);
+  const Optimizer kind = check_optimizer(op, optimizer);
+  const OnDevice device(ids);
+  const TableArguments rows(op, tables);
+  check_states(op, kind, rows, states);
+  const BagArguments bags(op, rows.rows(), rows.dims(), ScalarType::Float, ids, offsets, per_sample_weights,
+                          feature_tables, poolings, row_starts, block_order);
+  const Tensor bag_grad = update_grad(op, grad, bags, rows.dtype());
+  check(!row_mean_squares.has_value(), op, "row_mean_squares, of tables split by columns, is for CPUs only");
+  const OptimizerSettings<float> settings = {static_cast<float>(lr), static_cast<float>(eps),
+                                             static_cast<float>(weight_decay)};
+  update(op, tables, states, bag_grad, rows, bags, ids, mode, kind, settings, device);
+}
+
+std::vector<Tensor> embedding_bag_backward(const Tensor& grad, const Tensor& ids, const Tensor& offsets,
+                                           const OptionalTensor& per_sample_weights,
+                                           const std::vector<int64_t>& table_rows,
+                                           const std::vector<int64_t>& table_dims, ScalarType dtype,
+                                           const OptionalInts& feature_tables, const OptionalInts& poolings,
+                                           const OptionalInts& row_starts, const OptionalInts& block_order) {
+  const char* op = "embedding_bag_backward";
+  device_dtype(op, "gradients", dtype);
+  const OnDevice device(ids);
+  const BagArguments bags(op, table_rows, table_dims, ScalarType::Float, ids, offsets, per_sample_weights,
+                          feature_tables, poolings, row_starts, block_order);
+  const Tensor sums_grad = pooled_grad(op, grad, bags, ScalarType::Float);
+  std::vector<Tensor> table_grads;
+  for (size_t i = 0; i < table_rows.size(); ++i) {
+    table_grads.push_back(torch::stable::new_zeros(sums_grad, {table_rows[i], table_dims[i]}));
+  }
+  // The update of tables of zeros: 0 - -1 * g.
+  const TableArguments rows(op, table_grads);
+  update(op, table_grads, {}, sums_grad, rows, bags, ids, Bounds::none, Optimizer::sgd, {-1.0f, 0.0f, 0.0f}, device);
+  for (Tensor& table_grad : table_grads) table_grad = contiguous_as(table_grad, dtype);
+  return table_grads;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(DMT_LIBRARY, DMT_DISPATCH_KEY, ops) {
+  ops.impl("embedding_update_", TORCH_BOX(&embedding_update_));
+  ops.impl("embedding_bag_backward", TORCH_BOX(&embedding_bag_backward));
+}
+
+}  // namespace dmt

@@ -1,0 +1,103 @@
+#include "../kernels/cuda/tower_pool.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "device_arguments.h"
+#include "tower_arguments.h"
+
+namespace dmt {
+namespace {
+
+cuda::Products products_of(const char* op, ScalarType dtype, std::optional<ScalarType> product_dtype) {
+  return rounds_products(op, dtype, product_dtype) ? cuda::Products::bf16 : cuda::Products::f32;
+}
+
+cuda::Matrix matrix_of(const Tensor& tensor) {
+  return {tensor.const_data_ptr(), tensor.size(0), tensor.size(1), tensor.stride(0), tensor.stride(1)};
+}
+
+Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Tensor& offsets, const Tensor& weight,
+                  const OptionalTensor& bias, const OptionalTensor& per_sample_weights,
+                  const OptionalInts& feature_tables, const OptionalInts& poolings, const OptionalInts& row_starts,
+                  const OptionalInts& block_order, int64_t bounds, bool /*sparse: the gradient's layout*/,
+                  std::optional<ScalarType> product_dtype) {
+  const char* op = "tower_pool";
+  const Bounds mode = check_bounds_mode(op, bounds);
+  const OnDevice device(ids);
+  const TableArguments rows(op, tables);
+  const BagArguments bags(op, rows.rows(), rows.dims(), ScalarType::Float, ids, offsets, per_sample_weights,
+                          feature_tables, poolings, row_starts, block_order);
+  const ScalarType dtype = tables.empty() ? weight.scalar_type() : rows.dtype();
+  const TowerArguments tower(op, dtype, bags.width(), weight, bias);
+  const cuda::Products products = products_of(op, dtype, product_dtype);
+  DeviceBags on_device(op, rows, bags, ids, mode == Bounds::error);
+  on_device.upload(device.stream());
+  const cuda::Matrix factors = matrix_of(tower.weight);
+  const Tensor scratch = device_bytes(ids, cuda::packed_bytes(factors, products));
+  const Tensor out = torch::stable::new_empty(ids, {bags.out_rows(), factors.rows}, dtype);
+  cuda::tower_pool(on_device.layout(), device_dtype(op, "tables", dtype), factors,
+                   tower.bias.has_value() ? tower.bias->const_data_ptr() : nullptr, products,
+                   scratch.mutable_data_ptr(), out.mutable_data_ptr(), device.stream());
+  return out;
+}
+
+Tensor tower_pool_weight_backward(const Tensor& grad, const std::vector<Tensor>& tables, const Tensor& ids,
+                                  const Tensor& offsets, const OptionalTensor& per_sample_weights,
+                                  const OptionalInts& feature_tables, const OptionalInts& poolings,
+                                  const OptionalInts& row_starts, const OptionalInts& block_order,
+                                  std::optional<ScalarType> product_dtype) {
+  const char* op = "tower_pool_weight_backward";
+  const OnDevice device(ids);
+  const TableArguments rows(op, tables);
+  check_floating(op, "grad", grad.scalar_type());
+  const ScalarType dtype = tables.empty() ? grad.scalar_type() : rows.dtype();
+  const BagArguments bags(op, rows.rows(), rows.dims(), ScalarType::Float, ids, offsets, per_sample_weights,
+                          feature_tables, poolings, row_starts, block_order);
+  check_here(op, "grad", grad);
+  check(grad.dim() == 2 && grad.size(0) == bags.out_rows(), op, "grad must be [", bags.out_rows(),
+        ", C], a row per row of the output, got ", shape_name(grad));
+  const Tensor sums_grad = contiguous_as(grad, ScalarType::Float);
+  DeviceBags on_device(op, rows, bags, ids, false);
+  on_device.upload(device.stream());
+  const Tensor scratch = device_bytes(ids, cuda::weight_backward_bytes(on_device.layout(), grad.size(1)));
+  const Tensor out = torch::stable::new_empty(ids, {grad.size(1), bags.width()}, dtype);
+  cuda::tower_pool_weight_backward(on_device.layout(), device_dtype(op, "tables", dtype),
+                                   static_cast<const float*>(sums_grad.const_data_ptr()), grad.size(1),
+                                   products_of(op, dtype, product_dtype), scratch.mutable_data_ptr(),
+                                   out.mutable_data_ptr(), device.stream());
+  return out;
+}
+
+Tensor tower_pool_pooled_backward(const Tensor& grad, const Tensor& weight, std::optional<ScalarType> product_dtype) {
+  const char* op = "tower_pool_pooled_backward";
+  check_here(op, "grad", grad);
+  check_floating(op, "grad", grad.scalar_type());
+  check_dim(op, "grad", grad, 2);
+  check_here(op, "weight", weight);
+  check_floating(op, "weight", weight.scalar_type());
+  check(weight.dim() == 2 && weight.size(0) == grad.size(1), op, "weight must be [", grad.size(1),
+        ", D], a row per column of grad, got ", shape_name(weight));
+  const OnDevice device(grad);
+  const Tensor sums_grad = contiguous_as(grad, ScalarType::Float);
+  const cuda::Products products = products_of(op, weight.scalar_type(), product_dtype);
+  const cuda::Matrix transposed = {weight.const_data_ptr(), weight.size(1), weight.size(0), weight.stride(1),
+                                   weight.stride(0)};
+  const Tensor scratch = device_bytes(grad, cuda::packed_bytes(transposed, products));
+  const Tensor out = torch::stable::new_empty(grad, {grad.size(0), weight.size(1)}, ScalarType::Float);
+  cuda::tower_pool_pooled_backward(static_cast<const float*>(sums_grad.const_data_ptr()), grad.size(0), transposed,
+                                   device_dtype(op, "weights", weight.scalar_type()), products,
+                                   scratch.mutable_data_ptr(), static_cast<float*>(out.mutable_data_ptr()),
+                                   device.stream());
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(DMT_LIBRARY, DMT_DISPATCH_KEY, ops) {
+  ops.impl("tower_pool", TORCH_BOX(&tower_pool));
+  ops.impl("tower_pool_weight_backward", TORCH_BOX(&tower_pool_weight_backward));
+  ops.impl("tower_pool_pooled_backward", TORCH_BOX(&tower_pool_pooled_backward));
+}
+
+}  // namespace dmt

@@ -1,0 +1,56 @@
+// Checks of what an update takes beside bags, for the adapters of every device.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../kernels/row_update.h"
+#include "bag_arguments.h"
+
+namespace dmt {
+
+// The pooled output's gradient: in the tables' dtype or in the type of sums, made contiguous.
+inline Tensor update_grad(const char* op, const Tensor& grad, const BagArguments& bags, ScalarType table_dtype) {
+  check_here(op, "grad", grad);
+  const ScalarType sums = accumulator(table_dtype);
+  check(grad.scalar_type() == table_dtype || grad.scalar_type() == sums, op, "grad of ", dtype_name(table_dtype),
+        " tables must be ", dtype_name(table_dtype), sums == table_dtype ? "" : " or float32", ", got ",
+        dtype_name(grad.scalar_type()));
+  check(grad.dim() == 2 && grad.size(0) == bags.out_rows() && grad.size(1) == bags.width(), op,
+        "grad must have the shape of the pooled output, [", bags.out_rows(), ", ", bags.width(), "], got ",
+        shape_name(grad));
+  return contiguous_as(grad, grad.scalar_type());
+}
+
+inline Optimizer check_optimizer(const char* op, int64_t optimizer) {
+  check(optimizer >= 0 && optimizer <= 2, op, "optimizer must be 0 (sgd), 1 (adagrad) or 2 (rowwise_adagrad), got ",
+        optimizer);
+  return static_cast<Optimizer>(optimizer);
+}
+
+inline void check_states(const char* op, Optimizer optimizer, const TableArguments& tables,
+                         const std::vector<Tensor>& states) {
+  const size_t expected = optimizer == Optimizer::sgd ? 0 : tables.rows().size();
+  check(states.size() == expected, op, "expected ", expected, " states, got ", states.size());
+  for (size_t i = 0; i < states.size(); ++i) {
+    const Tensor& state = states[i];
+    const Element name = {"states", i};
+    check_here(op, name, state);
+    check(state.scalar_type() == accumulator(tables.dtype()), op, name, " must be ",
+          dtype_name(accumulator(tables.dtype())), " for ", dtype_name(tables.dtype()), " tables, got ",
+          dtype_name(state.scalar_type()));
+    const int64_t rows = tables.rows()[i];
+    const int64_t dim = tables.dims()[i];
+    if (optimizer == Optimizer::rowwise_adagrad) {
+      check(state.dim() == 1 && state.size(0) == rows, op, name, " must have shape [", rows, "], got ",
+            shape_name(state));
+    } else {
+      check(state.dim() == 2 && state.size(0) == rows && state.size(1) == dim, op, name, " must have shape [", rows,
+            ", ", dim, "], got ", shape_name(state));
+      check(dim <= 1 || state.stride(1) == 1, op, "the columns of ", name,
+            " must be adjacent in memory (stride(1) == 1)");
+    }
+  }
+}
+
+}  // namespace dmt

@@ -1,0 +1,116 @@
+"""The CUDA update gives the bits of the CPU's, thread by thread, but for the sums of rows that are hit very often."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.cuda.places import assert_same_bits, places
+from tests.ops.bags import bags
+from tests.ops.updates import MANY, OPTIMIZERS, Problem, all_updated, new_states, problem, problems
+
+pytestmark = places
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+RUN = 256  # of csrc/kernels/cuda/embedding_update.h
+
+
+def update(op, case: Problem, tables, states, optimizer, bounds=2, lr=0.1, eps=1e-6, weight_decay=0.0):
+    poolings = [int(name == "mean") for name in case.pooling]
+    bags = (case.weights, case.feature_tables, poolings, None, case.block_order)
+    kind = OPTIMIZERS.index(optimizer)
+    options = (bounds, kind, lr, eps, weight_decay)
+    op("embedding_update_")(tables, states, case.grad, case.ids, case.offsets, *bags, *options)
+
+
+def updated(op, case: Problem, optimizer: str, **options):
+    tables, states = [table.clone() for table in case.tables], new_states(optimizer, case.tables)
+    update(op, case, tables, states, optimizer, **options)
+    return tables + states
+
+
+def assert_same_as_on_the_cpu(op, case, optimizer, **options):
+    for actual, expected in zip(
+        updated(op, case, optimizer, **options), all_updated(case, optimizer, **options), strict=True
+    ):
+        assert_same_bits(actual, expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems(), st.sampled_from(OPTIMIZERS), st.sampled_from([0.0, 0.01]))
+def test_bits_of_the_cpu(op, case, optimizer, weight_decay):
+    if case.tables[0].dtype != torch.float64:
+        assert_same_as_on_the_cpu(op, case, optimizer, weight_decay=weight_decay)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_stretches(op, dtype, optimizer):
+    """Several features read a table; rows begin in one stretch of keys and end in the next."""
+    case = problem(1, **MANY, dtype=dtype, samples=40, weighted=True, missing=0.1)
+    assert_same_as_on_the_cpu(op, case, optimizer, weight_decay=0.01)
+    one_each = {"shapes": [(500, 64), (30, 20)], "feature_tables": [1, 0], "pooling": ["sum", "sum"], "blocks": 2}
+    case = problem(2, **one_each, dtype=dtype, grad_dtype=torch.float32, samples=60)
+    assert_same_as_on_the_cpu(op, case, optimizer)
+
+
+@pytest.mark.parametrize("dim", [132, 700, 2000])
+def test_wide_rows(op, dim):
+    shape = {"shapes": [(40, dim)], "feature_tables": [0], "pooling": ["sum"], "samples": 20}
+    assert_same_as_on_the_cpu(op, problem(3, **shape), "rowwise_adagrad")
+
+
+def summed_in_runs(case: Problem) -> torch.Tensor:
+    """The gradient of every row of the only table, in the order that the kernels promise."""
+    samples = torch.repeat_interleave(torch.arange(case.samples), case.offsets.diff())
+    total = torch.zeros_like(case.tables[0])
+    for row in range(len(total)):
+        values = case.grad[samples[case.ids == row]]
+        whole = (len(values) - 1) // RUN * RUN if len(values) else 0
+        sums = []
+        for run in values[:whole].split(RUN):
+            sums.append(torch.zeros(case.grad.shape[1]))
+            for value in run:
+                sums[-1] = sums[-1] + value
+        for value in [*sums, *values[whole:]]:
+            total[row] += value
+    return total
+
+
+@pytest.mark.parametrize("lengths", [[256, 257, 1], [1000, 3, 512, 513], [40, 2000], [255, 1, 256, 600]])
+def test_rows_that_are_hit_very_often(op, lengths):
+    """A row's sum depends on its own contributions alone, wherever its keys lie among the others'."""
+    generator = torch.Generator().manual_seed(0)
+    count = sum(lengths)
+    ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    ids = ids[torch.randperm(count, generator=generator)]
+    grad = torch.randn(count, 12, generator=generator)
+    table = torch.zeros(len(lengths), 12)
+    case = Problem([table], [0], ["sum"], [0], count, ids, torch.arange(count + 1), None, grad)
+    assert_same_bits(updated(op, case, "sgd", lr=-1.0)[0], summed_in_runs(case))
+
+
+def test_nothing_is_written_when_an_id_is_out_of_range(op):
+    case = problem(4, **MANY, missing=0.05)
+    assert (case.ids < 0).any()
+    before = [table.clone() for table in case.tables]
+    op("take_missing_ids")(case.ids)
+    for actual, expected in zip(updated(op, case, "sgd", bounds=0), before, strict=True):
+        assert torch.equal(actual, expected)
+    assert op("take_missing_ids")(case.ids)[0] == (case.ids < 0).sum()
+
+
+@settings(max_examples=40, deadline=None)
+@given(bags(dtypes=DTYPES))
+def test_dense_gradients(op, case):
+    poolings = case.options["pooling"]
+    names = [poolings] * len(case.features) if isinstance(poolings, str) else poolings
+    options = case.options
+    grad = torch.randn((case.offsets.numel() - 1) // max(1, len(case.features)), case.width)
+    arguments = (
+        grad, case.ids, case.offsets, options.get("per_sample_weights"), [len(t) for t in case.tables],
+        [t.shape[1] for t in case.tables], case.tables[0].dtype, options["feature_tables"],
+        [int(name == "mean") for name in names], options["row_starts"], options["block_order"],
+    )  # fmt: skip
+    actual = op("embedding_bag_backward")(*arguments)
+    for a, b in zip(actual, torch.ops.dmt.embedding_bag_backward(*arguments), strict=True):
+        assert_same_bits(a, b)

@@ -1,0 +1,83 @@
+"""The CUDA kernels of tower_pool agree with the CPU's, thread by thread."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.cuda.places import places
+from tests.cuda.test_embedding_bag import arguments
+from tests.ops.bags import bags, random_bags
+
+pytestmark = places
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+PRODUCTS = [None, torch.bfloat16]
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+def assert_close(actual, expected, products):
+    """To a rounding of the result, and of sums in another order of about as large as it."""
+    scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
+    # A pooled value that lies between two bfloat16 is rounded alike on both sides, so products are exact in both modes.
+    tolerance = TOLERANCES[expected.dtype]
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * scale, equal_nan=False)
+
+
+def check(op, case, out_width, products, bias=True, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    dtype = case.tables[0].dtype
+    weight = torch.randn(out_width, case.width, generator=generator).to(dtype)
+    bias = torch.randn(out_width, generator=generator).to(dtype) if bias else None
+    tables, ids, offsets, *layout = arguments(case)
+    given = (tables, ids, offsets, weight, bias, *layout, False, products)
+    expected = torch.ops.dmt.tower_pool(*given)
+    assert_close(op("tower_pool")(*given), expected, products)
+
+    grad = torch.randn(expected.shape, generator=generator)
+    given = (grad, tables, ids, offsets, *layout[:-1], products)
+    expected = torch.ops.dmt.tower_pool_weight_backward(*given)
+    assert_close(op("tower_pool_weight_backward")(*given), expected, products)
+
+    expected = torch.ops.dmt.tower_pool_pooled_backward(grad, weight, products)
+    assert_close(op("tower_pool_pooled_backward")(grad, weight, products), expected, products)
+
+
+@settings(max_examples=40, deadline=None)
+@given(bags(dtypes=DTYPES), st.sampled_from([0, 1, 5, 70]), st.sampled_from(PRODUCTS), st.booleans())
+def test_any_bags(op, case, out_width, products, bias):
+    check(op, case, out_width, products, bias)
+
+
+@pytest.mark.parametrize("products", PRODUCTS, ids=["f32", "bf16"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dims", "out_width", "samples"),
+    [((128, 128), 64, 70), ((16,) * 9, 130, 64), ((200, 5, 64), 256, 33), ((8, 40), 300, 130)],
+    ids=lambda value: str(value).replace(" ", ""),
+)
+def test_tiles(op, dtype, products, dims, out_width, samples):
+    """Slices that cut features and features that share a slice; more columns and samples than a tile has."""
+    case = random_bags(
+        dims=dims, rows=(30,) * len(dims), blocks=2, samples=samples, longest=3, dtype=dtype, pooling="mean",
+        missing=True, block_order=[1, 0], weighted=True,
+    )  # fmt: skip
+    check(op, case, out_width, products)
+
+
+def test_weight_with_strides(op):
+    """The gradient's product reads a slice of the weight's columns where it lies."""
+    weight = torch.randn(9, 50)[:, 3:20]
+    grad = torch.randn(5, 9)
+    expected = torch.ops.dmt.tower_pool_pooled_backward(grad, weight)
+    assert_close(op("tower_pool_pooled_backward")(grad, weight), expected, None)
+
+
+def test_ids_out_of_range_are_recorded(op):
+    take = op("take_missing_ids")
+    case = random_bags(dims=(200, 150), samples=5)  # a feature in several slices
+    case.ids[case.offsets[0]] = -5
+    take(case.ids)
+    weight = torch.randn(300, case.width)  # several chunks
+    tables, ids, offsets, *layout, _ = arguments(case)
+    op("tower_pool")(tables, ids, offsets, weight, None, *layout, 0)
+    assert take(case.ids)[:4].tolist() == [1, -5, 0, 0]
