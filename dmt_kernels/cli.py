@@ -1,4 +1,4 @@
-"""The command line: train | eval | demo | convert | info.
+"""The command line: train | eval | partition | demo | convert | info.
 
 Bad input is one sentence on stderr and exit code 2; what is wrong is found before anything is started or written.
 """
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             time.sleep(PAUSE_S)  # torchrun ends all ranks when one has ended: rank 0 is to have spoken by then
         return BAD_INPUT
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "sklearn", "rich", "matplotlib"):
+        if error.name not in ("torch", "sklearn", "scipy", "rich", "matplotlib"):
             raise
         what = "torch" if error.name == "torch" else "'dmt_kernels[train]'"
         print(f"dmt_kernels: {error.name} is not installed; pip install {what}", file=sys.stderr)
@@ -68,6 +68,21 @@ def _evaluate(folder: str, split: str | None, **changes: Any) -> None:
     from dmt_kernels.train.run import evaluate
 
     evaluate(folder, split, **changes)
+
+
+def _partition(
+    out: str,
+    towers: int,
+    strategy: str,
+    affinity: str,
+    slack: dict[str, float] | float,
+    pin: list[tuple[str, int]],
+    **options: Any,
+) -> None:
+    from dmt_kernels.train.config import TrainConfig
+    from dmt_kernels.train.partition import partition
+
+    partition(TrainConfig(**options), out, towers, strategy, affinity=affinity, slack=slack, pins=dict(pin))
 
 
 def _demo(**options: Any) -> None:
@@ -102,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     from dmt_kernels.train.config import TrainConfig
 
     parser = _Parser(prog="python -m dmt_kernels", description="Train and study disaggregated multi-tower models.")
-    commands = parser.add_subparsers(required=True, metavar="train | eval | demo | convert | info")
+    commands = parser.add_subparsers(required=True, metavar="train | eval | partition | demo | convert | info")
     train = commands.add_parser("train", help="train a model", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for option in dataclasses.fields(TrainConfig):
         _add_option(train, option, option.default)
@@ -115,6 +130,8 @@ def _parser() -> argparse.ArgumentParser:
         if option.name in ("data", "batch_size", "local", "device", "threads"):
             _add_option(evaluate, option, None)  # None: as the model was trained
     evaluate.set_defaults(command=_evaluate)
+
+    _add_partition(commands, dataclasses.fields(TrainConfig))
 
     demo = commands.add_parser("demo", help="train a flat DLRM and its multi-tower twin, and compare")
     demo.add_argument("--data", default="synthetic", help="as for train")
@@ -132,6 +149,53 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="print versions, build options and what is available")
     info.set_defaults(command=_info)
     return parser
+
+
+def _add_partition(commands: Any, fields: Sequence[dataclasses.Field]) -> None:
+    shown = argparse.ArgumentDefaultsHelpFormatter
+    partition = commands.add_parser("partition", help="choose which features share a tower", formatter_class=shown)
+    partition.add_argument(
+        "--out", required=True, metavar="FILE", help="JSON file for train --partition; plots beside it"
+    )
+    partition.add_argument("--towers", required=True, type=int, metavar="T", help="how many")
+    partition.add_argument(
+        "--strategy",
+        default="coherent",
+        metavar="coherent|diverse|strided|random|load",
+        help="alike features together, or apart; by turns; at random; or by loads alone",
+    )
+    partition.add_argument(
+        "--affinity",
+        default="alignment",
+        metavar="alignment|cosine|ids|FILE",
+        help="how alike features are: by embeddings of a short flat run, their mean cosine, ids, or as a file says",
+    )
+    partition.add_argument(
+        "--slack",
+        type=_slack,
+        default=0.1,
+        metavar="S|LOAD=S,...",
+        help="how far from the mean a tower's features, bytes, lookups and flops may be; inf leaves a load out",
+    )
+    partition.add_argument(
+        "--pin", type=_pin, action="append", default=[], metavar="FEATURE=TOWER", help="where a feature has to go"
+    )
+    for option in fields:
+        if option.name in ("data", "tables", "steps", "batch_size", "embedding_dim", "hash_rows", "model", "seed"):
+            _add_option(partition, option, 400 if option.name == "steps" else option.default)
+    partition.set_defaults(command=_partition)
+
+
+def _slack(text: str) -> dict[str, float] | float:
+    """``0.2``, or ``bytes=0.2,lookups=inf``."""
+    if "=" not in text:
+        return float(text)
+    return {name: float(part) for name, part in (item.split("=") for item in text.split(","))}
+
+
+def _pin(text: str) -> tuple[str, int]:
+    feature, _, tower = text.rpartition("=")
+    return feature, int(tower)
 
 
 def _add_option(parser: argparse.ArgumentParser, option: dataclasses.Field, default: Any) -> None:

@@ -181,7 +181,7 @@ def test_a_world_that_does_not_fit_is_complained_of_once(rank, world, arguments,
     assert (str(world) in said) if rank == 0 else (said == "")
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "demo", "convert", "info"])
+@pytest.mark.parametrize("command", ["train", "eval", "partition", "demo", "convert", "info"])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])

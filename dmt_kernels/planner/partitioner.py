@@ -31,11 +31,7 @@ def partition_features(tables: Sequence[Table], towers: int, strategy: str = "st
     InputError
         For an unknown strategy, more towers than features, or more towers than tables.
     """
-    features = sum(len(table.features) for table in tables)
-    if towers > features:
-        raise InputError(f"{towers} towers are more than the {features} features")
-    if towers > len(tables):
-        raise InputError(f"{towers} towers are more than the {len(tables)} tables that the {features} features share")
+    check_towers(tables, towers)
     if strategy == "strided":
         dealt = [tables[t::towers] for t in range(towers)]
     elif strategy == "contiguous":
@@ -44,3 +40,12 @@ def partition_features(tables: Sequence[Table], towers: int, strategy: str = "st
     else:
         raise InputError(f"partition strategy {strategy!r} is unknown; choose one of {', '.join(STRATEGIES)}")
     return Partition(tuple(tuple(f for table in tower for f in table.features) for tower in dealt))
+
+
+def check_towers(tables: Sequence[Table], towers: int) -> None:
+    """Refuse more towers than can have a table each, with an `InputError`."""
+    features = sum(len(table.features) for table in tables)
+    if towers > features:
+        raise InputError(f"{towers} towers are more than the {features} features")
+    if towers > len(tables):
+        raise InputError(f"{towers} towers are more than the {len(tables)} tables that the {features} features share")

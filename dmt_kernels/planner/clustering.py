@@ -1,0 +1,136 @@
+"""Balanced clustering: k-means whose assignment step keeps every load within its limits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dmt_kernels.planner.assignment import Assignment, Relaxation, assign, relax, smallest_excess
+from dmt_kernels.planner.loads import Load
+from dmt_kernels.spec import InputError
+
+_STARTS = 8
+_RESTARTS, _FEW = (
+    4,
+    5000,
+)  # the best of the starts, where there are few columns (tables times towers); else the best one
+_ROUNDS = 12
+_SETTLED = 1e-3  # a round that wins less than this part of the cost is the last
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """Tables in towers.
+
+    Parameters
+    ----------
+    assignment : Assignment
+        Towers of the tables, cost (sum over features of the squared distance to the centre) and its proven bound, given
+        the centres.
+    excess : ndarray
+        ``[K]`` by how much each load had to break its limits, as a part of its mean.
+    excess_bound : float
+        The sum of them cannot be smaller.
+    """
+
+    assignment: Assignment
+    excess: np.ndarray
+    excess_bound: float
+
+
+def cluster(
+    points: np.ndarray,
+    sizes: np.ndarray,
+    loads: Sequence[Load],
+    allowed: np.ndarray,
+    *,
+    seed: int = 0,
+    seconds: float = 20.0,
+) -> Clustering:
+    """Find towers of tables that lie close together.
+
+    Centres are found with tables that can be shared out among towers, from several random starts: a linear program a
+    round, whose solution is nearly whole. From the best centres on every table goes to one tower, until that changes
+    nothing any more.
+
+    Parameters
+    ----------
+    points : ndarray
+        ``[N, dims]`` of the tables, the mean of their features'.
+    sizes : ndarray
+        ``[N]`` their numbers of features.
+    loads : sequence of Load
+        What limits towers. Where nothing fits, limits are widened by the least that helps.
+    allowed : ndarray
+        ``[N, T]`` bool: where a table may go.
+    seed : int
+        Of the starts.
+    seconds : float
+        For one assignment, or for the smallest excess.
+    """
+    rng = np.random.default_rng(seed)
+    excess, excess_bound = np.zeros(len(loads)), 0.0
+
+    def costs(centres: np.ndarray) -> np.ndarray:
+        return sizes[:, None] * np.square(points[:, None] - centres[None]).sum(2)
+
+    def widen() -> None:
+        nonlocal loads, excess, excess_bound
+        if excess.any():
+            raise InputError("no towers were found in the time allowed, although the limits can be kept")
+        excess, excess_bound = smallest_excess(loads, allowed, seconds=seconds)
+        loads = [load.widened(part) for load, part in zip(loads, excess, strict=True)]
+
+    starts = [_start(points, sizes, allowed, rng) for _ in range(_STARTS)]
+    starts.sort(key=lambda centres: float(np.where(allowed, costs(centres), np.inf).min(1).sum()))
+    best: tuple[float, np.ndarray] | None = None
+    for centres in starts[: _RESTARTS if allowed.size <= _FEW else 1]:
+        before = np.inf
+        for _ in range(_ROUNDS):
+            relaxed: Relaxation | None = relax(costs(centres), loads, allowed)
+            if relaxed is None:
+                widen()
+                continue
+            centres = _centres(points, sizes, relaxed.shares, centres)
+            if relaxed.cost > before * (1 - _SETTLED):
+                break
+            before = relaxed.cost
+        if best is None or before < best[0]:
+            best = before, centres
+    assert best is not None
+    centres = best[1]
+    kept: Assignment | None = None
+    for _ in range(_ROUNDS):
+        found = assign(costs(centres), loads, allowed, seconds=seconds)
+        if found is None:
+            widen()
+            continue
+        unchanged = kept is not None and (found.towers == kept.towers).all()
+        kept = found
+        if unchanged:
+            break
+        centres = _centres(points, sizes, np.eye(allowed.shape[1])[found.towers], centres)
+    assert kept is not None
+    return Clustering(kept, excess, excess_bound)
+
+
+def _start(points: np.ndarray, sizes: np.ndarray, allowed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """k-means++ (a tower's pinned tables, or one drawn by its squared distance), then k-means without limits."""
+    pinned = (allowed.sum(1) == 1)[:, None] & allowed
+    fixed = pinned.any(0) & (allowed.shape[1] > 1)
+    centres = _centres(points, sizes, pinned.astype(float), np.full((allowed.shape[1], points.shape[1]), np.nan))
+    for t in np.flatnonzero(~fixed):
+        known = centres[~np.isnan(centres[:, 0])]
+        far = np.square(points[:, None] - known[None]).sum(2).min(1) * sizes if len(known) else sizes.astype(float)
+        centres[t] = points[rng.choice(len(points), p=far / far.sum() if far.sum() else None)]
+    for _ in range(_ROUNDS):
+        nearest = np.where(allowed, np.square(points[:, None] - centres[None]).sum(2), np.inf).argmin(1)
+        centres = _centres(points, sizes, np.eye(allowed.shape[1])[nearest], centres)
+    return centres
+
+
+def _centres(points: np.ndarray, sizes: np.ndarray, shares: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Means of the towers' tables; of an empty tower, where it was."""
+    weights = shares * sizes[:, None]
+    total = weights.sum(0)[:, None]
+    return np.where(total > 0, weights.T @ points / np.where(total > 0, total, 1), before)

@@ -1,0 +1,98 @@
+"""Affinities of a data set's features: from a short flat run, or from the ids."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dmt_kernels.planner import alignment, load_affinity, mean_cosine, mutual_information
+from dmt_kernels.spec import InputError
+from dmt_kernels.train.assemble import Setup, build_model, make_loader, set_up
+from dmt_kernels.train.config import TrainConfig
+from dmt_kernels.train.data import Dataset
+from dmt_kernels.train.step import TrainStep
+
+AFFINITIES = ("alignment", "cosine", "ids")
+SAMPLE_ROWS = 8192
+
+
+def flat_setup(config: TrainConfig) -> Setup:
+    """Set up the flat twin of a run in this one process, features in the order of the tables."""
+    flat = dataclasses.replace(
+        config, exchange="flat", tower_module="none", local=True, towers=1, members=1, partition="contiguous"
+    )
+    return set_up(flat)
+
+
+def learn_embeddings(setup: Setup) -> torch.Tensor:
+    """Train for ``config.steps`` and return the pooled embeddings of a sample of rows, ``[n, sum of dims]``.
+
+    The sample is of the validation split, where there is one.
+    """
+    model = build_model(setup, None)
+    device = next(model.parameters()).device
+    train_step = TrainStep(model, None, optimizer=setup.config.dense_optimizer, lr=setup.config.dense_lr)
+    steps, epoch = setup.config.steps or 0, 0
+    loader = make_loader(setup, "train", None, device, shuffle=True)
+    while steps > 0:
+        loader.set_epoch(epoch)
+        for batch, _ in zip(loader, range(steps), strict=False):
+            train_step(batch)
+        steps, epoch = steps - len(loader), epoch + 1
+    split = "valid" if setup.dataset.rows("valid") else "train"
+    pooled, rows = [], 0
+    with torch.no_grad():
+        for batch in make_loader(setup, split, None, device):
+            pooled.append(model.exchange(batch.sparse)[batch.weight > 0].cpu())
+            rows += len(pooled[-1])
+            if rows >= SAMPLE_ROWS:
+                break
+    return torch.cat(pooled)[:SAMPLE_ROWS]
+
+
+def find_affinity(setup: Setup, kind: str) -> np.ndarray:
+    """Compute, or read, the affinity of all features in the order of the tables, ``[F, F]``.
+
+    Parameters
+    ----------
+    setup : Setup
+        Of :func:`flat_setup`.
+    kind : str
+        One of `AFFINITIES`, or a .npy or .csv file.
+
+    Raises
+    ------
+    InputError
+        If it is neither, or the file does not fit.
+    """
+    features = setup.plan.partition.features
+    if kind == "ids":
+        values, _ = sample_ids(setup.dataset, features)
+        return mutual_information(values, setup.config.seed)
+    if kind in AFFINITIES:
+        measure = alignment if kind == "alignment" else mean_cosine
+        return measure(learn_embeddings(setup), setup.plan.tower_dims(0))
+    if Path(kind).suffix not in (".npy", ".csv"):
+        raise InputError(f"--affinity {kind!r} is none of {', '.join(AFFINITIES)} and no .npy or .csv file")
+    return load_affinity(Path(kind), len(features))
+
+
+def sample_ids(dataset: Dataset, features: tuple[str, ...]) -> tuple[np.ndarray, dict[str, float]]:
+    """Read rows spread evenly over the training split.
+
+    Returns
+    -------
+    values : ndarray
+        ``[F, n]`` the first id of every bag, -1 for an empty one.
+    lookups : dict of str to float
+        Mean ids of a bag, by feature.
+    """
+    count = dataset.rows("train")
+    index = np.unique(np.linspace(0, count - 1, min(count, SAMPLE_ROWS)).astype(np.int64))
+    position = {feature.name: f for f, feature in enumerate(dataset.features)}
+    rows = dataset.read("train", index, [position[name] for name in features])
+    starts = np.concatenate([[0], np.cumsum(rows.lengths.ravel())])[:-1].reshape(rows.lengths.shape)
+    ids = np.append(rows.ids, -1)
+    values = np.where(rows.lengths > 0, ids[np.minimum(starts, len(rows.ids))], -1)
+    return values, dict(zip(features, rows.lengths.mean(axis=1).tolist(), strict=True))

@@ -1,0 +1,57 @@
+"""The ``partition`` command: towers of a data set's features, their loads, and pictures of why."""
+
+from pathlib import Path
+
+from dmt_kernels.planner import BY_AFFINITY, Grouping, check_grouping, group_features
+from dmt_kernels.spec import InputError
+from dmt_kernels.train.affinity import find_affinity, flat_setup, sample_ids
+from dmt_kernels.train.config import TrainConfig
+from dmt_kernels.train.partition_report import draw, show_loads
+
+
+def partition(
+    config: TrainConfig,
+    out: str,
+    towers: int,
+    strategy: str,
+    *,
+    affinity: str = "alignment",
+    slack: dict[str, float] | float = 0.1,
+    pins: dict[str, int] | None = None,
+) -> Grouping:
+    """Choose towers, write them to ``out`` and print their loads; pictures of the affinity and the layout go beside it.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        Data, tables, and how long and with what seed to train for the affinity.
+    out : str
+        JSON file that ``train --partition`` reads. ``out`` with ``_affinity.png`` and ``_layout.png`` are the pictures.
+    towers, strategy, slack, pins
+        See :func:`dmt_kernels.planner.group_features`.
+    affinity : str
+        See :func:`dmt_kernels.train.affinity.find_affinity`.
+
+    Raises
+    ------
+    InputError
+        Naming what is wrong with options or data.
+    """
+    path = Path(out)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise InputError(f"--out {out} is a folder, or in one that does not exist")
+    setup = flat_setup(config)
+    tables = setup.plan.tables
+    _, lookups = sample_ids(setup.dataset, setup.plan.partition.features)
+    check_grouping(tables, towers, strategy, lookups, slack, pins)  # before the training
+    matrix = find_affinity(setup, affinity) if strategy in BY_AFFINITY else None
+    grouping = group_features(
+        tables, towers, strategy, affinity=matrix, lookups=lookups, slack=slack, pins=pins, seed=config.seed
+    )
+    grouping.partition.save(path)
+    show_loads(grouping, tables)
+    if matrix is not None:
+        for picture in draw(grouping, matrix, setup.plan.partition.features, path):
+            print(f"picture: {picture}")
+    print(f"towers:  {path}")
+    return grouping

@@ -1,0 +1,113 @@
+"""What the ``partition`` command shows: loads of towers, the affinity ordered by tower, and the layout."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from dmt_kernels.planner import Grouping
+from dmt_kernels.spec import Table
+
+
+def show_loads(grouping: Grouping, tables: Sequence[Table]) -> None:
+    """Print every tower's loads, absolute and relative to the mean, and what limits were broken and why."""
+    count = len(grouping.partition.towers)
+    shown = RichTable(title=f"loads of {count} towers (relative to their mean)", title_justify="left")
+    for heading in ("tower", "features", "bytes", "lookups", "TM FLOPs"):
+        shown.add_column(heading, justify="right")
+    sums = {load.name: load.sums(grouping.table_towers, count) for load in grouping.loads}
+    sums["flops"] = sums["flops"] ** 2  # a linear module at any one compression
+    for t in range(count):
+        cells = [
+            f"{sums['features'][t]:,.0f}",
+            f"{sums['bytes'][t]:,.0f} ({_relative(sums['bytes'], t)})",
+            f"{sums['lookups'][t]:,.2f} ({_relative(sums['lookups'], t)})",
+            _relative(sums["flops"], t),
+        ]
+        shown.add_row(str(t), *cells)
+    Console().print(shown)
+    for line in remarks(grouping, tables):
+        print(line)
+
+
+def remarks(grouping: Grouping, tables: Sequence[Table]) -> list[str]:
+    """Say what could not be kept, by how much, and how well the solver did."""
+    lines: list[str] = []
+    clustering = grouping.clustering
+    if clustering is None:
+        return lines
+    for load in grouping.loads:
+        for table in load.oversized:
+            over = load.weights[table] / load.high - 1
+            lines.append(
+                f"{load.name}: table {tables[table].name!r} alone is {over:.1%} above what a tower may have; "
+                "a tower holds it whole, so its members share it (--split columns or rows)"
+            )
+    broken = [(load, part) for load, part in zip(grouping.loads, clustering.excess, strict=True) if part > 0]
+    for load, part in broken:
+        lines.append(f"{load.name}: the slack is exceeded by {part:.2%} of the mean")
+    if broken:
+        lines.append(
+            f"the sum of excesses is {clustering.excess.sum():.2%}, and cannot be below {clustering.excess_bound:.2%}"
+        )
+    found = clustering.assignment
+    lines.append(
+        f"distance to the centres {found.cost:.4g}, at least {found.bound:.4g}: proven to {max(found.gap, 0):.2%}"
+    )
+    return lines
+
+
+def draw(grouping: Grouping, affinity: np.ndarray, features: Sequence[str], path: Path) -> list[Path]:
+    """Write a heat map of the affinity, ordered by tower, and a scatter of the layout; return their paths."""
+    towers, position = grouping.partition.towers, {name: f for f, name in enumerate(features)}
+    order = [position[name] for tower in towers for name in tower]
+    edges = np.cumsum([len(tower) for tower in towers])[:-1] - 0.5
+    named = len(order) <= 60  # more names do not fit
+
+    figure, axes = _figure((8, 7))
+    shown = affinity[np.ix_(order, order)].copy()
+    np.fill_diagonal(shown, np.nan)
+    figure.colorbar(axes.imshow(shown, cmap="viridis"), label="affinity")
+    for edge in edges:
+        axes.axhline(edge, color="white", linewidth=0.8)
+        axes.axvline(edge, color="white", linewidth=0.8)
+    if named:
+        names = [features[f] for f in order]
+        axes.set_xticks(range(len(order)), names, rotation=90, fontsize=6)
+        axes.set_yticks(range(len(order)), names, fontsize=6)
+    axes.set_title("affinity of features, ordered by tower")
+    heat = path.with_name(path.stem + "_affinity.png")
+    figure.savefig(heat, dpi=120)
+
+    assert grouping.points is not None
+    centred = grouping.points - grouping.points.mean(0)
+    plane = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T  # the two widest directions
+    plane = np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
+    figure, axes = _figure((7, 6))
+    for t, tower in enumerate(towers):
+        mine = [position[name] for name in tower]
+        axes.scatter(*plane[mine].T, color=f"C{t % 10}", label=str(t) if len(towers) <= 10 else None)
+        for f in mine if named else ():
+            axes.annotate(features[f], plane[f], fontsize=6)
+    axes.set_title(f"layout of features (stress {grouping.stress:.3f}), two of {grouping.points.shape[1]} dimensions")
+    if len(towers) <= 10:
+        axes.legend(title="tower")
+    scatter = path.with_name(path.stem + "_layout.png")
+    figure.savefig(scatter, dpi=120)
+    return [heat, scatter]
+
+
+def _figure(size: tuple[float, float]) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws without a display
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _relative(sums: np.ndarray, tower: int) -> str:
+    return f"{sums[tower] / sums.mean():.3f}" if sums.any() else "-"

@@ -1,0 +1,110 @@
+"""Towers of alike features, within limits."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dmt_kernels.planner import alignment, group_features, load_affinity, mutual_information, tower_loads
+from dmt_kernels.planner.assignment import GAP, assign, smallest_excess
+from dmt_kernels.spec import InputError, Table
+
+
+def _tables(rows: list[int]) -> list[Table]:
+    return [Table(f"t{i}", count, 4, (f"f{i}",)) for i, count in enumerate(rows)]
+
+
+def _planted(groups: list[int]) -> np.ndarray:
+    group = np.array(groups)
+    affinity = np.where(group[:, None] == group, 0.4, 0.02)
+    np.fill_diagonal(affinity, 1)
+    return affinity
+
+
+def _fits(loads, towers: np.ndarray, count: int) -> bool:
+    return all(load.excess(towers, count) <= 1e-6 for load in loads)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.lists(st.integers(1, 60), min_size=3, max_size=7), towers=st.integers(2, 3), seed=st.integers(0, 99))
+def test_assignment_and_excess_are_those_of_exhaustive_search(rows: list[int], towers: int, seed: int) -> None:
+    tables, allowed = _tables(rows), np.ones((len(rows), towers), bool)
+    cost = np.random.default_rng(seed).random((len(rows), towers))
+    loads = tower_loads(tables, towers, slack=0.25)
+    every = [np.array(place) for place in itertools.product(range(towers), repeat=len(rows))]
+    least = min(sum(load.excess(place, towers) for load in loads) for place in every)
+    excess, bound = smallest_excess(loads, allowed)
+    assert bound <= least + 1e-6
+    assert excess.sum() == pytest.approx(least, rel=0.01, abs=1e-5)
+    loads = [load.widened(part + 1e-6) for load, part in zip(loads, excess, strict=True)]
+    found = assign(cost, loads, allowed)
+    best = min(cost[np.arange(len(rows)), place].sum() for place in every if _fits(loads, place, towers))
+    assert found is not None and _fits(loads, found.towers, towers)
+    assert found.bound <= best + 1e-6
+    assert best - 1e-6 <= found.cost <= best * (1 + GAP) + 1e-3
+
+
+def test_coherent_finds_planted_groups_and_diverse_spreads_them() -> None:
+    groups = [0, 1, 2, 0, 1, 2, 0, 1, 2]
+    tables, affinity = _tables([10] * 9), _planted(groups)
+    coherent = group_features(tables, 3, "coherent", affinity=affinity).table_towers
+    diverse = group_features(tables, 3, "diverse", affinity=affinity).table_towers
+    assert len(set(zip(groups, coherent.tolist(), strict=True))) == 3
+    assert len(set(zip(groups, diverse.tolist(), strict=True))) == 9
+
+
+def test_shared_tables_stay_together_and_pins_hold() -> None:
+    tables = [Table("a", 9, 4, ("a1", "a2")), *_tables([9] * 4)]
+    grouping = group_features(tables, 3, affinity=_planted([0, 1, 0, 1, 2, 2]), pins={"a2": 2, "f3": 0})
+    grouping.partition.check(tables)
+    assert "a1" in grouping.partition.towers[2] and "f3" in grouping.partition.towers[0]
+
+
+def test_a_table_that_breaks_the_slack_is_named_and_the_others_are_balanced() -> None:
+    tables = _tables([1000, 30, 30, 30, 30, 30])
+    grouping = group_features(tables, 3, affinity=_planted([0, 0, 1, 1, 2, 2]))
+    sizes = next(load for load in grouping.loads if load.name == "bytes")
+    assert sizes.oversized == (0,)
+    assert grouping.clustering is not None
+    assert grouping.clustering.excess.sum() == pytest.approx(grouping.clustering.excess_bound, abs=0.01)
+
+
+@pytest.mark.parametrize("strategy", ["strided", "random", "load"])
+def test_the_rules_need_no_affinity(strategy: str) -> None:
+    tables = _tables([40, 10, 10, 10, 10])
+    grouping = group_features(tables, 2, strategy)
+    grouping.partition.check(tables)
+    assert grouping.clustering is None
+
+
+def test_affinities_tell_dependent_features_apart() -> None:
+    rng = np.random.default_rng(0)
+    topic = rng.integers(0, 6, (2, 3000))
+    noise = rng.integers(0, 8, (4, 3000))
+    ids = topic[[0, 1, 0, 1]] + 6 * noise
+    rows = torch.from_numpy(rng.standard_normal((4, 6, 8)))
+    pooled = torch.cat([rows[f][topic[f % 2]] for f in range(4)], dim=1)
+    for affinity in (mutual_information(ids), alignment(pooled, [8] * 4)):
+        assert affinity[0, 2] > 3 * affinity[0, 1]
+        assert affinity[1, 3] > 3 * affinity[2, 3]
+        assert (affinity == affinity.T).all()
+
+
+def test_bad_input_names_the_culprit(tmp_path) -> None:
+    tables, path = _tables([5] * 3), tmp_path / "a.csv"
+    path.write_text("1,0\n0,1\n")
+    bad = {
+        "'magic' is unknown": lambda: group_features(tables, 2, "magic"),
+        "needs an affinity": lambda: group_features(tables, 2),
+        "3 features": lambda: load_affinity(path, 3),
+        "'f9' is pinned": lambda: group_features(tables, 2, pins={"f9": 0}),
+        "towers are 0 to 1": lambda: group_features(tables, 2, pins={"f0": 2}),
+        "slack of 'weight'": lambda: tower_loads(tables, 2, slack={"weight": 0.1}),
+        "not at least 0": lambda: tower_loads(tables, 2, slack=-1.0),
+    }
+    for sentence, call in bad.items():
+        with pytest.raises(InputError, match=sentence):
+            call()
