@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dmt_kernels.planner.assignment import Assignment, Relaxation, assign, relax, smallest_excess
+from dmt_kernels.planner.assignment import GAP, Assignment, Relaxation, assign, relax, smallest_excess
 from dmt_kernels.planner.loads import Load
 from dmt_kernels.spec import InputError
 
@@ -107,7 +107,7 @@ def cluster(
             continue
         unchanged = kept is not None and (found.towers == kept.towers).all()
         kept = found
-        if unchanged:
+        if unchanged or found.gap > GAP:  # without a proof in time there is none for the next centres either
             break
         centres = _centres(points, sizes, np.eye(allowed.shape[1])[found.towers], centres)
     assert kept is not None

@@ -1,0 +1,99 @@
+"""How well, how evenly and how fast features are put into towers: the tables of docs/quality.md, section Partitioner.
+
+`python -m bench.partitioner recovery --groups 4 6 8 | large`
+"""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Mapping
+
+import numpy as np
+from sklearn.metrics import adjusted_rand_score
+
+from dmt_kernels.planner import Grouping, alignment, group_features, mean_cosine, mutual_information
+from dmt_kernels.spec import Table
+from dmt_kernels.train.affinity import flat_setup, learn_embeddings, sample_ids
+from dmt_kernels.train.config import TrainConfig
+from dmt_kernels.train.data import SyntheticDataset
+
+FEATURES, SEEDS, ROWS = 26, 5, 200_000
+COUNTS_ALONE = {"bytes": np.inf, "lookups": np.inf, "flops": np.inf}
+
+
+def recovery(steps: int, numbers: list[int]) -> None:
+    """Planted groups as near to equal as 26 allows: adjusted Rand index by affinity, and loads under all limits."""
+    print(
+        f"{steps} steps; adjusted Rand index with counts limited, least of {SEEDS} seeds; then all limits, 10 % slack"
+    )
+    for groups in numbers:
+        scores: dict[str, list[float]] = {}
+        broken = []
+        for seed in range(SEEDS):
+            sizes = [FEATURES // groups + (g < FEATURES % groups) for g in range(groups)]
+            dataset = SyntheticDataset(ROWS, seed, sizes)
+            config = TrainConfig(data=f"synthetic:{ROWS}", steps=steps, seed=seed, exchange="flat")
+            setup = dataclasses.replace(flat_setup(config), dataset=dataset)
+            features, dims = setup.plan.partition.features, setup.plan.tower_dims(0)
+            planted = [g for f in features for g, names in enumerate(dataset.planted_groups) if f in names]
+            ids, lookups = sample_ids(dataset, features)
+            pooled = learn_embeddings(setup)
+            affinities = {
+                "alignment": alignment(pooled, dims),
+                "cosine": mean_cosine(pooled, dims),
+                "ids": mutual_information(ids),
+            }
+            for name, affinity in affinities.items():
+                found = group_features(
+                    setup.plan.tables, groups, affinity=affinity, lookups=lookups, slack=COUNTS_ALONE, seed=seed
+                )
+                scores.setdefault(name, []).append(adjusted_rand_score(planted, found.table_towers))
+            all_limits = group_features(
+                setup.plan.tables, groups, affinity=affinities["alignment"], lookups=lookups, seed=seed
+            )
+            broken.append(_limits(all_limits, groups))
+        print(f"{groups} groups:", ", ".join(f"{name} {min(values):.3f}" for name, values in scores.items()))
+        for seed, line in enumerate(broken):
+            print(f"   seed {seed}: {line}", flush=True)
+
+
+def large(features: int = 1000, towers: int = 64) -> None:
+    """Random planted affinities of many features, with equal and unequal tables."""
+    rng = np.random.default_rng(0)
+    group = rng.permutation(np.arange(features) % towers)
+    affinity = np.where(group[:, None] == group, 0.4, 0.03) + 0.05 * np.abs(rng.normal(size=(features, features)))
+    affinity = (affinity + affinity.T) / 2
+    unequal = np.exp(rng.uniform(np.log(24), np.log(64_000), features)).astype(int)
+    ids = {f"f{i}": float(count) for i, count in enumerate(rng.choice([1, 1, 1, 1, 2, 5], features))}
+    cases: dict[str, tuple[np.ndarray, Mapping[str, float]]] = {
+        "equal tables": (np.full(features, 100), {}),
+        "24 to 64,000 rows, 1 to 5 ids": (unequal, ids),
+    }
+    for name, (rows, lookups) in cases.items():
+        tables = [Table(f"t{i}", int(count), 16, (f"f{i}",)) for i, count in enumerate(rows)]
+        began = time.perf_counter()
+        found = group_features(tables, towers, affinity=affinity, lookups=lookups)
+        took = time.perf_counter() - began
+        score = adjusted_rand_score(group, found.table_towers)
+        print(f"{features} features, {towers} towers, {name}: {took:.0f} s, Rand {score:.3f}, {_limits(found, towers)}")
+
+
+def _limits(found: Grouping, towers: int) -> str:
+    assert found.clustering is not None
+    gap = found.clustering.assignment.gap
+    worst = {load.name: load.excess(found.table_towers, towers) for load in found.loads}
+    over = {name: f"{part:.2%}" for name, part in worst.items() if part > 1e-5}
+    excess = f"{found.clustering.excess.sum():.2%} (bound {found.clustering.excess_bound:.2%})"
+    return f"gap {max(gap, 0):.2%}, excess {excess}" + (f": {over}" if over else "")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", choices=("recovery", "large"))
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--groups", type=int, nargs="+", default=[4, 6, 8])
+    arguments = parser.parse_args()
+    if arguments.table == "recovery":
+        recovery(arguments.steps, arguments.groups)
+    else:
+        large()
