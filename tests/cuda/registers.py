@@ -29,12 +29,15 @@ def compile_kernels(folder: str) -> str:
         "DMT_COMM": "OFF",
         "DMT_PTXAS": "-v",
     }
-    environment = os.environ | {"CUDACXX": nvcc}
+    # The environment's cmake and ninja, and not older ones of the system.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = os.environ | {"CUDACXX": nvcc, "PATH": path}
     options = [f"-D{name}={value}" for name, value in settings.items()]
-    subprocess.run(["cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, *options], check=True, env=environment)
+    cmake = shutil.which("cmake", path=path) or "cmake"
+    subprocess.run([cmake, "-G", "Ninja", "-S", ROOT, "-B", folder, *options], check=True, env=environment)
     jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count())
-    command = ["cmake", "--build", folder, "--target", "dmt_cuda", "--clean-first", "-j", jobs]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [cmake, "--build", folder, "--target", "dmt_cuda", "--clean-first", "-j", jobs]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     Path(folder, "nvcc.log").write_text(done.stdout)
     if done.returncode:
         raise SystemExit(done.stdout)
