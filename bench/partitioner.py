@@ -21,40 +21,53 @@ FEATURES, SEEDS, ROWS = 26, 5, 200_000
 COUNTS_ALONE = {"bytes": np.inf, "lookups": np.inf, "flops": np.inf}
 
 
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """A planted log: its tables and lookups, the group of every feature, and affinities by name."""
+
+    tables: tuple[Table, ...]
+    lookups: dict[str, float]
+    planted: list[int]
+    affinities: dict[str, np.ndarray]
+
+
 def recovery(steps: int, numbers: list[int]) -> None:
     """Planted groups as near to equal as 26 allows: adjusted Rand index by affinity, and loads under all limits."""
     print(
         f"{steps} steps; adjusted Rand index with counts limited, least of {SEEDS} seeds; then all limits, 10 % slack"
     )
+    logs = {groups: [_log(groups, steps, seed) for seed in range(SEEDS)] for groups in numbers}
     for groups in numbers:
         scores: dict[str, list[float]] = {}
-        broken = []
-        for seed in range(SEEDS):
-            sizes = [FEATURES // groups + (g < FEATURES % groups) for g in range(groups)]
-            dataset = SyntheticDataset(ROWS, seed, sizes)
-            config = TrainConfig(data=f"synthetic:{ROWS}", steps=steps, seed=seed, exchange="flat")
-            setup = dataclasses.replace(flat_setup(config), dataset=dataset)
-            features, dims = setup.plan.partition.features, setup.plan.tower_dims(0)
-            planted = [g for f in features for g, names in enumerate(dataset.planted_groups) if f in names]
-            ids, lookups = sample_ids(dataset, features)
-            pooled = learn_embeddings(setup)
-            affinities = {
-                "alignment": alignment(pooled, dims),
-                "cosine": mean_cosine(pooled, dims),
-                "ids": mutual_information(ids),
-            }
-            for name, affinity in affinities.items():
+        lines = []
+        for seed, log in enumerate(logs[groups]):
+            for name, affinity in log.affinities.items():
                 found = group_features(
-                    setup.plan.tables, groups, affinity=affinity, lookups=lookups, slack=COUNTS_ALONE, seed=seed
+                    log.tables, groups, affinity=affinity, lookups=log.lookups, slack=COUNTS_ALONE, seed=seed
                 )
-                scores.setdefault(name, []).append(adjusted_rand_score(planted, found.table_towers))
-            all_limits = group_features(
-                setup.plan.tables, groups, affinity=affinities["alignment"], lookups=lookups, seed=seed
-            )
-            broken.append(_limits(all_limits, groups))
+                scores.setdefault(name, []).append(adjusted_rand_score(log.planted, found.table_towers))
+            affinity = log.affinities["alignment"]
+            limited = group_features(log.tables, groups, affinity=affinity, lookups=log.lookups, seed=seed)
+            lines.append(f"   seed {seed}: {_limits(limited, groups)}")
         print(f"{groups} groups:", ", ".join(f"{name} {min(values):.3f}" for name, values in scores.items()))
-        for seed, line in enumerate(broken):
-            print(f"   seed {seed}: {line}", flush=True)
+        print("\n".join(lines), flush=True)
+
+
+def _log(groups: int, steps: int, seed: int) -> Log:
+    sizes = [FEATURES // groups + (g < FEATURES % groups) for g in range(groups)]
+    dataset = SyntheticDataset(ROWS, seed, sizes)
+    config = TrainConfig(data=f"synthetic:{ROWS}", steps=steps, seed=seed, exchange="flat")
+    setup = dataclasses.replace(flat_setup(config), dataset=dataset)
+    features, dims = setup.plan.partition.features, setup.plan.tower_dims(0)
+    ids, lookups = sample_ids(dataset, features)
+    pooled = learn_embeddings(setup)
+    affinities = {
+        "alignment": alignment(pooled, dims),
+        "cosine": mean_cosine(pooled, dims),
+        "ids": mutual_information(ids),
+    }
+    planted = [g for f in features for g, names in enumerate(dataset.planted_groups) if f in names]
+    return Log(setup.plan.tables, lookups, planted, affinities)
 
 
 def large(features: int = 1000, towers: int = 64) -> None:
