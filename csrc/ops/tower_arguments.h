@@ -49,4 +49,15 @@ struct TowerArguments {
   }
 };
 
+// The gradient [N, C] of what a module sent, and its weight [C, D].
+inline void check_gradient_and_weight(const char* op, const Tensor& grad, const Tensor& weight) {
+  check_here(op, "grad", grad);
+  check_floating(op, "grad", grad.scalar_type());
+  check_dim(op, "grad", grad, 2);
+  check_here(op, "weight", weight);
+  check_floating(op, "weight", weight.scalar_type());
+  check(weight.dim() == 2 && weight.size(0) == grad.size(1), op, "weight must be [", grad.size(1),
+        ", D], a row per column of grad, got ", shape_name(weight));
+}
+
 }  // namespace dmt

@@ -85,13 +85,7 @@ Tensor tower_pool_weight_backward(const Tensor& grad, const std::vector<Tensor>&
 
 Tensor tower_pool_pooled_backward(const Tensor& grad, const Tensor& weight, std::optional<ScalarType> product_dtype) {
   const char* op = "tower_pool_pooled_backward";
-  check_cpu(op, "grad", grad);
-  check_floating(op, "grad", grad.scalar_type());
-  check_dim(op, "grad", grad, 2);
-  check_cpu(op, "weight", weight);
-  check_floating(op, "weight", weight.scalar_type());
-  check(weight.dim() == 2 && weight.size(0) == grad.size(1), op, "weight must be [", grad.size(1),
-        ", D], a row per column of grad, got ", shape_name(weight));
+  check_gradient_and_weight(op, grad, weight);
   const ScalarType sums = accumulator(weight.scalar_type());
   const Tensor dense_grad = contiguous_as(grad, sums);
   const Tensor rows = weight.stride(1) == 1 ? weight : torch::stable::contiguous(weight);

@@ -71,13 +71,7 @@ Tensor tower_pool_weight_backward(const Tensor& grad, const std::vector<Tensor>&
 
 Tensor tower_pool_pooled_backward(const Tensor& grad, const Tensor& weight, std::optional<ScalarType> product_dtype) {
   const char* op = "tower_pool_pooled_backward";
-  check_here(op, "grad", grad);
-  check_floating(op, "grad", grad.scalar_type());
-  check_dim(op, "grad", grad, 2);
-  check_here(op, "weight", weight);
-  check_floating(op, "weight", weight.scalar_type());
-  check(weight.dim() == 2 && weight.size(0) == grad.size(1), op, "weight must be [", grad.size(1),
-        ", D], a row per column of grad, got ", shape_name(weight));
+  check_gradient_and_weight(op, grad, weight);
   const OnDevice device(grad);
   const Tensor sums_grad = contiguous_as(grad, ScalarType::Float);
   const cuda::Products products = products_of(op, weight.scalar_type(), product_dtype);

@@ -10,10 +10,8 @@ from dmt_kernels.planner.loads import Load
 from dmt_kernels.spec import InputError
 
 _STARTS = 8
-_RESTARTS, _FEW = (
-    4,
-    5000,
-)  # the best of the starts, where there are few columns (tables times towers); else the best one
+_FEW = 5000  # columns of an assignment, tables times towers
+_RESTARTS = 4  # the best of the starts, where columns are few; else the best one
 _ROUNDS = 12
 _SETTLED = 1e-3  # a round that wins less than this part of the cost is the last
 

@@ -54,7 +54,7 @@ def _wait_for(folder: Path, what: str, ranks: list[subprocess.Popen]) -> None:
     """The test's own limit ends what never comes."""
     while not all((folder / f"{what}{rank}").exists() for rank in range(WORLD)):
         assert all(process.poll() is None for process in ranks), "a rank ended before its time"
-        time.sleep(0.05)
+        time.sleep(0.05)  # ranks speak by files, which nobody is woken up by
 
 
 def rank_main(folder: Path, timeout_s: float, rank: int) -> None:

@@ -127,8 +127,9 @@ def _threads(rank: int, engine: str) -> None:
     store = dist.distributed_c10d._get_default_store()
     blocks, out = [torch.ones(2, 2)] * 2, [torch.empty(2, 2), torch.empty(2, 2)]
     if rank == 0:
+        # Late enough that the main thread waits by then, for rank 1, which waits for this one.
         other = threading.Thread(target=lambda: (time.sleep(0.5), store.set("ran", "1")))
-        other.start()  # it runs while the main thread waits for rank 1, which waits for it
+        other.start()
     else:
         store.wait(["ran"])
     stage.stage_wait(stage.stage_start(blocks, out, mesh.tower.group_name))
