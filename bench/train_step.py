@@ -51,7 +51,7 @@ class Stepper:
     def __init__(self, config: TrainConfig, mesh: Mesh | None) -> None:
         self.setup = set_up(config)
         self.model = build_model(self.setup, mesh)
-        self._step = TrainStep(self.model, mesh, optimizer=config.dense_optimizer, lr=config.dense_lr)
+        self._step = TrainStep(self.model, mesh, **config.dense_training())
         loader = Loader(
             self.setup.dataset,
             "train",

@@ -92,6 +92,7 @@ class Sharded:
         dense_lr: float,
         *,
         pipelined: bool = False,
+        amp: bool = False,
     ) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of DDP, about an argument that TorchRec gives it
@@ -105,14 +106,17 @@ class Sharded:
         dense = dict(in_backward_optimizer_filter(self._model.named_parameters()))
         adam = partial(torch.optim.Adam, lr=dense_lr, fused=True)
         self._optimizer = CombinedOptimizer([self._model.fused_optimizer, KeyedOptimizerWrapper(dense, adam)])
+        self._amp = partial(torch.autocast, mesh.device.type, torch.bfloat16, enabled=amp)
         self._batches = itertools.cycle([_keyed(batch, features) for batch in batches])
         self._pipeline = TrainPipelineSparseDist(self._model, self._optimizer, mesh.device) if pipelined else None
 
     def __call__(self) -> Tensor:
         if self._pipeline is not None:
-            return self._pipeline.progress(self._batches)[0]
+            with self._amp():
+                return self._pipeline.progress(self._batches)[0]
         self._optimizer.zero_grad()
-        loss, _ = self._model(next(self._batches))
+        with self._amp():
+            loss, _ = self._model(next(self._batches))
         loss.backward()
         self._optimizer.step()
         return loss.detach()
@@ -136,6 +140,7 @@ class TrainStep(Sharded):
         *,
         half: bool = False,
         pipelined: bool = False,
+        amp: bool = False,
     ) -> None:
         self._path = path
         sharder = EmbeddingBagCollectionSharder(qcomm_codecs_registry=codecs(half))
@@ -149,7 +154,7 @@ class TrainStep(Sharded):
         )
         by_path = ShardingPlan(plan={path: sharding})
         features, lr = plan.partition.features, training.dense_lr
-        super().__init__(net, by_path, sharder, features, mesh, batches, lr, pipelined=pipelined)
+        super().__init__(net, by_path, sharder, features, mesh, batches, lr, pipelined=pipelined, amp=amp)
 
     def tables(self) -> dict[str, Tensor]:
         """``[E, D]`` each, by name: those that this rank holds."""

@@ -43,18 +43,19 @@ def cluster_step(
     *,
     half: bool,
     pipelined: bool = False,
+    amp: bool = False,
 ) -> Sharded:
     """A step of the model that `model` is, from the same first values.
 
     Flat without a `tower`, this rank's linear tower module. Models that are no DLRM have the loss of `MeanSquare`.
     """
     if tower is not None:
-        return towers_step(tower, plan, mesh, batches, training, half=half, pipelined=pipelined)
+        return towers_step(tower, plan, mesh, batches, training, half=half, pipelined=pipelined, amp=amp)
     if isinstance(model, DLRM):
         net: nn.Module = dlrm(model, plan, training)
-        return TrainStep(net, COLLECTION, plan, mesh, batches, training, half=half, pipelined=pipelined)
+        return TrainStep(net, COLLECTION, plan, mesh, batches, training, half=half, pipelined=pipelined, amp=amp)
     net = MeanSquare(collection(plan, plan.partition.features, training), keyed=True)
-    return TrainStep(net, BAGS, plan, mesh, batches, training, half=half, pipelined=pipelined)
+    return TrainStep(net, BAGS, plan, mesh, batches, training, half=half, pipelined=pipelined, amp=amp)
 
 
 class MeanSquare(nn.Module):
@@ -92,6 +93,7 @@ def towers_step(
     *,
     half: bool,
     pipelined: bool,
+    amp: bool,
 ) -> Sharded:
     """Tables whole on the ranks where ours are; tower modules that start as ours."""
     held_by, features_of = owners(plan), plan.feature_tables
@@ -117,7 +119,7 @@ def towers_step(
     sharder = embedding_tower_sharding.EmbeddingTowerCollectionSharder(qcomm_codecs_registry=codecs(half))
     net, by_path = MeanSquare(EmbeddingTowerCollection(towers), keyed=False), ShardingPlan(plan={BAGS: sharding})
     features, lr = plan.partition.features, training.dense_lr
-    return Sharded(net, by_path, sharder, features, mesh, batches, lr, pipelined=pipelined)
+    return Sharded(net, by_path, sharder, features, mesh, batches, lr, pipelined=pipelined, amp=amp)
 
 
 @torch.no_grad()

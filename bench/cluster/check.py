@@ -44,7 +44,8 @@ def _compare(
     elif variant.exact:
         agree(losses, mine["losses"], its["losses"], exact=_same_bits(variant, twin))
     else:
-        agree_within(losses, mine["losses"], its["losses"], HALF if variant.peer else output_bound(variant, problem))
+        bound = HALF if variant.peer and not variant.amp else output_bound(variant, problem)
+        agree_within(losses, mine["losses"], its["losses"], bound)
     if variant.peer is not None or variant is twin:
         return
     if variant.exact:
@@ -74,6 +75,7 @@ def output_bound(variant: Variant, problem: Problem) -> float:
     its own. A tower module may stretch the error of the stage before it more than the rows: twice as much is allowed.
     """
     formats = [variant.payload] + ([variant.tower_payload] if variant.road == "sptt" else [])
+    formats += [WireFormat.BF16] * (3 if variant.amp else 0)  # of both factors and of their product
     width = problem.tables // problem.hosts * problem.dim
     bounds = [payload.error_bound() for payload in formats]
     share = sum(bound.of_value + bound.of_maximum * math.sqrt(width) for bound in bounds)

@@ -35,7 +35,7 @@ class MeanSquare(nn.Module):
 
 class MeanSquareStep(TrainStep):
     def loss(self, batch: Batch) -> Tensor:
-        off = predict_logits(self.model, batch)
+        off = predict_logits(self.model, batch, amp=self.amp)
         return off.square().sum() / (batch.global_samples * off.shape[1])
 
 
@@ -63,7 +63,7 @@ class Ours:
         else:
             model, kind = MeanSquare(self.exchange), MeanSquareStep
         self.model = model
-        self.step = kind(model, mesh, optimizer="adam", lr=DENSE_LR)
+        self.step = kind(model, mesh, optimizer="adam", lr=DENSE_LR, amp=variant.amp and mesh is not None)
 
     def __call__(self) -> Tensor:
         return self.step(*next(self._next))  # the ids of the next batch travel under this one, as in the training loop
@@ -71,7 +71,8 @@ class Ours:
     @torch.no_grad()
     def outputs(self) -> Tensor:
         """The exchange's output for the first batch."""
-        return self.exchange(self.batches[0].sparse)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.step.amp):
+            return self.exchange(self.batches[0].sparse)
 
     @property
     def parameters(self) -> tuple[int, int]:
@@ -88,7 +89,8 @@ def make_step(variant: Variant, problem: Problem, mesh: Mesh) -> Run:
     tower = twin.exchange.tower_modules[str(mesh.tower_index)] if variant.tower_module else None
     training = Training(TABLE_OPTIMIZER, DENSE_LR, SEED)
     half = variant.payload.element_bytes == 2
-    return peer.cluster_step(twin.model, tower, twin.plan, mesh, twin.batches, training, half=half, **variant.options)
+    options = {"half": half, "amp": variant.amp, **variant.options}
+    return peer.cluster_step(twin.model, tower, twin.plan, mesh, twin.batches, training, **options)
 
 
 class _Widths(nn.Module):
@@ -110,7 +112,7 @@ def over_arch_alone(ours: Ours, problem: Problem) -> Run:
         model: nn.Module = DLRM(stand_in, problem.dense_width, ours.model.out_dim, seed=SEED)
     else:
         model = MeanSquare(stand_in)
-    step = type(ours.step)(model, None, optimizer="adam", lr=DENSE_LR)
+    step = type(ours.step)(model, None, optimizer="adam", lr=DENSE_LR, amp=ours.step.amp)
 
     def run() -> None:
         step.loss(ours.batches[0]).backward()

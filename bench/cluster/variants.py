@@ -26,6 +26,7 @@ class Variant:
     peer: str | None = None  # whose it is, if not ours
     payload: WireFormat = WireFormat.FP32  # of rows and gradients between hosts
     tower_payload: WireFormat = WireFormat.FP32  # inside a host
+    amp: bool = False  # layers and tower modules multiply in bfloat16
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     headline: bool = True  # takes part unless contenders are named
 
@@ -46,7 +47,7 @@ class Variant:
 
     @property
     def exact(self) -> bool:
-        return self.payload is self.tower_payload is WireFormat.FP32
+        return self.payload is self.tower_payload is WireFormat.FP32 and not self.amp
 
 
 VARIANTS = (
@@ -59,6 +60,9 @@ VARIANTS = (
     Variant("dmt, fp16", "sptt", tower_module=True, payload=WireFormat.FP16),
     Variant("dmt, fp8", "sptt", tower_module=True, payload=WireFormat.FP8),
     Variant("dmt, bare, fp16", "sptt", over_arch=False, tower_module=True, payload=WireFormat.FP16),
+    Variant("dmt, fp16, amp", "sptt", tower_module=True, payload=WireFormat.FP16, amp=True),
+    Variant("dmt, fp8, amp", "sptt", tower_module=True, payload=WireFormat.FP8, amp=True, headline=False),
+    Variant("dmt, bare, fp16, amp", "sptt", over_arch=False, tower_module=True, payload=WireFormat.FP16, amp=True),
     Variant("dmt, 2 chunks", "sptt", tower_module=True, options={"chunks": 2}, headline=False),
     Variant("dmt, 4 chunks", "sptt", tower_module=True, options={"chunks": 4}, headline=False),
     Variant("dmt, auto chunks", "sptt", tower_module=True, options={"chunks": "auto"}, headline=False),
@@ -67,6 +71,7 @@ VARIANTS = (
     Variant("flat, 4 chunks", "flat", options={"chunks": 4}, headline=False),
     Variant("TorchRec flat", "flat", peer="torchrec"),
     Variant("TorchRec flat, fp16", "flat", peer="torchrec", payload=WireFormat.BF16),  # its fp16 has no scales either
+    Variant("TorchRec flat, fp16, amp", "flat", peer="torchrec", payload=WireFormat.BF16, amp=True),
     Variant("TorchRec flat, pipelined", "flat", peer="torchrec", options={"pipelined": True}),
     Variant(
         "TorchRec towers, bare, pipelined",
@@ -87,6 +92,16 @@ VARIANTS = (
         payload=WireFormat.BF16,
         tower_payload=WireFormat.BF16,
     ),
+    Variant(
+        "TorchRec towers, bare, fp16, amp",
+        "sptt",
+        over_arch=False,
+        tower_module=True,
+        peer="torchrec",
+        payload=WireFormat.BF16,
+        tower_payload=WireFormat.BF16,
+        amp=True,
+    ),
 )
 
 # Like against like: the ratio of the second's step to the first's.
@@ -97,10 +112,14 @@ RATIOS = (
     ("dmt, bare, fp16", "TorchRec towers, bare, fp16"),
     ("dmt", "TorchRec flat"),
     ("dmt, fp16", "TorchRec flat, fp16"),
+    ("dmt, bare, fp16, amp", "TorchRec towers, bare, fp16, amp"),
+    ("dmt, fp16, amp", "TorchRec flat, fp16, amp"),
     ("flat", "TorchRec flat, pipelined"),
     ("dmt", "TorchRec flat, pipelined"),
     ("dmt, bare", "TorchRec towers, bare, pipelined"),
     ("dmt, fp8", "dmt, fp16"),
+    ("dmt, fp16, amp", "dmt, fp16"),
+    ("dmt, fp8, amp", "dmt, fp16, amp"),
     ("dmt", "flat"),
     ("sptt", "flat"),
 )

@@ -54,7 +54,7 @@ class LocalExchange(EmbeddingExchange):
         outputs = []
         for t, layout in enumerate(self.layouts):
             tower = layout.assemble([next(pieces) for _ in (*layout.members, "kept")])
-            outputs.append(self.tower_modules[str(t)](tower) if self.tower_modules else tower)
+            outputs.append(self.tower_modules[str(t)](tower).to(tower.dtype) if self.tower_modules else tower)
         return torch.cat(outputs, dim=1)
 
     def finish(self, in_flight: Tensor) -> Tensor:  # noqa: D102

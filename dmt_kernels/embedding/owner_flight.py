@@ -21,6 +21,7 @@ from dmt_kernels import ops
 from dmt_kernels.embedding.flight import Cargo
 from dmt_kernels.embedding.peer_flight import PeerFlight, TowerRoad
 from dmt_kernels.embedding.stage import others
+from dmt_kernels.embedding.tower_step import product_dtype
 from dmt_kernels.towers import TowerSlice
 
 
@@ -50,6 +51,10 @@ class OwnerFlight(PeerFlight):
         weight, bias = self._part.weight_bias()
         return (weight,) if bias is None else (weight, bias)
 
+    @cached_property
+    def _product_dtype(self) -> torch.dtype | None:
+        return product_dtype(self._weight_bias[0])
+
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         """Weight ``[C_t, D_r]`` and, on one member, bias ``[C_t]``; computed when autograd may see it."""
@@ -58,7 +63,9 @@ class OwnerFlight(PeerFlight):
     def lookup(self, chunk: int) -> Tensor:
         """Pool and multiply a chunk: ``[W * b, C_t]``, blocks in ``block_order``; without tables ``[0, C_t]``."""
         weight, *bias = (value.detach() for value in self.inputs)
-        return self.shards.tower_pool(self.received.chunks[chunk], self.block_order, weight, *bias)
+        return self.shards.tower_pool(
+            self.received.chunks[chunk], self.block_order, weight, *bias, product_dtype=self._product_dtype
+        )
 
     def send(self, chunk: int, looked_up: Tensor) -> None:
         """Start the tower stage of partial sums."""
@@ -94,13 +101,15 @@ class OwnerFlight(PeerFlight):
         self._wait("tower", chunk)
         weight = self.inputs[0].detach()
         grad = self._tower_grads(chunk).flatten(0, 1)
-        self.pooled_grad(chunk).copy_(ops.tower_pool_pooled_backward(grad, weight))
+        self.pooled_grad(chunk).copy_(ops.tower_pool_pooled_backward(grad, weight, product_dtype=self._product_dtype))
 
     def input_grads(self) -> tuple[Tensor | None, ...]:
         """Gradients of the slice, by rows that are looked up again. Their sums do not depend on the chunks."""
         super().input_grads()
         grads = self._all_tower_grads()  # [n, W, b, C_t]
-        weight_grad = self.shards.tower_weight_grad(grads.flatten(0, 2), self.received.bags, self.bag_order)
+        weight_grad = self.shards.tower_weight_grad(
+            grads.flatten(0, 2), self.received.bags, self.bag_order, product_dtype=self._product_dtype
+        )
         if len(self.inputs) == 1:
             return (weight_grad,)
         return weight_grad, grads.transpose(0, 1).flatten(0, 2).sum(0)

@@ -113,7 +113,13 @@ class TableShards(nn.Module):
 
     @torch.no_grad()
     def tower_pool(
-        self, received: Jagged, block_order: list[int], weight: Tensor, bias: Tensor | None = None
+        self,
+        received: Jagged,
+        block_order: list[int],
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        product_dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Pool and multiply, ``[K * B, C]``, without autograd; ``weight`` is ``[C, width]``."""
         return ops.tower_pool(
@@ -124,11 +130,14 @@ class TableShards(nn.Module):
             bias,
             per_sample_weights=received.weights,
             bounds="none",
+            product_dtype=product_dtype,
             **self._bag_layout(block_order),
         )
 
     @torch.no_grad()
-    def tower_weight_grad(self, grad: Tensor, received: Jagged, block_order: list[int]) -> Tensor:
+    def tower_weight_grad(
+        self, grad: Tensor, received: Jagged, block_order: list[int], *, product_dtype: torch.dtype | None = None
+    ) -> Tensor:
         """Gradient of :meth:`tower_pool`'s weight, given that of its result; sums in the order of the bags."""
         if not self.shards:
             return grad.new_zeros(grad.shape[1], 0)
@@ -138,6 +147,7 @@ class TableShards(nn.Module):
             received.ids,
             received.offsets,
             per_sample_weights=received.weights,
+            product_dtype=product_dtype,
             **self._bag_layout(block_order),
         )
 

@@ -49,7 +49,20 @@ def tower_step(module: TowerModule | None, layout: TowerLayout) -> TowerStep:
     if module is None or isinstance(module, PassThrough):
         return _PassStep(layout)
     linear = module.linear_weight_bias()
-    return _ModuleStep(module, layout) if linear is None else _LinearStep(*linear, layout)
+    if linear is None:
+        return _ModuleStep(module, layout)
+    narrow = product_dtype(linear[0])
+    return _LinearStep(*linear, layout) if narrow is None else _NarrowLinearStep(*linear, layout, narrow)
+
+
+def product_dtype(weight: Tensor) -> torch.dtype | None:
+    """What factors are rounded to where ``torch.autocast`` is in force; None: they stay as they are.
+
+    As in autocast's own layers, float64 stays.
+    """
+    device = weight.device.type
+    narrow = torch.is_autocast_enabled(device) and weight.dtype is not torch.float64
+    return torch.get_autocast_dtype(device) if narrow else None
 
 
 class _PassStep(TowerStep):
@@ -93,7 +106,7 @@ class _LinearStep(TowerStep):
                 torch.mm(grad, weight, out=block)
 
     def backward_inputs(self, chunk: int, grad: Tensor) -> None:
-        grads = [torch.mm(grad.t(), block) for block in self._blocks[chunk]]
+        grads = self._grads_of_weights(grad, self._blocks[chunk])
         bias_grad = grad.sum(0)
         if self._bias_grad is None:
             self._weight_grads, self._bias_grad = grads, bias_grad
@@ -104,6 +117,34 @@ class _LinearStep(TowerStep):
     def input_grads(self) -> tuple[Tensor | None, ...]:
         bias_grad, self._bias_grad = self._bias_grad, None
         return torch.cat(self._weight_grads, dim=1), bias_grad
+
+    def _grads_of_weights(self, grad: Tensor, blocks: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.mm(grad.t(), block) for block in blocks]
+
+
+class _NarrowLinearStep(_LinearStep):
+    """The same with factors and products of blocks rounded to a narrow dtype; sums over blocks and chunks are not."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, layout: TowerLayout, narrow: torch.dtype) -> None:
+        super().__init__(weight, bias, layout)
+        self.weights = tuple(part.to(narrow) for part in self.weights)
+        self._narrow = narrow
+
+    def forward(self, blocks: Sequence[Tensor], out: Tensor) -> None:
+        factors = [block.to(self._narrow) for block in blocks]
+        self._blocks.append(factors)
+        out.copy_(self.bias)
+        for factor, weight in zip(factors, self.weights, strict=True):
+            out += torch.mm(factor, weight.t())
+
+    def backward(self, chunk: int, grad: Tensor, blocks: Sequence[Tensor]) -> None:
+        factor = grad.to(self._narrow)
+        for block, weight in zip(blocks, self.weights, strict=True):
+            block.copy_(torch.mm(factor, weight))
+
+    def _grads_of_weights(self, grad: Tensor, blocks: Sequence[Tensor]) -> list[Tensor]:
+        factor = grad.to(self._narrow).t()
+        return [torch.mm(factor, block).to(grad.dtype) for block in blocks]
 
 
 class _ModuleStep(TowerStep):
@@ -119,7 +160,7 @@ class _ModuleStep(TowerStep):
     def forward(self, blocks: Sequence[Tensor], out: Tensor) -> None:
         x = self.layout.assemble(blocks)
         with torch.set_grad_enabled(self._records):
-            y = self.module(x.requires_grad_(self._records))
+            y = self.module(x.requires_grad_(self._records)).to(out.dtype)  # autocast's layers give a narrow one
         if self._records:
             self._chunks.append((x, y))
         out.copy_(y.detach())

@@ -32,7 +32,7 @@ def learn_embeddings(setup: Setup) -> torch.Tensor:
     """
     model = build_model(setup, None)
     device = next(model.parameters()).device
-    train_step = TrainStep(model, None, optimizer=setup.config.dense_optimizer, lr=setup.config.dense_lr)
+    train_step = TrainStep(model, None, **setup.config.dense_training())
     steps, epoch = setup.config.steps or 0, 0
     loader = make_loader(setup, "train", None, device, shuffle=True)
     while steps > 0:

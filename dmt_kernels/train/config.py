@@ -82,6 +82,7 @@ class TrainConfig:
     table_lr: float = _option(0.02, "its learning rate", metavar="LR")
     table_weight_decay: float = _option(0.0, "its L2 decay of the rows a step touches", metavar="WD")
     dtype: str = _option("float32", "of parameters and arithmetic", tuple(DTYPES))
+    amp: bool = _option(False, "multiply in bfloat16 (torch.autocast): layers and tower modules")
     device: str = _option("auto", "where to train", ("auto", "cpu", "cuda"))
     timeout: int = _option(120, "seconds until a rank gives up on the others", metavar="SECONDS", most=MAX_TIMEOUT_S)
     threads: int | None = _option(None, "CPU threads per rank (default: cores / local ranks)", metavar="N")
@@ -103,6 +104,8 @@ class TrainConfig:
             raise InputError(f"--compression {self.compression:g} is not a positive number")
         if not (self.dense_lr > 0 and math.isfinite(self.dense_lr)):
             raise InputError(f"--dense-lr {self.dense_lr:g} is not a positive number")
+        if self.amp and self.dtype == "float64":
+            raise InputError("--amp and --dtype float64 exclude each other: one multiplies in bfloat16")
         if self.epochs is not None and self.steps is not None:
             raise InputError("--epochs and --steps exclude each other")
         if self.exchange == "flat" and self.tower_module != "none":
@@ -116,6 +119,10 @@ class TrainConfig:
         if self.local and (wire := [name for name in WIRE_OPTIONS if getattr(self, name) != _defaults()[name]]):
             raise InputError(f"--local sends nothing between ranks: {flag(wire[0])} has nothing to act on")
         self.table_optimizer_spec()
+
+    def dense_training(self) -> dict[str, Any]:
+        """What a :class:`~dmt_kernels.train.step.TrainStep` is told besides the model."""
+        return {"optimizer": self.dense_optimizer, "lr": self.dense_lr, "amp": self.amp}
 
     def table_optimizer_spec(self) -> TableOptimizer:
         """The tables' optimizer."""

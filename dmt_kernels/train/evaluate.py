@@ -89,7 +89,7 @@ def evaluate_rank(config: TrainConfig, folder: str, split: str | None) -> dict[s
     model = build_model(setup, mesh)
     checkpoint.load(model, RunFolder(folder).model, mesh)
     loader = make_loader(setup, split, mesh, next(model.parameters()).device)
-    scores = evaluate(model, loader, mesh)
+    scores = evaluate(model, loader, mesh, amp=config.amp)
     if mesh is not None:
         dist.destroy_process_group()
     return {"split": split, **dataclasses.asdict(scores)}

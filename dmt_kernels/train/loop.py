@@ -41,7 +41,7 @@ class Trainer:
         self.leads = mesh is None or mesh.rank == 0
         self.folder = None if self.config.out is None else RunFolder(self.config.out)
         self.model = build_model(setup, mesh)
-        self.train_step = TrainStep(self.model, mesh, optimizer=self.config.dense_optimizer, lr=self.config.dense_lr)
+        self.train_step = TrainStep(self.model, mesh, **self.config.dense_training())
         device = next(self.model.parameters()).device
         self.loaders = {
             split: make_loader(setup, split, mesh, device, shuffle=split == "train")
@@ -65,7 +65,7 @@ class Trainer:
             while self.step < self.steps:
                 self._train_epoch(epoch)
                 epoch += 1
-                valid = evaluate(self.model, self.loaders["valid"], self.mesh)
+                valid = evaluate(self.model, self.loaders["valid"], self.mesh, amp=self.config.amp)
                 self._log({"epoch": epoch, "step": self.step, "valid_auc": valid.auc, "valid_logloss": valid.logloss})
                 self.progress.step(self.step, f"epoch {epoch} valid AUC {_number(valid.auc)}")
                 if self.config.early_stop is None or valid.beats(best):
@@ -142,7 +142,9 @@ class Trainer:
             self.folder.append_metrics(line)
 
     def _summary(self, valid: Scores, best_epoch: int, epochs: int) -> dict[str, Any]:
-        test = evaluate(self.model, self.loaders["test"], self.mesh) if self.loaders["test"].samples else valid
+        test = valid
+        if self.loaders["test"].samples:
+            test = evaluate(self.model, self.loaders["test"], self.mesh, amp=self.config.amp)
         step_ms, samples_per_s = self.timer.figures()
         config, topology = self.config, self.setup.plan.topology
         return {

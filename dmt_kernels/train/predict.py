@@ -14,11 +14,14 @@ from dmt_kernels.train.step import predict_logits
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], mesh: Mesh | None) -> Scores:
-    """Score a model on this rank's shares of a split's batches; all ranks call it together and get the same scores."""
+def evaluate(model: nn.Module, batches: Iterable[Batch], mesh: Mesh | None, *, amp: bool = False) -> Scores:
+    """Score a model on this rank's shares of a split's batches; all ranks call it together and get the same scores.
+
+    With `amp` it multiplies as :class:`~dmt_kernels.train.step.TrainStep` does.
+    """
     model.eval()
     shares = [
-        torch.stack([predict_logits(model, batch).double(), batch.label.double(), batch.weight.double()])
+        torch.stack([predict_logits(model, batch, amp=amp).double(), batch.label.double(), batch.weight.double()])
         for batch in batches
     ]
     rows = in_global_order(torch.stack(shares) if shares else torch.empty(0, 3, 0, dtype=torch.float64), mesh)

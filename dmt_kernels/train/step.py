@@ -27,10 +27,13 @@ class TrainStep:
         Of everything but the tables.
     lr : float
         Its learning rate.
+    amp : bool
+        Multiply in bfloat16 (``torch.autocast``): the over-arch's layers and the tower modules. Parameters, sums,
+        interactions and the loss stay as they are.
     """
 
-    def __init__(self, model: nn.Module, mesh: Mesh | None, *, optimizer: str, lr: float) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, mesh: Mesh | None, *, optimizer: str, lr: float, amp: bool = False) -> None:
+        self.model, self.amp = model, amp
         self._exchange: Any = model.exchange
         self.mesh = mesh
         self._over_arch_sum = self._tower_sum = None
@@ -75,12 +78,14 @@ class TrainStep:
 
     def loss(self, batch: Batch) -> Tensor:
         """Return this rank's share of the loss, a scalar; another loss is a subclass that overrides this."""
-        return loss_share(predict_logits(self.model, batch), batch)
+        return loss_share(predict_logits(self.model, batch, amp=self.amp), batch)
 
 
-def predict_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """Return logits ``[B]``, in the model's dtype."""
-    return model(batch.dense.to(next(model.parameters()).dtype), batch.sparse)
+def predict_logits(model: nn.Module, batch: Batch, *, amp: bool = False) -> Tensor:
+    """Return logits ``[B]``, in the model's dtype; multiplied in bfloat16 if `amp`."""
+    like = next(model.parameters())
+    with torch.autocast(like.device.type, torch.bfloat16, enabled=amp):
+        return model(batch.dense.to(like.dtype), batch.sparse).to(like.dtype)
 
 
 def loss_share(logits: Tensor, batch: Batch) -> Tensor:

@@ -57,6 +57,11 @@ def test_ranks_that_do_not_fit(options, world, sentence):
         resolve_topology(TrainConfig(**options), world, world)
 
 
+def test_amp_and_float64_exclude_each_other():
+    with pytest.raises(InputError, match="--amp and --dtype float64"):
+        TrainConfig(amp=True, dtype="float64")
+
+
 def test_payloads():
     config = TrainConfig(payload="bf16", tower_payload="fp16", stochastic=True)
     assert config.payloads() == Payloads.of("bf16", "fp16", stochastic=True)

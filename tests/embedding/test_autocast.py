@@ -1,0 +1,62 @@
+"""Under ``torch.autocast`` tower modules multiply in bfloat16 on every road; all else, and all dtypes, stay."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmt_kernels.spec import TableOptimizer, Topology
+from tests.embedding.worlds import SAMPLES, World, build, global_batch, jagged
+from tests.ranks import run_ranks
+
+TOPOLOGY = Topology(2, 2)
+SGD = World(TOPOLOGY, optimizer=TableOptimizer("sgd", lr=0.1), chunks=2)  # an update is a gradient
+OWNER = replace(SGD, tower="linear", placement="owner")
+WORLDS = {
+    "linear": replace(SGD, tower="linear"),
+    "linear, a table replicated": replace(SGD, tower="linear", splits=(("users", "replicated"),)),
+    "owner": OWNER,
+    "cross": replace(SGD, tower="cross"),
+    "custom": replace(SGD, tower="custom"),
+    "pass": replace(SGD, tower="pass"),
+    "float64": replace(SGD, tower="linear", dtype=torch.float64),
+}
+ROUNDING = 2.0**-8  # of a bfloat16
+
+
+def _step(world: World, rank: int | None, amp: bool) -> dict[str, Tensor]:
+    """Outputs, gradients and tables of one step."""
+    exchange = build(world, "sptt", rank)
+    ids, weights, _ = global_batch(world, exchange.features, 0)
+    samples = SAMPLES * TOPOLOGY.world
+    mine = slice(0, samples) if rank is None else slice(rank * SAMPLES, (rank + 1) * SAMPLES)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        out = exchange(jagged(world, ids, weights, mine.start, mine.stop))
+    grad = torch.linspace(0.5, 1.5, samples * out.shape[1], dtype=world.dtype).view(samples, -1)  # nothing cancels
+    out.backward(grad[mine])
+    grads = {f"gradient of {name}": p.grad for name, p in exchange.named_parameters() if p.grad is not None}
+    return {"outputs": out.detach(), **exchange.shards.state_dict(), **grads}
+
+
+def _steps(rank: int | None) -> dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    worlds = WORLDS if rank is not None else {name: world for name, world in WORLDS.items() if name != "owner"}
+    return {name: (_step(world, rank, False), _step(world, rank, True)) for name, world in worlds.items()}
+
+
+@pytest.fixture(scope="module")
+def steps() -> list[dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]]:
+    return [*run_ranks(_steps, TOPOLOGY.world), _steps(None)]
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_values_are_those_of_float32_to_the_rounding_of_bfloat16(steps, name) -> None:
+    narrowed = False
+    for exact, rounded in (process[name] for process in steps if name in process):
+        assert exact.keys() == rounded.keys()
+        for what, value in exact.items():
+            assert rounded[what].dtype == value.dtype, what
+            off = float((rounded[what] - value).norm())
+            assert off <= 4 * ROUNDING * float(value.norm()), f"{what}: {off}"
+            narrowed |= off > 0
+    assert narrowed == (name not in ("pass", "float64"))
