@@ -1,6 +1,6 @@
 """How well, how evenly and how fast features are put into towers: the tables of docs/quality.md, section Partitioner.
 
-`python -m bench.partitioner recovery --groups 4 6 8 | large`
+`python -m bench.partitioner recovery --groups 4 6 8 | large | members`
 """
 
 import argparse
@@ -11,11 +11,20 @@ from collections.abc import Mapping
 import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
-from dmt_kernels.planner import Grouping, alignment, group_features, mean_cosine, mutual_information
-from dmt_kernels.spec import Table
-from dmt_kernels.train.affinity import flat_setup, learn_embeddings, sample_ids
+from dmt_kernels.planner import (
+    Grouping,
+    alignment,
+    group_features,
+    mean_cosine,
+    mutual_information,
+    partition_features,
+    place,
+)
+from dmt_kernels.planner.placement import shard_weights
+from dmt_kernels.spec import Table, Topology
+from dmt_kernels.train.affinity import flat_setup, learn_embeddings
 from dmt_kernels.train.config import TrainConfig
-from dmt_kernels.train.data import SyntheticDataset
+from dmt_kernels.train.data import SyntheticDataset, mean_lookups, sample_ids
 
 FEATURES, SEEDS, ROWS = 26, 5, 200_000
 COUNTS_ALONE = {"bytes": np.inf, "lookups": np.inf, "flops": np.inf}
@@ -76,19 +85,48 @@ def large(features: int = 1000, towers: int = 64) -> None:
     group = rng.permutation(np.arange(features) % towers)
     affinity = np.where(group[:, None] == group, 0.4, 0.03) + 0.05 * np.abs(rng.normal(size=(features, features)))
     affinity = (affinity + affinity.T) / 2
-    unequal = np.exp(rng.uniform(np.log(24), np.log(64_000), features)).astype(int)
-    ids = {f"f{i}": float(count) for i, count in enumerate(rng.choice([1, 1, 1, 1, 2, 5], features))}
-    cases: dict[str, tuple[np.ndarray, Mapping[str, float]]] = {
-        "equal tables": (np.full(features, 100), {}),
-        "24 to 64,000 rows, 1 to 5 ids": (unequal, ids),
+    cases: dict[str, tuple[list[Table], Mapping[str, float]]] = {
+        "equal tables": (_tables(np.full(features, 100)), {}),
+        "24 to 64,000 rows, 1 to 5 ids": _unequal(rng, features),
     }
-    for name, (rows, lookups) in cases.items():
-        tables = [Table(f"t{i}", int(count), 16, (f"f{i}",)) for i, count in enumerate(rows)]
+    for name, (tables, lookups) in cases.items():
         began = time.perf_counter()
         found = group_features(tables, towers, affinity=affinity, lookups=lookups)
         took = time.perf_counter() - began
         score = adjusted_rand_score(group, found.table_towers)
         print(f"{features} features, {towers} towers, {name}: {took:.0f} s, Rand {score:.3f}, {_limits(found, towers)}")
+
+
+def members() -> None:
+    """Fullest member over the mean of its tower, worst tower, of bytes and of values looked up: tables kept whole."""
+    dataset = SyntheticDataset(ROWS, 0)
+    synthetic = [Table(f.name, f.rows, 16, (f.name,)) for f in dataset.features]
+    tables, lookups = _unequal(np.random.default_rng(0), 200)
+    cases = {
+        "planted log, 26 tables": (synthetic, mean_lookups(dataset), ((2, 2), (2, 4), (4, 2))),
+        "200 tables of 24 to 64,000 rows, 1 to 5 ids": (tables, lookups, ((1, 8), (4, 4), (8, 8))),
+    }
+    for name, (tables, lookups, shapes) in cases.items():
+        for towers, count in shapes:
+            partition = partition_features(tables, towers)
+            plan = place(tables, partition, Topology(towers, count), lookups=lookups)
+            held = np.zeros((2, towers, count))
+            for shard in plan.shards:
+                ids = sum(lookups[f] for f in shard.table.features)
+                held[:, shard.tower, shard.member] += shard_weights(shard, ids)
+            worst = (held.max(2) / held.mean(2)).max(1)
+            print(f"{name}, {towers} towers of {count}: bytes {worst[0]:.2f}, lookups {worst[1]:.2f}")
+
+
+def _unequal(rng: np.random.Generator, features: int) -> tuple[list[Table], dict[str, float]]:
+    """Tables of 24 to 64,000 rows, evenly by their logarithm, with 1 to 5 ids."""
+    rows = np.exp(rng.uniform(np.log(24), np.log(64_000), features)).astype(int)
+    ids = rng.choice([1, 1, 1, 1, 2, 5], features)
+    return _tables(rows), {f"f{i}": float(count) for i, count in enumerate(ids)}
+
+
+def _tables(rows: np.ndarray) -> list[Table]:
+    return [Table(f"t{i}", int(count), 16, (f"f{i}",)) for i, count in enumerate(rows)]
 
 
 def _limits(found: Grouping, towers: int) -> str:
@@ -102,11 +140,13 @@ def _limits(found: Grouping, towers: int) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table", choices=("recovery", "large"))
+    parser.add_argument("table", choices=("recovery", "large", "members"))
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--groups", type=int, nargs="+", default=[4, 6, 8])
     arguments = parser.parse_args()
     if arguments.table == "recovery":
         recovery(arguments.steps, arguments.groups)
-    else:
+    elif arguments.table == "large":
         large()
+    else:
+        members()

@@ -7,15 +7,13 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from dmt_kernels.planner.loads import Load
+from dmt_kernels.planner.program import GAP, limits, rows, scale, solve
 
-GAP = 0.01
 _OFFERED = 12  # towers per table that are tried first
-_ROUNDING = 1e-7  # what solvers may be off, relative to a load's mean
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,8 @@ def relax(cost: np.ndarray, loads: Sequence[Load], allowed: np.ndarray) -> Relax
     offered = allowed & (np.argsort(np.argsort(np.where(allowed, cost, np.inf), axis=1), axis=1) < _OFFERED)
     while True:
         i, t = np.nonzero(offered)
-        once, sums = _rows(i, t, tables, towers, loads)
-        low, high = _limits(loads, towers)
+        once, sums = rows(i, t, tables, towers, loads)
+        low, high = limits(loads, towers)
         solved = linprog(
             cost[i, t],
             A_eq=once,
@@ -102,7 +100,7 @@ def relax(cost: np.ndarray, loads: Sequence[Load], allowed: np.ndarray) -> Relax
         prices = (solved.ineqlin.marginals[: len(high)] - solved.ineqlin.marginals[len(high) :]).reshape(-1, towers)
         reduced = cost - solved.eqlin.marginals[:, None]
         for load, price in zip(loads, prices, strict=True):
-            reduced -= (load.counted / _scale(load))[:, None] * price
+            reduced -= (load.counted / scale(load))[:, None] * price
         missing = allowed & ~offered & (reduced < -1e-9 * max(1.0, cost.max()))
         if not missing.any():
             shares = np.zeros(cost.shape)
@@ -149,73 +147,21 @@ def assign(
     return best
 
 
-def smallest_excess(loads: Sequence[Load], allowed: np.ndarray, *, seconds: float = 20.0) -> tuple[np.ndarray, float]:
-    """By how little the limits can be broken.
-
-    Returns
-    -------
-    excess : ndarray
-        ``[K]``, of every load, as a part of its mean: with limits wider by these there is a solution.
-    bound : float
-        No solution has a smaller sum of them.
-    """
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_matrix, hstack, identity, kron
-
-    tables, towers = allowed.shape
-    i, t = np.nonzero(_ordered(allowed, loads))
-    once, sums = _rows(i, t, tables, towers, loads)
-    low, high = _limits(loads, towers)
-    room = kron(identity(len(loads)), np.ones((towers, 1)))
-    solved: Any = milp(
-        np.concatenate([np.zeros(len(i)), np.ones(len(loads))]),
-        constraints=[
-            LinearConstraint(hstack([once, csr_matrix((tables, len(loads)))]).tocsr(), 1, 1),
-            LinearConstraint(hstack([sums, -room]).tocsr(), -np.inf, high),
-            LinearConstraint(hstack([sums, room]).tocsr(), low, np.inf),
-        ],
-        integrality=np.concatenate([np.ones(len(i)), np.zeros(len(loads))]),
-        bounds=Bounds(0, np.concatenate([np.ones(len(i)), np.full(len(loads), np.inf)])),
-        options={"mip_rel_gap": GAP / 10, "time_limit": seconds},
-    )
-    assert solved.x is not None, "every assignment satisfies limits that are wide enough"
-    chosen = solved.x[: len(i)] > 0.5
-    place = np.empty(tables, np.int64)
-    place[i[chosen]] = t[chosen]
-    return np.array([load.excess(place, towers) for load in loads]), max(0.0, float(solved.mip_dual_bound))
-
-
-def _ordered(allowed: np.ndarray, loads: Sequence[Load]) -> np.ndarray:
-    """Where towers are alike, let the k-th heaviest table go to the first k only: the rest is the same, renamed."""
-    if not allowed.all():
-        return allowed
-    heavy = np.argsort(-sum(load.counted / _scale(load) for load in loads), kind="stable")
-    allowed = allowed.copy()
-    for k, table in enumerate(heavy[: allowed.shape[1]]):
-        allowed[table, k + 1 :] = False
-    return allowed
-
-
 def _branch(
     cost: np.ndarray, loads: Sequence[Load], offered: np.ndarray, gap: float, seconds: float
 ) -> tuple[tuple[np.ndarray, float] | None, float]:
     """The best towers found over the offered columns with their cost, and a lower bound of any such cost."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.optimize import LinearConstraint
 
     i, t = np.nonzero(offered)
-    once, sums = _rows(i, t, len(cost), cost.shape[1], loads)
-    low, high = _limits(loads, cost.shape[1])
-    solved: Any = milp(
-        cost[i, t],
-        constraints=[LinearConstraint(once, 1, 1), LinearConstraint(sums, low, high)],
-        integrality=np.ones(len(i)),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": gap, "time_limit": max(seconds, 1.0)},
+    once, sums = rows(i, t, len(cost), cost.shape[1], loads)
+    low, high = limits(loads, cost.shape[1])
+    found, bound = solve(
+        cost[i, t], [LinearConstraint(once, 1, 1), LinearConstraint(sums, low, high)], gap=gap, seconds=seconds
     )
-    bound = -np.inf if solved.mip_dual_bound is None else float(solved.mip_dual_bound)
-    if solved.x is None:
-        return None, np.inf if solved.status == 2 else bound
-    chosen = solved.x > 0.5
+    if found is None:
+        return None, bound
+    chosen = found > 0.5
     towers = np.empty(len(cost), np.int64)
     towers[i[chosen]] = t[chosen]
     return (towers, float(cost[np.arange(len(cost)), towers].sum())), bound
@@ -228,7 +174,7 @@ def _distinct(loads: Sequence[Load]) -> list[Load]:
         if load.low <= 0 and load.high >= load.counted.sum():
             continue
         load = Load(
-            load.name, load.weights, load.counted / _scale(load), 1.0, load.low / _scale(load), load.high / _scale(load)
+            load.name, load.weights, load.counted / scale(load), 1.0, load.low / scale(load), load.high / scale(load)
         )
         for k, other in enumerate(result):
             if np.allclose(other.counted, load.counted, rtol=1e-9):
@@ -237,24 +183,3 @@ def _distinct(loads: Sequence[Load]) -> list[Load]:
         else:
             result.append(load)
     return result
-
-
-def _rows(i: np.ndarray, t: np.ndarray, tables: int, towers: int, loads: Sequence[Load]) -> tuple[Any, Any]:
-    """Constraints over columns (table i in tower t): every table once, ``[N, n]``; loads by tower, ``[K * T, n]``."""
-    from scipy.sparse import csr_matrix, vstack
-
-    column = np.arange(len(i))
-    once = csr_matrix((np.ones(len(i)), (i, column)), (tables, len(i)))
-    sums = [csr_matrix((load.counted[i] / _scale(load), (t, column)), (towers, len(i))) for load in loads]
-    return once, vstack(sums).tocsr()
-
-
-def _limits(loads: Sequence[Load], towers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest value of the rows of loads, ``[K * T]``: relative to the mean, so that all are near 1."""
-    low = np.array([load.low / _scale(load) for load in loads]) - _ROUNDING
-    high = np.array([load.high / _scale(load) for load in loads]) + _ROUNDING
-    return np.repeat(low, towers), np.repeat(high, towers)
-
-
-def _scale(load: Load) -> float:
-    return load.mean or 1.0

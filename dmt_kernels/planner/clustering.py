@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dmt_kernels.planner.assignment import GAP, Assignment, Relaxation, assign, relax, smallest_excess
+from dmt_kernels.planner.assignment import Assignment, Relaxation, assign, relax
+from dmt_kernels.planner.excess import smallest_excess
 from dmt_kernels.planner.loads import Load
+from dmt_kernels.planner.program import GAP
 from dmt_kernels.spec import InputError
 
 _STARTS = 8

@@ -10,11 +10,10 @@ from dmt_kernels.planner import alignment, load_affinity, mean_cosine, mutual_in
 from dmt_kernels.spec import InputError
 from dmt_kernels.train.assemble import Setup, build_model, make_loader, set_up
 from dmt_kernels.train.config import TrainConfig
-from dmt_kernels.train.data import Dataset
+from dmt_kernels.train.data import SAMPLE_ROWS, sample_ids
 from dmt_kernels.train.step import TrainStep
 
 AFFINITIES = ("alignment", "cosine", "ids")
-SAMPLE_ROWS = 8192
 
 
 def flat_setup(config: TrainConfig) -> Setup:
@@ -76,23 +75,3 @@ def find_affinity(setup: Setup, kind: str) -> np.ndarray:
     if Path(kind).suffix not in (".npy", ".csv"):
         raise InputError(f"--affinity {kind!r} is none of {', '.join(AFFINITIES)} and no .npy or .csv file")
     return load_affinity(Path(kind), len(features))
-
-
-def sample_ids(dataset: Dataset, features: tuple[str, ...]) -> tuple[np.ndarray, dict[str, float]]:
-    """Read rows spread evenly over the training split.
-
-    Returns
-    -------
-    values : ndarray
-        ``[F, n]`` the first id of every bag, -1 for an empty one.
-    lookups : dict of str to float
-        Mean ids of a bag, by feature.
-    """
-    count = dataset.rows("train")
-    index = np.unique(np.linspace(0, count - 1, min(count, SAMPLE_ROWS)).astype(np.int64))
-    position = {feature.name: f for f, feature in enumerate(dataset.features)}
-    rows = dataset.read("train", index, [position[name] for name in features])
-    starts = np.concatenate([[0], np.cumsum(rows.lengths.ravel())])[:-1].reshape(rows.lengths.shape)
-    ids = np.append(rows.ids, -1)
-    values = np.where(rows.lengths > 0, ids[np.minimum(starts, len(rows.ids))], -1)
-    return values, dict(zip(features, rows.lengths.mean(axis=1).tolist(), strict=True))

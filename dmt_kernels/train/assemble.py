@@ -23,7 +23,7 @@ from dmt_kernels.planner import STRATEGIES, partition_features, place
 from dmt_kernels.spec import InputError, Partition, Plan, Table, Topology, tables_by_feature
 from dmt_kernels.towers import TowerModule, build_tower_module, common_out_dim
 from dmt_kernels.train.config import TrainConfig, flag
-from dmt_kernels.train.data import Dataset, Loader, open_dataset
+from dmt_kernels.train.data import Dataset, Loader, mean_lookups, open_dataset
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def set_up(config: TrainConfig) -> Setup:
         partition = Partition.load(Path(config.partition))
     splits = {} if config.split == "auto" else {table.name: config.split for table in tables}
     topology = Topology(config.towers, config.members)
-    setup = Setup(config, dataset, place(tables, partition, topology, splits))
+    setup = Setup(config, dataset, place(tables, partition, topology, splits, mean_lookups(dataset)))
     if not config.local and config.batch_size % topology.world:
         raise InputError(f"--batch-size {config.batch_size} cannot be shared out evenly to {topology.world} ranks")
     with torch.device("meta"):

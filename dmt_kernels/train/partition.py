@@ -4,8 +4,9 @@ from pathlib import Path
 
 from dmt_kernels.planner import BY_AFFINITY, Grouping, check_grouping, group_features
 from dmt_kernels.spec import InputError
-from dmt_kernels.train.affinity import find_affinity, flat_setup, sample_ids
+from dmt_kernels.train.affinity import find_affinity, flat_setup
 from dmt_kernels.train.config import TrainConfig
+from dmt_kernels.train.data import mean_lookups
 from dmt_kernels.train.partition_report import draw, show_loads
 
 
@@ -42,7 +43,7 @@ def partition(
         raise InputError(f"--out {out} is a folder, or in one that does not exist")
     setup = flat_setup(config)
     tables = setup.plan.tables
-    _, lookups = sample_ids(setup.dataset, setup.plan.partition.features)
+    lookups = mean_lookups(setup.dataset)
     check_grouping(tables, towers, strategy, lookups, slack, pins)  # before the training
     matrix = find_affinity(setup, affinity) if strategy in BY_AFFINITY else None
     grouping = group_features(

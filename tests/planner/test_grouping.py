@@ -1,6 +1,7 @@
 """Towers of alike features, within limits."""
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmt_kernels.planner import alignment, group_features, load_affinity, mutual_information, tower_loads
-from dmt_kernels.planner.assignment import GAP, assign, smallest_excess
+from dmt_kernels.planner.assignment import assign
+from dmt_kernels.planner.excess import smallest_excess
+from dmt_kernels.planner.program import GAP, silence
 from dmt_kernels.spec import InputError, Table
 
 
@@ -39,12 +42,28 @@ def test_assignment_and_excess_are_those_of_exhaustive_search(rows: list[int], t
     excess, bound = smallest_excess(loads, allowed)
     assert bound <= least + 1e-6
     assert excess.sum() == pytest.approx(least, rel=0.01, abs=1e-5)
+    assert bound == pytest.approx(least, rel=0.01, abs=1e-5)
     loads = [load.widened(part + 1e-6) for load, part in zip(loads, excess, strict=True)]
     found = assign(cost, loads, allowed)
     best = min(cost[np.arange(len(rows)), place].sum() for place in every if _fits(loads, place, towers))
     assert found is not None and _fits(loads, found.towers, towers)
     assert found.bound <= best + 1e-6
     assert best - 1e-6 <= found.cost <= best * (1 + GAP) + 1e-3
+
+
+def test_excess_of_unlike_loads_is_proven() -> None:
+    rng = np.random.default_rng(0)
+    tables, allowed = _tables([int(x) for x in np.geomspace(24, 8000, 26)]), np.ones((26, 6), bool)
+    ids = {f"f{i}": 1.75 for i in rng.choice(26, 3, replace=False)}
+    excess, bound = smallest_excess(tower_loads(tables, 6, ids), allowed)
+    assert 0 < excess.sum() <= bound * (1 + GAP)
+
+
+def test_the_solver_prints_nothing(capfd: pytest.CaptureFixture) -> None:
+    with silence():
+        os.write(1, b"from below\n")
+    print("from here")
+    assert capfd.readouterr().out == "from here\n"
 
 
 def test_coherent_finds_planted_groups_and_diverse_spreads_them() -> None:

@@ -57,6 +57,22 @@ def test_big_tables_are_spread_by_bytes() -> None:
     assert loads == [8080, 8000]
 
 
+def test_members_are_alike_in_bytes_and_in_lookups() -> None:
+    tables = _tables([(100, 8)] * 8)
+    ids = {f"f{i}": 5.0 if i % 2 else 1.0 for i in range(8)}  # dealt by bytes alone, one has all
+    plan = place(tables, partition_features(tables, 1), Topology(1, 2), lookups=ids)
+    held = [[s.table.features[0] for s in plan.member_shards(0, r)] for r in range(2)]
+    assert [len(features) for features in held] == [4, 4]
+    assert [sum(ids[f] for f in features) for features in held] == [12, 12]
+
+
+def test_what_is_split_by_hand_counts() -> None:
+    tables = _tables([(3, 8), (10, 8), (1, 8)])
+    plan = place(tables, partition_features(tables, 1), Topology(1, 2), {"t2": "rows", "t0": "replicated"})
+    assert [s.member for s in plan.table_shards(tables[2])] == [0]
+    assert [s.member for s in plan.table_shards(tables[1])] == [1]
+
+
 @pytest.mark.parametrize("strategy", ["strided", "contiguous"])
 def test_partitions_are_balanced_and_keep_shared_tables_whole(strategy: str) -> None:
     tables = [Table("a", 5, 2, ("a1", "a2")), *_tables([(5, 2)] * 4)]
