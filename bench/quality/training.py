@@ -18,7 +18,11 @@ from dmt_kernels.train.predict import evaluate
 
 
 class FollowedTrainer(Trainer):
-    """Notes both held-out AUCs and the training time after every epoch."""
+    """Notes both held-out AUCs and the training time after every epoch.
+
+    The time is that of the processor: on a core of its own a run of one thread takes as long by the clock, and other
+    runs beside it, or a machine that stops it for a while, do not count.
+    """
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup, None)
@@ -27,9 +31,9 @@ class FollowedTrainer(Trainer):
         self._seconds = 0.0
 
     def _train_epoch(self, epoch: int) -> None:
-        began = time.perf_counter()
+        began = time.process_time()
         super()._train_epoch(epoch)
-        self._seconds += time.perf_counter() - began
+        self._seconds += time.process_time() - began
 
     def _log(self, line: dict[str, Any]) -> None:
         if "valid_auc" in line:
