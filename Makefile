@@ -35,13 +35,14 @@ NAME := $(shell printf '%s' '$(KIND) $(word 2,$(CALLER)) $(if $(filter none,$(KI
 ENVIRONMENT := $(if $(filter active,$(KIND)),build,.venv)/environment/$(NAME)
 CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
 
-.PHONY: help build demo test sanitize cuda-check bench bench-cluster lint format clean which-python
+.PHONY: help build demo test sanitize cuda-check bench bench-cluster bench-quality lint format clean which-python
 .DEFAULT_GOAL := help
 
 help: ## Show this text
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 15
 	@echo 'Variables: TORCH="torch==2.13.0 [pip options]", DATA=synthetic|criteo:PATH|npz:PATH, OUT=demo_out, PYTHON=python'
 	@echo '           of bench-cluster: HOSTS=2 MEMBERS=2 RATE=200mbit,1gbit,2gbit TOWER_RATE=9x PNG=bench_cluster.png'
+	@echo '           of bench-quality: DATA, QUALITY="--jobs 8 --out DIR --towers 2 4 --compressions 2" (python -m bench.quality --help)'
 
 # A .venv of the wrong kind, or with another torch than the calling Python's, is made anew.
 $(ENVIRONMENT): pyproject.toml
@@ -101,6 +102,9 @@ bench: build ## Measure ops, exchange and training step beside their peers; BENC
 
 bench-cluster: build ## Measure training steps between emulated hosts (root)
 	$(PY) -m bench.cluster --hosts $(HOSTS) --members $(MEMBERS) --rate '$(RATE)' --tower-rate '$(TOWER_RATE)' --plot '$(PNG)'
+
+bench-quality: build ## Train flat and multi-tower models on DATA and compare their AUC (hours; goes on where it ended)
+	$(PY) -m bench.quality --data '$(DATA)' $(QUALITY)
 
 format: $(ENVIRONMENT) ## Rewrite the sources in the project's format
 	$(PY) -m ruff check --fix .

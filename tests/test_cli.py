@@ -136,7 +136,13 @@ def test_bad_input_is_one_sentence_and_leaves_nothing_behind(case, where, tmp_pa
 
 @pytest.mark.parametrize(
     "option",
-    [["--chunks", "2"], ["--chunks", "auto"], ["--payload", "bf16"], ["--tower-payload", "int8"], ["--stochastic"]],
+    [
+        ["--chunks", "2"],
+        ["--chunks", "auto"],
+        ["--tower-payload", "int8"],
+        ["--payload", "bf16", "--exchange", "flat"],
+        ["--stochastic", "--exchange", "flat"],
+    ],
     ids=" ".join,
 )
 def test_what_is_said_of_the_wire_needs_one(option, capsys):

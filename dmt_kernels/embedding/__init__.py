@@ -61,7 +61,8 @@ def build_exchange(
         no multiple of it, the largest number below that divides them. "auto" tries several numbers in the first steps
         of training (:class:`~dmt_kernels.embedding.chunk_choice.ChunkChoice`).
     payloads : Payloads, optional
-        What rows travel as; by default as they are.
+        What rows travel as; by default as they are. In one process rows are rounded as between towers (``peer``), and
+        nothing else is.
     placement : {"member", "owner", "auto"}
         Where linear tower modules stand, with the same result to rounding: whole at the members, who get what the tower
         looks up for their samples; or in slices at the owners of tables, who send partial sums. ``auto`` tries both on
@@ -99,7 +100,7 @@ def build_exchange(
         "init_scale": init_scale,
     }
     if mesh is None:
-        return LocalExchange(plan, tower_modules, **options)
+        return LocalExchange(plan, tower_modules, payloads=payloads if kind == "sptt" else None, **options)
     payloads = payloads or Payloads()
     bags = None if trial is None else trial.offsets.numel() - 1
     told = {"placement": placement, "bags to try it with": bags, "chunks": chunks, **options}

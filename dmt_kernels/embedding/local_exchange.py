@@ -8,17 +8,19 @@ from torch import Tensor
 
 from dmt_kernels import ops
 from dmt_kernels.embedding.exchange import EmbeddingExchange
+from dmt_kernels.embedding.local_payload import LocalPayload
 from dmt_kernels.embedding.row_means import complete_row_means, splits_columns
 from dmt_kernels.embedding.table_shards import TableShards
 from dmt_kernels.ops.id_exchange import id_dtype, select_features
-from dmt_kernels.spec import Jagged, Plan
+from dmt_kernels.spec import Jagged, Payloads, Plan
 from dmt_kernels.towers import TowerModule
 
 
 class LocalExchange(EmbeddingExchange):
     """Holds every shard of the plan (one copy of a replicated table) and every tower module.
 
-    Parameters are those of :class:`EmbeddingExchange`; the rest goes to :class:`TableShards`.
+    Parameters are those of :class:`EmbeddingExchange`; rows are rounded as the peer stage's `payloads` would round
+    them; the rest goes to :class:`TableShards`.
     """
 
     def __init__(
@@ -27,6 +29,8 @@ class LocalExchange(EmbeddingExchange):
         tower_modules: Mapping[int, TowerModule] | None,
         *,
         bounds: str = "error",
+        payloads: Payloads | None = None,
+        seed: int,
         **shards_options: Any,
     ) -> None:
         super().__init__(plan, tower_modules, bounds)
@@ -40,7 +44,8 @@ class LocalExchange(EmbeddingExchange):
         self._id_dtype = id_dtype(self._rows)
         self._route = [self.features.index(lookup.feature) for lookup in lookups]
         split = any(splits_columns(plan, t) for t in range(plan.topology.towers))
-        self.shards = TableShards(lookups, row_means=self._row_means if split else None, **shards_options)
+        self.shards = TableShards(lookups, row_means=self._row_means if split else None, seed=seed, **shards_options)
+        self._payload = LocalPayload(plan.topology, payloads or Payloads(), seed)
 
     def _row_means(self, squares: list[Tensor]) -> Tensor:
         shards = self.shards.shards
@@ -55,7 +60,7 @@ class LocalExchange(EmbeddingExchange):
         for t, layout in enumerate(self.layouts):
             tower = layout.assemble([next(pieces) for _ in (*layout.members, "kept")])
             outputs.append(self.tower_modules[str(t)](tower).to(tower.dtype) if self.tower_modules else tower)
-        return torch.cat(outputs, dim=1)
+        return torch.cat(self._payload(outputs), dim=1)
 
     def finish(self, in_flight: Tensor) -> Tensor:  # noqa: D102
         return in_flight

@@ -21,6 +21,7 @@ SOURCES = "criteo:PATH|npz:PATH|columns:DIR|synthetic[:ROWS]"
 PARTITIONS = "strided|contiguous|FILE"
 FORMATS = tuple(format.value for format in WireFormat)
 WIRE_OPTIONS = ("chunks", "payload", "tower_payload", "stochastic", "placement")  # of what travels between ranks
+LOCAL_OPTIONS = ("payload", "stochastic")  # of these, what towers in one process do as well
 MAX_TIMEOUT_S = 10**6
 SPLITS = ("auto", "whole", "columns", "rows", "replicated")
 
@@ -116,7 +117,9 @@ class TrainConfig:
             raise InputError(f"--placement {self.placement} needs --exchange sptt: flat has no tower modules to place")
         if self.exchange == "flat" and self.tower_payload != "fp32":
             raise InputError(f"--tower-payload {self.tower_payload} needs --exchange sptt: flat has no tower stage")
-        if self.local and (wire := [name for name in WIRE_OPTIONS if getattr(self, name) != _defaults()[name]]):
+        acts = LOCAL_OPTIONS if self.exchange == "sptt" else ()
+        wire = [name for name in WIRE_OPTIONS if name not in acts and getattr(self, name) != _defaults()[name]]
+        if self.local and wire:
             raise InputError(f"--local sends nothing between ranks: {flag(wire[0])} has nothing to act on")
         self.table_optimizer_spec()
 

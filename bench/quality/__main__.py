@@ -1,0 +1,124 @@
+"""``python -m bench.quality``: what towers cost in AUC, by pairs of runs with the same seed.
+
+Trials drawn from one space choose the options of flat and of multi-tower models by validation AUC, as many for either;
+then both are trained with seed after seed until their difference in test AUC is known well enough. A bench that was
+ended goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import environment, report
+from bench.quality import show
+from bench.quality.grid import PARTITIONS, Cell, Plan, grid
+from bench.quality.progress import BenchProgress
+from bench.quality.records import Records
+from bench.quality.study import Study, conduct
+from dmt_kernels.spec import InputError
+from dmt_kernels.train.config import TrainConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run and return the exit code: 2 for bad input, 130 where it was interrupted; both leave what is finished."""
+    given = _parser().parse_args(argv)
+    folder = Path(given.out)
+    try:
+        plan = _plan(given)
+        folder.mkdir(parents=True, exist_ok=True)
+        study = Study(plan, Records(folder / "runs.jsonl"))
+        if not given.report:
+            with BenchProgress() as progress:
+                conduct(study, folder, given.jobs, progress.tell)
+    except (InputError, OSError) as error:
+        print(f"bench-quality: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bench-quality: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    report.show(report.facts(environment.collect(), "environment"), *show.tables(study))
+    show.write(study, folder)
+    print(f"tables: {folder / 'tables.md'}\nplot:   {folder / 'differences.png'}")
+    return 0
+
+
+def _plan(given: argparse.Namespace) -> Plan:
+    cells = grid(given.models, given.towers, given.compressions, given.partitions, given.train_payloads)
+    tuned = {m: Cell(m, given.tune_at[0], given.tune_at[1], given.partitions[0]) for m in given.models}
+    return Plan(
+        data=given.data,
+        cells=cells,
+        tuned=tuned,
+        trials=given.trials,
+        trial_epochs=given.trial_epochs,
+        epochs=given.epochs,
+        patience=given.patience,
+        least=given.least,
+        most=max(given.most, given.least),
+        half_width=given.half_width,
+        payloads=given.payloads,
+        options=dict(given.option),
+        tower_options=dict(given.tower_option),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    shown = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.quality", description=__doc__, formatter_class=shown, allow_abbrev=False
+    )
+
+    def add(name: str, default: Any, help: str, metavar: str, kind: Any = int, many: bool = False) -> None:
+        parser.add_argument(name, default=default, type=kind, nargs="*" if many else None, help=help, metavar=metavar)
+
+    add("--data", "synthetic", "as for train", "DATA", str)
+    add("--out", "bench_quality", "folder of finished runs, towers, tables and plot", "DIR", str)
+    add("--jobs", 2, "runs at a time, one core each", "N")
+    add("--models", ["dlrm", "dcn"], "over-archs", "M", str, many=True)
+    add("--towers", [2, 4, 8], "numbers of towers", "T", many=True)
+    add("--compressions", [1.0, 2.0, 4.0, 8.0], "compressions", "CR", float, many=True)
+    add("--partitions", list(PARTITIONS), "how towers are chosen", "P", str, many=True)
+    add("--payloads", ["bf16", "fp8"], "formats of peer rows that trained towers are scored with", "F", str, many=True)
+    add("--train-payloads", [], "formats that towers are also trained with", "F", str, many=True)
+    add("--trials", 20, "random trials, for each over-arch, flat and multi-tower", "N")
+    add("--trial-epochs", 4, "their epochs at most", "N")
+    parser.add_argument(
+        "--tune-at",
+        type=_tower_and_compression,
+        default=(4, 2.0),
+        metavar="T,CR",
+        help="multi-tower model of the trials, with the first of the partitions",
+    )
+    add("--epochs", 20, "of a run at most", "N")
+    add("--patience", 2, "epochs without a better validation AUC that end a run", "N")
+    add("--least", 3, "seeds", "N")
+    add("--most", 20, "seeds", "N")
+    add("--half-width", 0.0004, "of the confidence interval of a difference: no seeds are added below", "AUC", float)
+    for name, whose in (("--option", "all runs"), ("--tower-option", "all multi-tower runs")):
+        help = f"an option of train for {whose}"
+        parser.add_argument(name, type=_option, action="append", default=[], metavar="NAME=VALUE", help=help)
+    parser.add_argument("--report", action="store_true", help="only show what is finished")
+    return parser
+
+
+def _tower_and_compression(text: str) -> tuple[int, float]:
+    towers, _, compression = text.partition(",")
+    return int(towers), float(compression)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """A field of `TrainConfig` and its value, by the type of its default."""
+    name, _, value = text.partition("=")
+    name = name.replace("-", "_")
+    default = getattr(TrainConfig(), name)
+    if isinstance(default, bool):
+        return name, value.lower() in ("1", "true", "yes")
+    return name, type(default)(value) if isinstance(default, (int, float)) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""What is compared: multi-tower models of a grid, each with the flat model of the same seed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.quality.partitions import seed_of
+from bench.quality.records import Record
+
+Options = dict[str, Any]  # of TrainConfig
+PARTITIONS = ("coherent", "diverse", "strided", "random")
+TUNING_SEED = 1000  # none of those that models are compared with
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A model that is trained with several seeds; flat if it has no towers.
+
+    Parameters
+    ----------
+    model : str
+        Over-arch.
+    towers : int
+        ``T``; 0: flat.
+    compression : float
+        That is aimed at.
+    partition : str
+        How towers were chosen.
+    payload : str
+        What rows of towers travel as while training.
+    """
+
+    model: str
+    towers: int = 0
+    compression: float = 1
+    partition: str = "-"
+    payload: str = "fp32"
+
+    @property
+    def is_flat(self) -> bool:
+        return self.towers == 0
+
+    @property
+    def twin(self) -> Cell:
+        """The flat model it is compared with."""
+        return Cell(self.model)
+
+    def options(self) -> Options:
+        """Options of a run, but for the towers' features."""
+        if self.is_flat:
+            return {"model": self.model, "exchange": "flat"}
+        return {
+            "model": self.model,
+            "exchange": "sptt",
+            "tower_module": self.model,
+            "towers": self.towers,
+            "compression": self.compression,
+            **({"payload": self.payload} if self.payload != "fp32" else {}),
+        }
+
+    def __str__(self) -> str:
+        if self.is_flat:
+            return f"{self.model} flat"
+        name = f"{self.model} T={self.towers} CR={self.compression:g} {self.partition}"
+        return name if self.payload == "fp32" else f"{name} {self.payload}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a bench does.
+
+    Parameters
+    ----------
+    data : str
+        As for ``train``.
+    cells : sequence of Cell
+        Multi-tower models, the most valuable first.
+    tuned : mapping of str to Cell
+        The multi-tower model whose trials choose the options of all of its over-arch.
+    trials, trial_epochs : int
+        Random trials for each over-arch, flat and multi-tower, and their epochs at most.
+    epochs, patience : int
+        Epochs at most, and how many without a better validation AUC end a run.
+    least, most : int
+        Seeds.
+    half_width : float
+        Of the confidence interval below which no seeds are added.
+    payloads : sequence of str
+        That trained multi-tower models are scored with.
+    options, tower_options : dict
+        Of :class:`TrainConfig`, for all runs and for multi-tower ones.
+    """
+
+    data: str
+    cells: Sequence[Cell]
+    tuned: dict[str, Cell]
+    trials: int = 20
+    trial_epochs: int = 4
+    epochs: int = 20
+    patience: int = 2
+    least: int = 3
+    most: int = 20
+    half_width: float = 0.0004
+    payloads: Sequence[str] = ()
+    options: Options = field(default_factory=dict)
+    tower_options: Options = field(default_factory=dict)
+
+    @property
+    def twins(self) -> list[Cell]:
+        """The flat models."""
+        return [Cell(model) for model in self.tuned]
+
+    def trial(self, cell: Cell, drawn: Options) -> Record:
+        """One of the trials that choose the options of `cell`."""
+        return self._spec(cell, {**drawn, "epochs": self.trial_epochs}, TUNING_SEED, ())
+
+    def run(self, cell: Cell, drawn: Options, seed: int) -> Record:
+        """A run with the options that were found best."""
+        payloads = () if cell.is_flat or cell.payload != "fp32" else self.payloads
+        return self._spec(cell, {**drawn, "epochs": self.epochs}, seed, payloads)
+
+    def _spec(self, cell: Cell, given: Options, seed: int, payloads: Sequence[str]) -> Record:
+        options = {"data": self.data, "seed": seed, "early_stop": self.patience, **cell.options(), **given}
+        options |= self.options | ({} if cell.is_flat else self.tower_options)
+        towers = None if cell.is_flat else [cell.partition, seed_of(cell.partition, self.data, seed)]
+        return {"options": options, "partition": towers, "payloads": list(payloads)}
+
+
+def grid(
+    models: Sequence[str],
+    towers: Sequence[int],
+    compressions: Sequence[float],
+    partitions: Sequence[str],
+    payloads: Sequence[str],
+) -> list[Cell]:
+    """All combinations; those of the first partition come before all others, and payloads narrower than fp32 last."""
+    return [
+        Cell(model, t, compression, partition, payload)
+        for payload, partition, t, compression, model in itertools.product(
+            ["fp32", *payloads], partitions, towers, compressions, models
+        )
+    ]

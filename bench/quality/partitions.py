@@ -1,0 +1,43 @@
+"""Towers of a data set's features, chosen once and kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dmt_kernels.planner import BY_AFFINITY, STRATEGIES, group_features
+from dmt_kernels.train.affinity import find_affinity, flat_setup, sample_ids
+from dmt_kernels.train.config import TrainConfig
+
+AFFINITY_STEPS = 400
+
+
+def seed_of(strategy: str, data: str, seed: int) -> int:
+    """The seed of a run's towers: its own where they are random, or the log itself is another one; else always 0."""
+    return seed if strategy == "random" or data.startswith("synthetic") else 0
+
+
+def choose_towers(strategy: str, config: TrainConfig, seed: int, folder: Path) -> str:
+    """What ``--partition`` of a run of `config` is: a rule's name, or a file in `folder`, made if it is not there."""
+    if strategy in STRATEGIES:
+        return strategy
+    assert config.towers is not None
+    path = folder / f"{strategy}-{config.towers}-{seed}.json"
+    if path.exists():
+        return str(path)
+    plain = TrainConfig(
+        data=config.data,
+        tables=config.tables,
+        hash_rows=config.hash_rows,
+        embedding_dim=config.embedding_dim,
+        steps=AFFINITY_STEPS,
+        seed=seed,
+    )
+    setup = flat_setup(plain)
+    _, lookups = sample_ids(setup.dataset, setup.plan.partition.features)
+    matrix = find_affinity(setup, "alignment") if strategy in BY_AFFINITY else None
+    found = group_features(setup.plan.tables, config.towers, strategy, affinity=matrix, lookups=lookups, seed=seed)
+    unfinished = path.with_suffix(f".{os.getpid()}")  # another run may be at the same towers
+    found.partition.save(unfinished)
+    unfinished.rename(path)
+    return str(path)

@@ -1,0 +1,183 @@
+"""The quality bench: its statistics, its space, what it runs next, and a tiny grid from end to end."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from bench.quality.__main__ import main
+from bench.quality.grid import Cell, Plan, grid
+from bench.quality.records import Records
+from bench.quality.show import first_epoch_at, tables
+from bench.quality.space import draw_trials
+from bench.quality.statistics import Estimate, estimate, needs_more
+from bench.quality.study import Study
+from dmt_kernels.train.config import TrainConfig
+
+CELL = Cell("dlrm", 2, 2.0, "coherent")
+
+
+def test_an_interval_by_hand():
+    found = estimate([0.1, 0.2, 0.3])
+    assert found.mean == pytest.approx(0.2)
+    assert found.half_width == pytest.approx(4.30265 * 0.1 / math.sqrt(3), rel=1e-5)
+    assert found.low == pytest.approx(0.2 - found.half_width)
+    assert estimate([0.5]) == Estimate(0.5, math.inf, 1)
+    assert estimate([]).count == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "half_width", "more"), [(2, 0.0, True), (3, 0.3, True), (3, 0.1, False), (5, 0.3, False)]
+)
+def test_seeds_are_added_until_the_interval_is_narrow_or_there_are_too_many(count, half_width, more):
+    assert needs_more(Estimate(0.0, half_width, count), 0.2, least=3, most=5) == more
+
+
+def test_trials_are_options_of_a_run_and_the_first_is_the_defaults():
+    trials = draw_trials(40)
+    assert trials[:5] == draw_trials(5)
+    assert trials[0] == {}
+    for trial in trials[1:]:
+        TrainConfig(**trial)
+        assert 3e-4 <= trial["dense_lr"] <= 1e-2
+        assert trial["batch_size"] in (512, 1024, 2048)
+    assert len({trial["dense_lr"] for trial in trials[1:]}) == 39
+    assert {trial["table_weight_decay"] == 0 for trial in trials[1:]} == {True, False}
+
+
+def test_the_grid_begins_with_the_first_partition_and_ends_with_payloads():
+    cells = grid(["dlrm", "dcn"], [2, 4], [1.0, 2.0], ["coherent", "random"], ["fp8"])
+    assert len(cells) == len(set(cells)) == 2 * 2 * 2 * 2 * 2
+    assert all(cell.partition == "coherent" for cell in cells[:8])
+    assert all(cell.payload == "fp8" for cell in cells[16:])
+    assert str(cells[-1]) == "dcn T=4 CR=2 random fp8"
+    assert cells[-1].twin == Cell("dcn")
+
+
+def test_a_line_that_was_cut_off_is_forgotten(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    records = Records(path)
+    records.add({"spec": {"a": 1, "b": 2}, "auc": 0.5})
+    with path.open("a") as file:
+        file.write('{"spec": {"a"')
+    again = Records(path)
+    assert len(again) == 1
+    assert again.find({"b": 2, "a": 1}) == {"spec": {"a": 1, "b": 2}, "auc": 0.5}
+    again.add({"spec": {"a": 2}})
+    assert [json.loads(line)["spec"]["a"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+@pytest.fixture
+def study(tmp_path):
+    plan = Plan(
+        data="npz:none.npz",
+        cells=[CELL],
+        tuned={"dlrm": CELL},
+        trials=3,
+        least=2,
+        most=4,
+        half_width=0.001,
+        payloads=["fp8"],
+        options={"embedding_dim": 8},
+        tower_options={"compression": 3.0},
+    )
+    return Study(plan, Records(tmp_path / "runs.jsonl"))
+
+
+def record(spec, auc, valid_auc=0.7):
+    curve = [{"valid": valid_auc, "test": auc, "seconds": 1.0}]
+    figures = {"auc": auc, "valid_auc": valid_auc, "best_auc": None, "best_epoch": 1, "compression": 2.0}
+    return {"spec": spec, **figures, "curve": curve, "payloads": dict.fromkeys(spec["payloads"], auc)}
+
+
+def tune(study):
+    """Finish all trials: the second is the best by validation, the last by test; the third has diverged."""
+    for i, (_, spec) in enumerate(study.next_jobs()):
+        result = {"spec": spec, "failed": "NaN"} if i % 3 == 2 else record(spec, 0.9 - i % 3, [0.6, 0.7][i % 3])
+        study.records.add(result)
+
+
+def test_flat_and_towers_get_the_same_trials_and_the_best_by_validation_wins(study):
+    jobs = study.next_jobs()
+    assert [name for name, _ in jobs] == ["trial of dlrm flat"] * 3 + [f"trial of {CELL}"] * 3
+    drawn = draw_trials(3)[1]["dense_lr"]
+    for flat, towers in zip(jobs[:3], jobs[3:], strict=True):
+        assert flat[1]["options"].get("dense_lr") == towers[1]["options"].get("dense_lr")
+        assert flat[1]["partition"] is None
+        assert towers[1]["partition"] == ["coherent", 0]
+        assert {spec["options"]["embedding_dim"] for _, spec in (flat, towers)} == {8}
+        assert towers[1]["options"]["compression"] == 3.0
+        TrainConfig(**towers[1]["options"])
+    assert study.tuned(CELL) is None
+    tune(study)
+    assert study.tuned(CELL)["dense_lr"] == study.tuned(CELL.twin)["dense_lr"] == drawn
+
+
+def test_seeds_are_added_in_pairs_while_the_difference_is_uncertain(study):
+    tune(study)
+    done = []
+    gaps = [0.0, 0.01, 0.005, 0.005]
+    while jobs := study.next_jobs():
+        done.append([name for name, _ in jobs])
+        for (_, spec), auc in zip(jobs, [0.8, 0.8 + gaps[len(done) - 1]], strict=True):
+            study.records.add(record(spec, auc))
+    assert done == [[f"dlrm flat seed {seed}", f"{CELL} seed {seed}"] for seed in range(4)]
+    assert study.difference(CELL).mean == pytest.approx(0.005)
+    assert len(tables(study)) == 8
+
+
+def test_seeds_end_when_the_difference_is_known(study):
+    tune(study)
+    while jobs := study.next_jobs():
+        for _, spec in jobs:
+            study.records.add(record(spec, 0.8))
+    assert study.difference(CELL) == Estimate(0.0, 0.0, 2)
+    assert len(study.runs(CELL)) == 2
+
+
+def test_a_run_that_failed_is_not_run_again(study):
+    tune(study)
+    flat, towers = (spec for _, spec in study.next_jobs())
+    study.records.add(record(flat, 0.8))
+    study.records.add({"spec": towers, "failed": "NaN"})
+    assert [name for name, _ in study.next_jobs()] == ["dlrm flat seed 1", f"{CELL} seed 1"]
+    assert study.difference(CELL).count == 0
+
+
+def test_the_epoch_that_reaches_an_auc():
+    curve = [{"valid": value} for value in (0.6, 0.7, 0.65)]
+    assert first_epoch_at(curve, 0.65) == 2
+    assert first_epoch_at(curve, 0.71) is None
+
+
+def test_a_tiny_grid_from_end_to_end_that_is_killed_on_the_way(tmp_path, capsys):
+    words = "--jobs 1 --models dlrm --towers 2 --compressions 2 --partitions random --trials 1 --epochs 2"
+    words += " --data synthetic:512 --trial-epochs 1 --least 2 --most 2 --tune-at 2,2 --train-payloads fp8"
+    words += " --option batch_size=128 --tower-option tower_module=dcn"
+    command = [*words.split(), "--out", str(tmp_path)]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "dlrm T=2 CR=2 random fp8 seed 1" in shown
+    lines = (tmp_path / "runs.jsonl").read_text().splitlines()
+    assert len(lines) == 1 + 1 + 2 * 3
+    run = next(run for run in map(json.loads, lines) if run["payloads"])
+    assert set(run["payloads"]) == {"bf16", "fp8"}
+    assert run["payloads"]["fp8"] != run["auc"]
+    assert len(run["curve"]) == 2
+    assert run["spec"]["options"]["tower_module"] == "dcn"
+    assert "to the best" in (tmp_path / "tables.md").read_text()
+    assert (tmp_path / "differences.png").stat().st_size > 1000
+
+    (tmp_path / "runs.jsonl").write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:40])
+    assert main(command) == 0
+    assert capsys.readouterr().out.count(" seed ") == 1
+    again = Path(tmp_path / "runs.jsonl").read_text().splitlines()
+    assert json.loads(again[-1])["auc"] == json.loads(lines[-1])["auc"]
+    assert main([*command, "--report"]) == 0
+    assert " seed " not in capsys.readouterr().out
+
+
+def test_bad_input_is_a_sentence(tmp_path, capsys):
+    assert main(["--data", "npz:/no/such.npz", "--out", str(tmp_path), "--jobs", "1"]) == 2
+    assert "/no/such.npz" in capsys.readouterr().err
