@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmt_kernels.ops.bag_arguments import Ints
+from dmt_kernels.ops.bag_arguments import Ints, on_device
 
 
 def describe(tables: Sequence[Tensor], feature_tables: Ints, poolings: Ints, row_starts: Ints) -> tuple[Tensor, int]:
@@ -26,12 +25,6 @@ def describe(tables: Sequence[Tensor], feature_tables: Ints, poolings: Ints, row
         rows.append((table.data_ptr(), table.stride(0), table.size(0), start, table.size(1), column, is_mean))
         column += table.size(1)
     return on_device(tuple(rows), tables[0].device), column
-
-
-@functools.lru_cache(maxsize=256)
-def on_device(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """Numbers on the device. Kept: a step asks for the same ones every time, and a captured step may not copy."""
-    return torch.tensor(rows, dtype=torch.int64, device=device)
 
 
 def block_rows(block_order: Ints, device: torch.device) -> Tensor:
