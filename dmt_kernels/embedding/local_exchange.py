@@ -11,6 +11,7 @@ from dmt_kernels.embedding.exchange import EmbeddingExchange
 from dmt_kernels.embedding.local_payload import LocalPayload
 from dmt_kernels.embedding.row_means import complete_row_means, splits_columns
 from dmt_kernels.embedding.table_shards import TableShards
+from dmt_kernels.ops.bag_arguments import on_device
 from dmt_kernels.ops.id_exchange import id_dtype, select_features
 from dmt_kernels.spec import Jagged, Payloads, Plan
 from dmt_kernels.towers import TowerModule
@@ -52,8 +53,9 @@ class LocalExchange(EmbeddingExchange):
         return complete_row_means(self.plan, shards, dict(zip(shards, squares, strict=True)))
 
     def start(self, sparse: Jagged) -> Tensor:  # noqa: D102  (the base class has the words)
-        checked = self._checked(sparse, samples := self._samples(sparse))
-        pooled = self.shards(select_features(checked, len(self.features), self._route), samples, [0])
+        checked, bounds = self._checked(sparse, samples := self._samples(sparse))
+        selected = select_features(checked, len(self.features), self._route)
+        pooled = self.shards(selected, samples, [0], bounds=bounds)
         widths = [sum(lookup.shard.dim for lookup in block) for blocks in self._blocks for block in blocks]
         pieces = iter(pooled.split(widths, dim=1))
         outputs = []
@@ -65,11 +67,20 @@ class LocalExchange(EmbeddingExchange):
     def finish(self, in_flight: Tensor) -> Tensor:  # noqa: D102
         return in_flight
 
-    def _checked(self, sparse: Jagged, samples: int) -> Jagged:
-        ids = sparse.ids
-        missing = ops.check_ids(ids, sparse.offsets, self._rows)
-        if missing.count:
-            self._refuse_missing(sparse, missing)
-            rows = torch.tensor(self._rows, device=ids.device).repeat_interleave(sparse.offsets[::samples].diff())
+    def _checked(self, sparse: Jagged, samples: int) -> tuple[Jagged, str]:
+        """Ids of which none is wild, and what the ops do about missing ones."""
+        ids, bounds = sparse.ids, "none"
+        if ids.is_cuda and self.bounds == "error":  # the host does not wait for an answer: the ops record missing ids
+            bounds, is_clean = "error", False
+        elif ids.is_cuda and self.bounds == "none":
+            is_clean = False
+        else:
+            missing = ops.check_ids(ids.cpu(), sparse.offsets.cpu(), self._rows)
+            is_clean = not missing.count
+            if missing.count:
+                self._refuse_missing(sparse, missing)
+        if samples and not is_clean:
+            rows = on_device(tuple(self._rows), ids.device)
+            rows = rows.repeat_interleave(sparse.offsets[::samples].diff(), output_size=ids.numel())
             ids = torch.where((ids >= 0) & (ids < rows), ids, -1)
-        return Jagged(ids.to(self._id_dtype), sparse.offsets, sparse.weights)
+        return Jagged(ids.to(self._id_dtype), sparse.offsets, sparse.weights), bounds

@@ -68,17 +68,19 @@ class TableShards(nn.Module):
         row_split = any(shard.splits_rows for shard in self.shards)
         self._row_starts = [shard.row_start for shard in self.shards] if row_split else None
 
-    def forward(self, received: Jagged, samples: int, block_order: Sequence[int]) -> Tensor:
+    def forward(self, received: Jagged, samples: int, block_order: Sequence[int], *, bounds: str = "none") -> Tensor:
         """Look up and pool; the backward pass of the result updates the shards.
 
         Parameters
         ----------
         received : Jagged
-            Bags ``(block, lookup, sample)`` of ``K`` blocks; ids already checked.
+            Bags ``(block, lookup, sample)`` of ``K`` blocks.
         samples : int
             ``B``, samples per block.
         block_order : sequence of int
             Output block that each input block fills, ``K`` of them.
+        bounds : {"none", "error"}
+            As for the ops; none where ids were checked before.
 
         Returns
         -------
@@ -87,10 +89,10 @@ class TableShards(nn.Module):
         """
         # Nothing that enters requires grad, so an anchor that does makes autograd call the update.
         anchor = torch.zeros((), requires_grad=torch.is_grad_enabled())
-        return _LookupThenUpdate.apply(anchor, self, received, samples, list(block_order))
+        return _LookupThenUpdate.apply(anchor, self, received, samples, list(block_order), bounds)
 
     @torch.no_grad()
-    def lookup_into(self, out: Tensor, received: Jagged, block_order: list[int]) -> None:
+    def lookup_into(self, out: Tensor, received: Jagged, block_order: list[int], bounds: str = "none") -> None:
         """Pool into ``out``, ``[K * B, width]``, without autograd."""
         if self.shards:
             ops.embedding_bag_(
@@ -99,16 +101,16 @@ class TableShards(nn.Module):
                 received.ids,
                 received.offsets,
                 per_sample_weights=received.weights,
-                bounds="none",  # checked where they were read
+                bounds=bounds,
                 **self._bag_layout(block_order),
             )
 
     @torch.no_grad()
-    def lookup(self, received: Jagged, samples: int, block_order: list[int]) -> Tensor:
+    def lookup(self, received: Jagged, samples: int, block_order: list[int], bounds: str = "none") -> Tensor:
         """Pool without autograd; shapes as in :meth:`forward`."""
         rows = len(block_order) * samples
         out = torch.empty(rows, self.width, dtype=self.dtype, device=received.ids.device)
-        self.lookup_into(out, received, block_order)
+        self.lookup_into(out, received, block_order, bounds)
         return out
 
     @torch.no_grad()
@@ -152,7 +154,7 @@ class TableShards(nn.Module):
         )
 
     @torch.no_grad()
-    def update(self, grad: Tensor, received: Jagged, block_order: list[int]) -> None:
+    def update(self, grad: Tensor, received: Jagged, block_order: list[int], bounds: str = "none") -> None:
         """One optimizer step from ``grad``, ``[K * B, width]``. Collective over the tower where columns are split."""
         tables, bags = self._tensors(self.tables), self._bag_layout(block_order)
         arguments = (grad.contiguous(), received.ids, received.offsets)
@@ -171,7 +173,7 @@ class TableShards(nn.Module):
                 self._tensors(self.states),
                 *arguments,
                 per_sample_weights=weights,
-                bounds="none",
+                bounds=bounds,
                 optimizer=self.optimizer.kind,
                 lr=self.optimizer.lr,
                 eps=self.optimizer.eps,
@@ -195,15 +197,21 @@ class TableShards(nn.Module):
 class _LookupThenUpdate(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, shards: TableShards, received: Jagged, samples: int, block_order: list[int]
+        ctx: Any,
+        anchor: Tensor,
+        shards: TableShards,
+        received: Jagged,
+        samples: int,
+        block_order: list[int],
+        bounds: str,
     ) -> Tensor:
-        ctx.shards, ctx.received, ctx.block_order = shards, received, block_order
-        return shards.lookup(received, samples, block_order)
+        ctx.shards, ctx.bags = shards, (received, block_order, bounds)
+        return shards.lookup(received, samples, block_order, bounds)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
-        ctx.shards.update(grad, ctx.received, ctx.block_order)
-        return None, None, None, None, None
+        ctx.shards.update(grad, *ctx.bags)
+        return None, None, None, None, None, None
 
 
 def _buffer_name(shard: Shard) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dmt_kernels.ops import _cuda, _library  # noqa: F401  (register the ops before the modules below extend them)
-from dmt_kernels.ops.check_ids import MissingIds, check_ids, raise_missing_ids
+from dmt_kernels.ops.check_ids import MissingIds, MissingIdWatch, check_ids, raise_missing_ids
 from dmt_kernels.ops.dot_interaction import dot_interaction
 from dmt_kernels.ops.embedding_bag import embedding_bag, embedding_bag_
 from dmt_kernels.ops.embedding_update import embedding_row_squares, embedding_update_
@@ -20,6 +20,7 @@ from dmt_kernels.ops.wire_codec import wire_decode, wire_encode
 __all__ = [
     "IdExchange",
     "IdRoutes",
+    "MissingIdWatch",
     "MissingIds",
     "ReceivedIds",
     "Ticket",

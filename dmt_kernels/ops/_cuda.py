@@ -14,10 +14,20 @@ def _implement(module: ModuleType, *names: str) -> None:
 
 
 if cuda_kernels == "triton":
-    from dmt_kernels.ops.triton import embedding_bag, tower_pool, wire_codec
+    from dmt_kernels.ops.triton import (
+        bags,
+        embedding_bag,
+        embedding_update,
+        tower_pool,
+        tower_pool_gradients,
+        wire_codec,
+    )
 
-    _implement(embedding_bag, "embedding_bag", "embedding_bag_")
+    _implement(bags, "take_missing_ids")
+    _implement(embedding_bag, "embedding_bag", "embedding_bag_", "embedding_bag_weights_backward")
+    _implement(embedding_update, "embedding_update_", "embedding_bag_backward")
     _implement(tower_pool, "tower_pool")
+    _implement(tower_pool_gradients, "tower_pool_weight_backward", "tower_pool_pooled_backward")
     _implement(wire_codec, *_CODEC)
 elif cuda_kernels == "none":
     from dmt_kernels.ops.reference import wire_codec as reference

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 
@@ -58,3 +59,9 @@ def pooled_shape(tables: Sequence[Tensor], offsets: Tensor, feature_tables: Ints
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which sums over `dtype` are kept."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@functools.lru_cache(maxsize=256)
+def on_device(numbers: tuple[int, ...] | tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """Numbers on the device. Kept: a step asks for the same ones every time, and a captured step may not copy."""
+    return torch.tensor(numbers, dtype=torch.int64, device=device)

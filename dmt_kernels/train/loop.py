@@ -103,6 +103,7 @@ class Trainer:
             self.progress.step(self.step)
             if self.step % self.config.log_every == 0 or self.step == self.steps:
                 loss = torch.stack(losses).mean().item()  # waits for the device, hence not every step
+                self.train_step.missing_ids.wait()
                 rate = samples / (time.perf_counter() - began)
                 self._log({"epoch": epoch + 1, "step": self.step, "loss": loss, "samples_per_s": rate})
                 self.progress.step(self.step, f"loss {loss:.4f}")

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dmt_kernels.comm import Mesh
+from dmt_kernels.ops import raise_missing_ids
 from dmt_kernels.ops.groups import naming_failures
 from dmt_kernels.spec import Batch
 from dmt_kernels.train.metrics import Scores, score
@@ -18,12 +19,18 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], mesh: Mesh | None, *, a
     """Score a model on this rank's shares of a split's batches; all ranks call it together and get the same scores.
 
     With `amp` it multiplies as :class:`~dmt_kernels.train.step.TrainStep` does.
+
+    Raises
+    ------
+    RuntimeError
+        On CUDA: ids are out of range, of these batches or of those trained on before.
     """
     model.eval()
     shares = [
         torch.stack([predict_logits(model, batch, amp=amp).double(), batch.label.double(), batch.weight.double()])
         for batch in batches
     ]
+    raise_missing_ids(next(model.parameters()).device)  # the scores wait for the device, too
     rows = in_global_order(torch.stack(shares) if shares else torch.empty(0, 3, 0, dtype=torch.float64), mesh)
     scores = None
     if rows is not None:

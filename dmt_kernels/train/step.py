@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dmt_kernels.comm import GradientSum, Mesh
+from dmt_kernels.ops import MissingIdWatch
 from dmt_kernels.spec import Batch
 
 
@@ -42,6 +43,7 @@ class TrainStep:
         if mesh is not None:
             self._over_arch_sum = GradientSum(self.over_arch, mesh.dense)
             self._tower_sum = GradientSum(self.tower_module, mesh.tower_dense)
+        self.missing_ids = MissingIdWatch(next(model.parameters()).device)
         # Slices have whole gradients where they are, so nothing of them is summed, and so has their optimizer state.
         parameters = [*self.over_arch, *self.tower_module, *in_name_order(slice_parameters(model))]
         self.optimizer: torch.optim.Optimizer = (
@@ -59,6 +61,11 @@ class TrainStep:
             What to train on.
         next_batch : Batch or None
             What the next call will train on, this very object, so that its ids travel meanwhile; on all ranks or none.
+
+        Raises
+        ------
+        RuntimeError
+            On CUDA: ids of an earlier batch, or of this one, are out of range, and its tables were not updated.
         """
         self.model.train()
         self.optimizer.zero_grad()
@@ -74,6 +81,7 @@ class TrainStep:
             if next_batch is not None:
                 self._exchange.advance()
         self.optimizer.step()
+        self.missing_ids.poll()
         return total
 
     def loss(self, batch: Batch) -> Tensor:

@@ -4,10 +4,12 @@ import itertools
 
 import torch
 
-from dmt_kernels.ops.triton import embedding_bag, tower_pool, wire_codec
+from dmt_kernels.ops.triton import bags, embedding_bag, embedding_update, tower_pool, tower_pool_gradients, wire_codec
 from dmt_kernels.spec import WireFormat
+from tests.cuda import test_embedding_bag, test_embedding_update, test_tower_pool
 from tests.cuda.test_embedding_bag import arguments
 from tests.ops.bags import random_bags
+from tests.ops.updates import MANY, problem
 from tests.ops.wire_rows import EXPONENTS, SPECIALS, random_rows
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -15,6 +17,11 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def triton_op(name: str):
+    """As ``torch.ops.dmt.<name>``, for the tests that take an op by its name."""
+    return next(getattr(module, name) for module in TWINS if hasattr(module, name))
 
 
 def check_bags() -> None:
@@ -27,12 +34,57 @@ def check_bags() -> None:
         )  # fmt: skip
         given = arguments(case)
         close(embedding_bag.embedding_bag(*given), torch.ops.dmt.embedding_bag(*given), 0)
-        tables, ids, offsets, *layout = given
-        weight, bias = torch.randn(70, case.width).to(dtype), torch.randn(70).to(dtype)
+        if seed % 3 != seed // 12:  # the interpreter is slow
+            continue
+        tables, ids, offsets, weights, *layout, bounds = given
+        out_width = [70, 5, 33][seed % 3]
+        weight, bias = torch.randn(out_width, case.width).to(dtype), torch.randn(out_width).to(dtype)
         products, some_bias = [None, torch.bfloat16][seed % 2], [bias, None][seed // 2 % 2]
-        full = (tables, ids, offsets, weight, some_bias, *layout, False, products)
+        full = (tables, ids, offsets, weight, some_bias, weights, *layout, bounds, False, products)
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
         close(tower_pool.tower_pool(*full), torch.ops.dmt.tower_pool(*full), tolerance)
+
+        grad = torch.randn(6, case.width).to(DTYPES[(seed + 1) % 3])
+        rows, dims = [len(table) for table in tables], [table.shape[1] for table in tables]
+        agree("embedding_bag_weights_backward", 1e-5, grad, tables, ids, offsets, *layout)
+        agree("embedding_bag_backward", 0, grad, ids, offsets, weights, rows, dims, dtype, *layout)
+        grad = torch.randn(6, out_width)
+        agree("tower_pool_weight_backward", tolerance, grad, tables, ids, offsets, weights, *layout, products)
+        agree("tower_pool_pooled_backward", 1e-5, grad, weight[:, 1:40], products)
+
+
+def agree(name: str, tolerance: float, *given) -> None:
+    actual, expected = triton_op(name)(*given), getattr(torch.ops.dmt, name)(*given)
+    for a, b in zip(*([x] if torch.is_tensor(x) else x for x in (actual, expected)), strict=True):
+        close(a, b, tolerance)
+
+
+def check_pieces_of_samples() -> None:
+    """More samples than one program sums for the weight's gradient."""
+    case = random_bags(dims=(5, 36), rows=(11, 7), samples=70, longest=2)
+    tower_pool_gradients.PIECE, tower_pool_gradients.PIECES = 1, 2
+    given = (torch.randn(70, 8), *case.args, None, None, None, None, None)
+    agree("tower_pool_weight_backward", 1e-4, *given)
+
+
+def check_updates() -> None:
+    cases = itertools.product(test_embedding_update.OPTIMIZERS, DTYPES, [False, True])
+    for seed, (optimizer, dtype, weighted) in enumerate(cases):
+        options = {"weight_decay": [0.0, 0.01][seed % 2]}
+        grad_dtype = [None, torch.float32][seed // 2 % 2]
+        given = {"dtype": dtype, "grad_dtype": grad_dtype, "weighted": weighted, "wide_ids": seed % 3 > 0}
+        shapes = {"shapes": [(50, 64), (30, 20)], "feature_tables": [1, 0], "pooling": ["sum", "sum"]}
+        shapes = [{**MANY, "samples": 3, "missing": 0.2}, {**shapes, "samples": 5}][seed // 4 % 2]
+        case = problem(seed, **shapes, **given)
+        test_embedding_update.assert_same_as_on_the_cpu(triton_op, case, optimizer, **options)
+    test_embedding_update.test_wide_rows(triton_op, 700)
+
+
+def check_records() -> None:
+    test_embedding_bag.test_ids_out_of_range_are_recorded_once(triton_op)
+    test_embedding_bag.test_offsets_are_clamped(triton_op)
+    test_tower_pool.test_ids_out_of_range_are_recorded(triton_op)
+    test_embedding_update.test_nothing_is_written_when_an_id_is_out_of_range(triton_op)
 
 
 def check_codecs() -> None:
@@ -50,6 +102,12 @@ def check_codecs() -> None:
             close(wire_codec.wire_decode(wide, 37, wire_format.code, dtype), expected, 0)
 
 
+TWINS = [bags, embedding_bag, embedding_update, tower_pool, tower_pool_gradients, wire_codec]
 check_bags()
+check_pieces_of_samples()
+check_updates()
+for lengths in ([300, 257, 1], [256, 3, 520]):
+    test_embedding_update.test_rows_that_are_hit_very_often(triton_op, lengths)
+check_records()
 check_codecs()
 print("all agree")

@@ -1,5 +1,6 @@
 """Where the CUDA kernels run: on a GPU, or on the CPU, thread by thread (tests/simt, which `make test` builds)."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from tests.devices import on_cuda
 _SIMT = Path(__file__).parents[2] / "build" / "tests" / "libdmt_simt.so"
 _needs_simt = pytest.mark.skipif(not _SIMT.exists(), reason="no build/tests/libdmt_simt.so; `make test` builds it")
 
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton; pip install triton")
+
 if _SIMT.exists():
     torch.ops.load_library(str(_SIMT))
 
@@ -21,8 +24,9 @@ def simt(name: str):
     return getattr(torch.ops.dmt_simt, name).default
 
 
-def cuda(name: str):
+def cuda(name: str, function=None):
     """The op on copies of its arguments; what it changed is copied back."""
+    function = function or getattr(torch.ops.dmt, name).default
 
     def call(*arguments):
         copies: list[tuple[Tensor, Tensor]] = []
@@ -31,7 +35,7 @@ def cuda(name: str):
             copies.append((tensor, tensor.cuda()))
             return copies[-1][1]
 
-        result = getattr(torch.ops.dmt, name).default(*tree_map_only(Tensor, there, arguments))
+        result = function(*tree_map_only(Tensor, there, arguments))
         for here, copy in copies:
             here.copy_(copy)
         return tree_map_only(Tensor, lambda tensor: tensor.cpu(), result)
@@ -39,9 +43,29 @@ def cuda(name: str):
     return call
 
 
+def triton(name: str):
+    """The same on Triton's kernels, whichever the op runs on there."""
+    from dmt_kernels.ops.triton import (
+        bags,
+        embedding_bag,
+        embedding_update,
+        tower_pool,
+        tower_pool_gradients,
+        wire_codec,
+    )
+
+    modules = (bags, embedding_bag, embedding_update, tower_pool, tower_pool_gradients, wire_codec)
+    return cuda(name, next(getattr(module, name) for module in modules if hasattr(module, name)))
+
+
 # op("wire_encode")(...): arguments are on the CPU, wherever it runs.
 places = pytest.mark.parametrize(
-    "op", [pytest.param(simt, marks=_needs_simt, id="simt"), pytest.param(cuda, marks=on_cuda, id="cuda")]
+    "op",
+    [
+        pytest.param(simt, marks=_needs_simt, id="simt"),
+        pytest.param(cuda, marks=on_cuda, id="cuda"),
+        pytest.param(triton, marks=[*on_cuda, needs_triton], id="triton"),
+    ],
 )
 
 

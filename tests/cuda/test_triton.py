@@ -1,15 +1,14 @@
 """Triton twins agree with the CPU's kernels, interpreted in a process of its own, and compile without a GPU."""
 
-import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from tests.cuda.places import needs_triton
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton; pip install triton")
 
 
 def run(script: str, **environment: str) -> str:
@@ -21,9 +20,19 @@ def run(script: str, **environment: str) -> str:
     return done.stdout
 
 
+@needs_triton
 def test_twins_agree_with_the_cpu():
     assert "all agree" in run("interpret_triton.py", TRITON_INTERPRET="1")
 
 
+@needs_triton
 def test_twins_compile_without_a_gpu(tmp_path):
-    assert run("compile_triton.py", TRITON_CACHE_DIR=str(tmp_path)).count("cubin") == 4
+    assert run("compile_triton.py", TRITON_CACHE_DIR=str(tmp_path)).count("cubin") == 24
+
+
+def test_every_compiled_op_has_a_twin():
+    sources = (ROOT / "csrc" / "ops").glob("*_cuda.cu")
+    compiled = {name for source in sources for name in re.findall(r'ops\.impl\("(\w+)"', source.read_text())}
+    twins = set(re.findall(r'"(\w+)"', (ROOT / "dmt_kernels" / "ops" / "_cuda.py").read_text()))
+    assert len(compiled) > 10
+    assert compiled <= twins

@@ -7,8 +7,10 @@ import torch
 
 from dmt_kernels.comm import build_mesh
 from dmt_kernels.embedding import EmbeddingExchange, build_exchange
+from dmt_kernels.ops import raise_missing_ids
 from dmt_kernels.planner import partition_features, place
 from dmt_kernels.spec import InputError, Jagged, Table, TableOptimizer, Topology
+from tests.devices import on_cuda
 from tests.ranks import run_ranks
 
 TOPOLOGY = Topology(2, 1)
@@ -75,3 +77,22 @@ def test_bags_that_are_no_whole_number_of_samples() -> None:
     exchange = _exchange("error", False)
     with pytest.raises(InputError, match="^4 bags are no whole number of samples of 3 features$"):
         exchange(Jagged(torch.arange(4), torch.arange(5)))
+
+
+@pytest.mark.parametrize("bounds", ["error", "warn", "none"])
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_cuda)])
+def test_a_gpu_records_and_computes_what_a_cpu_refuses(device: str, bounds: str) -> None:
+    here, there = _exchange("none", False), _exchange(bounds, False).to(device)
+    batch = _batch(here, 0)
+    moved = Jagged(batch.ids.to(device), batch.offsets.to(device))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        output = there(moved)
+    torch.testing.assert_close(output.cpu(), here(batch))
+    output.sum().backward()
+    if bounds != "error":
+        return raise_missing_ids(device)
+    with pytest.raises(RuntimeError, match="is out of range; ops on cuda met 6 such ids"):
+        raise_missing_ids(device)
+    for name, table in _exchange("none", False).state_dict().items():
+        assert torch.equal(there.state_dict()[name].cpu(), table), "updated"

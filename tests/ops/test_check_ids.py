@@ -1,11 +1,12 @@
 """check_ids against a loop over bags."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
 
-from dmt_kernels.ops import check_ids
-from dmt_kernels.ops.check_ids import MissingIds
+from dmt_kernels.ops import MissingIds, MissingIdWatch, check_ids, raise_missing_ids
 from tests.ops.bags import bags, random_bags
 
 
@@ -67,3 +68,60 @@ def test_bad_arguments():
         check_ids(ids, offsets, [-5])
     with pytest.raises(RuntimeError, match=r"^check_ids: the last offset is 1, but there are only 0 ids"):
         check_ids(ids[:0], offsets, [5])
+
+
+class Recorder:
+    """What a device has recorded, and messages that arrive when they are let."""
+
+    def __init__(self, monkeypatch):
+        self.record, self.arrived = torch.zeros(6, dtype=torch.int64), False
+        module = sys.modules["dmt_kernels.ops.check_ids"]  # the package has a function of that name
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        monkeypatch.setattr(module, "_take", lambda device: self.take())
+        monkeypatch.setattr(module, "_ask", lambda device: (self.take(), lambda: self.arrived))
+
+    def take(self):
+        taken, self.record = self.record, torch.zeros(6, dtype=torch.int64)
+        return taken
+
+    def meet(self, id):
+        self.record = torch.tensor([self.record[0] + 1, id, 2, 3, 4, 0])
+
+
+def test_what_a_device_recorded_is_raised_at_a_later_step(monkeypatch):
+    device = Recorder(monkeypatch)
+    watch = MissingIdWatch(torch.device("cuda"))
+    watch.poll()
+    device.meet(77)
+    for _ in range(3):  # the first answer is on its way: nobody waits, nothing is lost
+        watch.poll()
+    device.arrived = True
+    watch.poll()
+    with pytest.raises(
+        RuntimeError, match="^id 77 of table 2, feature 3, sample 4, block 0 is out of range; ops on cu"
+    ):
+        watch.poll()
+    for _ in range(3):
+        watch.poll()
+
+
+def test_where_the_host_waits_all_of_it_is_raised(monkeypatch):
+    device = Recorder(monkeypatch)
+    watch = MissingIdWatch(torch.device("cuda"))
+    for asks in (False, True):
+        device.meet(5)
+        if asks:
+            watch.poll()
+        with pytest.raises(RuntimeError, match="^id 5 of"):
+            watch.wait()
+        watch.wait()
+    device.meet(6)
+    with pytest.raises(RuntimeError, match="^id 6 of"):
+        raise_missing_ids("cuda")
+
+
+def test_the_cpu_has_nothing_to_watch():
+    watch = MissingIdWatch(torch.device("cpu"))
+    watch.poll()
+    watch.wait()
+    raise_missing_ids("cpu")

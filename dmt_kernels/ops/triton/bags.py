@@ -1,8 +1,7 @@
-"""What all kernels over bags read: a table of the features on the device, and the row of an id."""
+"""What all kernels over bags read, a table of the features on the device and the row of an id; and what they record."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -10,28 +9,32 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmt_kernels.ops.bag_arguments import Ints
+from dmt_kernels.ops.bag_arguments import Ints, on_device
+
+_FIELDS = tl.constexpr(11)  # of a feature
+EXACT = {"enable_fp_fusion": False}  # products are rounded before they are added, as everywhere
 
 
-def describe(tables: Sequence[Tensor], feature_tables: Ints, poolings: Ints, row_starts: Ints) -> tuple[Tensor, int]:
-    """Return what ``feature_at`` reads, int64 ``[F, 7]`` on the device, and D."""
+def describe(
+    tables: Sequence[Tensor], feature_tables: Ints, poolings: Ints, row_starts: Ints, states: Sequence[Tensor] = ()
+) -> tuple[Tensor, int]:
+    """Return what ``feature_at`` and its kin read, int64 ``[F, 11]`` on the device, and D."""
     features = range(len(tables)) if feature_tables is None else feature_tables
+    first_rows = [0]
+    for table in tables:
+        first_rows.append(first_rows[-1] + table.size(0))
+        if table.dtype == torch.float64:
+            raise RuntimeError("tables of float64 are for CPUs only")
     rows, column = [], 0
     for f, t in enumerate(features):
         table = tables[t]
-        if table.dtype == torch.float64:
-            raise RuntimeError("tables of float64 are for CPUs only")
         start = 0 if row_starts is None else row_starts[t]
         is_mean = 0 if poolings is None else poolings[f]
-        rows.append((table.data_ptr(), table.stride(0), table.size(0), start, table.size(1), column, is_mean))
+        state = (states[t].data_ptr(), states[t].stride(0)) if states else (0, 0)
+        place = (table.data_ptr(), table.stride(0), table.size(0), start, table.size(1), column, is_mean)
+        rows.append((*place, t, first_rows[t], *state))
         column += table.size(1)
     return on_device(tuple(rows), tables[0].device), column
-
-
-@functools.lru_cache(maxsize=256)
-def on_device(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """Numbers on the device. Kept: a step asks for the same ones every time, and a captured step may not copy."""
-    return torch.tensor(rows, dtype=torch.int64, device=device)
 
 
 def block_rows(block_order: Ints, device: torch.device) -> Tensor:
@@ -39,14 +42,47 @@ def block_rows(block_order: Ints, device: torch.device) -> Tensor:
     return on_device(((tuple(block_order) if block_order is not None else (0,)),), device)[0]
 
 
+_records: dict[torch.device, Tensor] = {}
+
+
+def missing_ids(device: torch.device) -> Tensor:
+    """Where kernels record ids out of range: (count, id, table, feature, sample, block), int64."""
+    if device not in _records:
+        _records[device] = torch.zeros(6, dtype=torch.int64, device=device)
+    return _records[device]
+
+
+def take_missing_ids(like: Tensor) -> Tensor:
+    """As ``torch.ops.dmt.take_missing_ids``."""
+    record = missing_ids(like.device)
+    taken = record.clone()
+    record.zero_()
+    return taken
+
+
 @triton.jit
 def feature_at(features, f, like):
     """(table, stride, rows, start, dim, column, is_mean) of feature f. `like`: any table."""
-    at = features + f * 7
+    at = features + f * _FIELDS
     table = tl.load(at).to(like.dtype)
     return (
         table, tl.load(at + 1), tl.load(at + 2), tl.load(at + 3), tl.load(at + 4), tl.load(at + 5), tl.load(at + 6)
     )  # fmt: skip
+
+
+@triton.jit
+def feature_fields(features, f):
+    """Where rows, start, dim, column, is_mean, the table's number, its first row among all tables' and its state lie.
+
+    In this order from here on; the state's stride is the last, the table's and the table itself are before.
+    """
+    return features + f * _FIELDS + 2
+
+
+@triton.jit
+def load_offset(offsets, bag, there, num_ids):
+    """Clamped: nothing is read outside of the ids."""
+    return tl.minimum(tl.maximum(tl.load(offsets + bag, mask=there, other=0), 0), num_ids)
 
 
 @triton.jit
@@ -59,6 +95,18 @@ def locate(ids, position, here, start, rows, IS_SHARD: tl.constexpr):
     if IS_SHARD:
         counted = here & (id >= 0)
     return tl.where(found, row, 0), found, counted
+
+
+@triton.jit
+def record_missing(record, count, id, features, f, sample, block):
+    """Of `count` ids out of range, keep one, unless one is kept already."""
+    if count > 0:
+        if tl.atomic_add(record, count.to(tl.int64)) == 0:
+            tl.store(record + 1, id.to(tl.int64))
+            tl.store(record + 2, tl.load(feature_fields(features, f) + 5))
+            tl.store(record + 3, f)
+            tl.store(record + 4, sample)
+            tl.store(record + 5, block)
 
 
 @triton.jit
