@@ -35,6 +35,8 @@ class RowPieces {
           .lr = 0,
           .eps = 0,
           .weight_decay = weight_decay,
+          .rounding = {},
+          .step = 0,
           .contributions = batch_.tables[i],
       });
       widest_ = std::max(widest_, tables.dims()[i]);
@@ -100,7 +102,8 @@ void embedding_update_(const std::vector<Tensor>& tables, const std::vector<Tens
                        const Tensor& ids, const Tensor& offsets, const OptionalTensor& per_sample_weights,
                        const OptionalInts& feature_tables, const OptionalInts& poolings, const OptionalInts& row_starts,
                        const OptionalInts& block_order, int64_t bounds, int64_t optimizer, double lr, double eps,
-                       double weight_decay, const OptionalTensor& row_mean_squares) {
+                       double weight_decay, const OptionalTensor& row_mean_squares, const OptionalInts& seeds,
+                       const OptionalTensor& step, const OptionalInts& column_starts) {
   const char* op = "embedding_update_";
   const Bounds mode = check_bounds_mode(op, bounds);
   const Optimizer kind = check_optimizer(op, optimizer);
@@ -109,6 +112,7 @@ void embedding_update_(const std::vector<Tensor>& tables, const std::vector<Tens
   const BagArguments bags(op, rows.rows(), rows.dims(), accumulator(rows.dtype()), ids, offsets, per_sample_weights,
                           feature_tables, poolings, row_starts, block_order);
   const Tensor bag_grad = update_grad(op, grad, bags, rows.dtype());
+  const std::vector<TableRounding> roundings = table_roundings(op, rows, seeds, step, row_starts, column_starts);
   if (row_mean_squares.has_value()) {
     check(kind == Optimizer::rowwise_adagrad, op, "row_mean_squares belongs to rowwise_adagrad only");
     check_cpu(op, "row_mean_squares", *row_mean_squares);
@@ -141,6 +145,8 @@ void embedding_update_(const std::vector<Tensor>& tables, const std::vector<Tens
     table.optimizer = kind;
     table.lr = lr;
     table.eps = eps;
+    table.rounding = roundings[i];
+    table.step = step.has_value() ? *static_cast<const uint64_t*>(step->const_data_ptr()) : 0;
   }
   pieces.run([&](const cpu::TableUpdate& table, const cpu::RowPiece& piece, int64_t index, void* scratch) {
     cpu::embedding_update_kernels().update(table, piece, mean_squares[index], scratch);

@@ -12,7 +12,8 @@ namespace {
 // `states`: empty for sgd.
 void update(const char* op, const std::vector<Tensor>& tables, const std::vector<Tensor>& states, const Tensor& grad,
             const TableArguments& rows, const BagArguments& bags, const Tensor& ids, Bounds mode, Optimizer optimizer,
-            const OptimizerSettings<float>& settings, const OnDevice& device) {
+            const OptimizerSettings<float>& settings, const std::vector<TableRounding>& roundings,
+            const OptionalTensor& step, const OnDevice& device) {
   DeviceBags on_device(op, rows, bags, ids, mode == Bounds::error);
   std::vector<cuda::UpdatedTable> updated;
   int64_t key = 0;
@@ -25,7 +26,9 @@ void update(const char* op, const std::vector<Tensor>& tables, const std::vector
         .first_key = key,
         .end_key = key + rows.rows()[i],
         .dim = rows.dims()[i],
-        .unused = 0,
+        .seed = roundings[i].seed,
+        .first_row = roundings[i].first_row,
+        .first_column = roundings[i].first_column,
     });
     key = updated.back().end_key;
   }
@@ -41,14 +44,16 @@ void update(const char* op, const std::vector<Tensor>& tables, const std::vector
   cuda::place_workspace(plan, workspace.mutable_data_ptr());
   cuda::run_update(on_device.layout(), plan, static_cast<const cuda::UpdatedTable*>(uploaded.const_data_ptr()),
                    static_cast<int64_t>(updated.size()), on_device.dtype(), {grad.const_data_ptr(), grad_is_float},
-                   optimizer, settings, device.stream());
+                   optimizer, settings,
+                   step.has_value() ? static_cast<const int64_t*>(step->const_data_ptr()) : nullptr, device.stream());
 }
 
 void embedding_update_(const std::vector<Tensor>& tables, const std::vector<Tensor>& states, const Tensor& grad,
                        const Tensor& ids, const Tensor& offsets, const OptionalTensor& per_sample_weights,
                        const OptionalInts& feature_tables, const OptionalInts& poolings, const OptionalInts& row_starts,
                        const OptionalInts& block_order, int64_t bounds, int64_t optimizer, double lr, double eps,
-                       double weight_decay, const OptionalTensor& row_mean_squares) {
+                       double weight_decay, const OptionalTensor& row_mean_squares, const OptionalInts& seeds,
+                       const OptionalTensor& step, const OptionalInts& column_starts) {
   const char* op = "embedding_update_";
   const Bounds mode = check_bounds_mode(op, bounds);
   const Optimizer kind = check_optimizer(op, optimizer);
@@ -61,7 +66,8 @@ void embedding_update_(const std::vector<Tensor>& tables, const std::vector<Tens
   check(!row_mean_squares.has_value(), op, "row_mean_squares, of tables split by columns, is for CPUs only");
   const OptimizerSettings<float> settings = {static_cast<float>(lr), static_cast<float>(eps),
                                              static_cast<float>(weight_decay)};
-  update(op, tables, states, bag_grad, rows, bags, ids, mode, kind, settings, device);
+  update(op, tables, states, bag_grad, rows, bags, ids, mode, kind, settings,
+         table_roundings(op, rows, seeds, step, row_starts, column_starts), step, device);
 }
 
 std::vector<Tensor> embedding_bag_backward(const Tensor& grad, const Tensor& ids, const Tensor& offsets,
@@ -82,7 +88,8 @@ std::vector<Tensor> embedding_bag_backward(const Tensor& grad, const Tensor& ids
   }
   // The update of tables of zeros: 0 - -1 * g.
   const TableArguments rows(op, table_grads);
-  update(op, table_grads, {}, sums_grad, rows, bags, ids, Bounds::none, Optimizer::sgd, {-1.0f, 0.0f, 0.0f}, device);
+  update(op, table_grads, {}, sums_grad, rows, bags, ids, Bounds::none, Optimizer::sgd, {-1.0f, 0.0f, 0.0f},
+         std::vector<TableRounding>(table_grads.size()), std::nullopt, device);
   for (Tensor& table_grad : table_grads) table_grad = contiguous_as(table_grad, dtype);
   return table_grads;
 }

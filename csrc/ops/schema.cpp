@@ -23,8 +23,9 @@ STABLE_TORCH_LIBRARY(DMT_LIBRARY, ops) {
   // out of range since the last call.
   ops.def("take_missing_ids(Tensor like) -> Tensor");
 
-  // The optimizer step of the rows that a batch touched, and the row statistic that column shards exchange before it.
-  ops.def("embedding_update_(Tensor(a!)[] tables, Tensor(b!)[] states, Tensor grad, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, int optimizer=0, float lr=0.01, float eps=1e-8, float weight_decay=0.0, Tensor? row_mean_squares=None) -> ()");
+  // The optimizer step of the rows that a batch touched, and the row statistic that column shards exchange before it. `seeds`, of tables:
+  // 16-bit weights are rounded at random (kernels/random_rounding.h); `step` is one int64 on the tables' device, so that a captured graph counts.
+  ops.def("embedding_update_(Tensor(a!)[] tables, Tensor(b!)[] states, Tensor grad, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, int optimizer=0, float lr=0.01, float eps=1e-8, float weight_decay=0.0, Tensor? row_mean_squares=None, int[]? seeds=None, Tensor? step=None, int[]? column_starts=None) -> ()");
   ops.def("embedding_row_squares(Tensor[] tables, Tensor grad, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, float weight_decay=0.0) -> Tensor[]");
 
   // embedding_bag(...) @ weight.T + bias: [K*B, C]; and the gradients of weight, [C, D], and of the pooled rows, [K*B, D].

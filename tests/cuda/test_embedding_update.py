@@ -14,11 +14,12 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 RUN = 256  # of csrc/kernels/cuda/embedding_update.h
 
 
-def update(op, case: Problem, tables, states, optimizer, bounds=2, lr=0.1, eps=1e-6, weight_decay=0.0):
+def update(op, case: Problem, tables, states, optimizer, row_starts=None, bounds=2, weight_decay=0.0, **more):
     poolings = [int(name == "mean") for name in case.pooling]
-    bags = (case.weights, case.feature_tables, poolings, None, case.block_order)
-    kind = OPTIMIZERS.index(optimizer)
-    options = (bounds, kind, lr, eps, weight_decay)
+    bags = (case.weights, case.feature_tables, poolings, row_starts, case.block_order)
+    numbers = (more.get("lr", 0.1), more.get("eps", 1e-6), weight_decay)
+    names = ("row_mean_squares", "seeds", "step", "column_starts")
+    options = (bounds, OPTIMIZERS.index(optimizer), *numbers, *(more.get(name) for name in names))
     op("embedding_update_")(tables, states, case.grad, case.ids, case.offsets, *bags, *options)
 
 
@@ -51,6 +52,25 @@ def test_many_stretches(op, dtype, optimizer):
     one_each = {"shapes": [(500, 64), (30, 20)], "feature_tables": [1, 0], "pooling": ["sum", "sum"], "blocks": 2}
     case = problem(2, **one_each, dtype=dtype, grad_dtype=torch.float32, samples=60)
     assert_same_as_on_the_cpu(op, case, optimizer)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_are_rounded_at_random(op, dtype, optimizer):
+    case = problem(6, **MANY, dtype=dtype, samples=20, weighted=True)
+    rounding = {"seeds": [3, -1, 2**62], "step": torch.tensor(9), "column_starts": [0, 2**33, 5]}
+    assert_same_as_on_the_cpu(op, case, optimizer, **rounding, row_starts=[0, 0, 0])
+    shard = {"row_starts": [2, 0, 50]}
+    assert_same_as_on_the_cpu(op, case, optimizer, **rounding, **shard, weight_decay=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_any_weight_is_rounded_as_on_the_cpu(op, dtype):
+    grad = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 65503.0, 65519.0, 65535.9, 65536.0, 3.4e38])
+    grad = torch.cat([grad, torch.randn(54) * torch.logspace(-45, 38, 54)])[:, None].expand(64, 9).contiguous()
+    ids, offsets = torch.arange(64), torch.arange(65)
+    case = Problem([torch.zeros(64, 9, dtype=dtype)], [0], ["sum"], [0], 64, ids, offsets, None, grad)
+    assert_same_as_on_the_cpu(op, case, "sgd", lr=-1.0, seeds=[5], step=torch.tensor(1))
 
 
 @pytest.mark.parametrize("dim", [132, 700, 2000])

@@ -105,6 +105,16 @@ DMT_DEVICE double sum_of_squares(const T* row, const float* g, int64_t dim, floa
   return sum;
 }
 
+// Weights of 16 bits, rounded by their place in the whole table.
+struct AtRandom {
+  uint64_t row;  // row_key()
+  uint32_t first_column;
+
+  DMT_MEMBER uint32_t word(int i) const { return random_word(row, first_column + static_cast<uint32_t>(i)); }
+  DMT_MEMBER void operator()(int i, float value, BFloat16& to) const { to.bits = bfloat16_at_random(value, word(i)); }
+  DMT_MEMBER void operator()(int i, float value, Half& to) const { to.bits = half_at_random(value, word(i)); }
+};
+
 template <class T, class Grad>
 DMT_DEVICE void apply(const Group<Grad>& group, const UpdatedTable& table, int64_t row) {
   constexpr int kSize = kPackSize<T>;
@@ -121,6 +131,11 @@ DMT_DEVICE void apply(const Group<Grad>& group, const UpdatedTable& table, int64
     factors = rowwise_factors(static_cast<float>(squares / static_cast<double>(table.dim)), value, settings);
     __syncwarp(group.mask);  // all have read it
     if (group.lane == 0) *state = value;
+  }
+  uint64_t random_row = 0;
+  if (sizeof(T) == 2 && work.step != nullptr) {
+    random_row = row_key(message_key(table.seed, static_cast<uint64_t>(*work.step)),
+                         static_cast<uint64_t>(table.first_row + row));
   }
   for (int64_t c = group.lane * kSize; c < table.dim; c += work.lanes * kSize) {
     const int count = static_cast<int>(table.dim - c < kSize ? table.dim - c : kSize);
@@ -142,6 +157,13 @@ DMT_DEVICE void apply(const Group<Grad>& group, const UpdatedTable& table, int64
         if (i >= count) continue;
         values[i] = work.optimizer == Optimizer::sgd ? sgd_weight(values[i], group.sums[c + i], settings)
                                                      : rowwise_weight(values[i], group.sums[c + i], factors);
+      }
+    }
+    if constexpr (sizeof(T) == 2) {
+      if (work.step != nullptr) {
+        const AtRandom at_random = {random_row, static_cast<uint32_t>(table.first_column + c)};
+        store_values(weights + c, values, count, aligned, at_random);
+        continue;
       }
     }
     store_values(weights + c, values, count, aligned);
@@ -273,7 +295,7 @@ void place_workspace(UpdatePlan& plan, void* workspace) {
 
 void run_update(const Bags& bags, const UpdatePlan& plan, const UpdatedTable* tables, int64_t num_tables, DType dtype,
                 const Gradient& grad, Optimizer optimizer, const OptimizerSettings<float>& settings,
-                cudaStream_t stream) {
+                const int64_t* step, cudaStream_t stream) {
   const int64_t num_bags = bags.num_blocks * bags.num_features * bags.num_samples;
   if (bags.num_ids == 0 || num_bags == 0) return;
   fill_bytes(plan.refused, 0, 256, stream);
@@ -301,6 +323,7 @@ void run_update(const Bags& bags, const UpdatePlan& plan, const UpdatedTable* ta
       .refused = plan.refused,
       .optimizer = optimizer,
       .settings = settings,
+      .step = step,
       .lanes = row_lanes,
       .group_bytes = static_cast<int>(group_bytes(plan)),
   };

@@ -11,6 +11,7 @@
 
 #include <vector>
 
+#include "../random_rounding.h"
 #include "../row_update.h"
 #include "bag_layout.h"
 #include "radix_sort.h"
@@ -28,7 +29,9 @@ struct alignas(16) UpdatedTable {
   int64_t first_key;  // how many rows the tables before this one have
   int64_t end_key;    // and with this one
   int64_t dim;
-  int64_t unused;
+  uint64_t seed;  // and the place in the whole table: as in TableRounding
+  int64_t first_row;
+  int64_t first_column;
 };
 
 // How the bits of a key are used: row, sample (of all blocks), feature.
@@ -62,9 +65,9 @@ UpdatePlan plan_update(const Bags& bags, const std::vector<Feature>& features, c
                        DType dtype, bool grad_is_float, int64_t& workspace_bytes);
 void place_workspace(UpdatePlan& plan, void* workspace);
 
-// `tables`: on the device.
+// `tables` and `step`: on the device. `step`: 16-bit weights are rounded at random; null: to nearest.
 void run_update(const Bags& bags, const UpdatePlan& plan, const UpdatedTable* tables, int64_t num_tables, DType dtype,
                 const Gradient& grad, Optimizer optimizer, const OptimizerSettings<float>& settings,
-                cudaStream_t stream);
+                const int64_t* step, cudaStream_t stream);
 
 }  // namespace dmt::cuda

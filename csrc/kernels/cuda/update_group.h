@@ -27,6 +27,7 @@ struct Work {
   const int* refused;
   Optimizer optimizer;
   OptimizerSettings<float> settings;
+  const int64_t* step;  // or null: weights are rounded to nearest
   int lanes;
   int group_bytes;  // of shared memory
 };
