@@ -29,9 +29,10 @@ STABLE_TORCH_LIBRARY(DMT_LIBRARY, ops) {
   ops.def("embedding_row_squares(Tensor[] tables, Tensor grad, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, float weight_decay=0.0) -> Tensor[]");
 
   // embedding_bag(...) @ weight.T + bias: [K*B, C]; and the gradients of weight, [C, D], and of the pooled rows, [K*B, D].
-  ops.def("tower_pool(Tensor[] tables, Tensor ids, Tensor offsets, Tensor weight, Tensor? bias=None, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, bool sparse=False, ScalarType? product_dtype=None) -> Tensor");
-  ops.def("tower_pool_weight_backward(Tensor grad, Tensor[] tables, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, ScalarType? product_dtype=None) -> Tensor");
-  ops.def("tower_pool_pooled_backward(Tensor grad, Tensor weight, ScalarType? product_dtype=None) -> Tensor");
+  // `tf32`: a device that has such products may round float32 factors to 10 bits of mantissa; CPUs do not.
+  ops.def("tower_pool(Tensor[] tables, Tensor ids, Tensor offsets, Tensor weight, Tensor? bias=None, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, bool sparse=False, ScalarType? product_dtype=None, bool tf32=False) -> Tensor");
+  ops.def("tower_pool_weight_backward(Tensor grad, Tensor[] tables, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, ScalarType? product_dtype=None, bool tf32=False) -> Tensor");
+  ops.def("tower_pool_pooled_backward(Tensor grad, Tensor weight, ScalarType? product_dtype=None, bool tf32=False) -> Tensor");
 
   // Dot products of all pairs of the features that lie side by side in blocks [N, F_i*dim]: [N, P], and before them the
   // first block if asked for; and the gradients of the blocks.

@@ -19,6 +19,11 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// What tensor cores make of a float: the first 10 bits of its mantissa.
+struct TensorFloat32 {
+  uint32_t bits;
+};
+
 template <class To, class From>
 DMT_DEVICE To bit_cast(const From& from) {
   static_assert(sizeof(To) == sizeof(From));
@@ -56,6 +61,16 @@ DMT_DEVICE void from_float(float value, Half& to) {
   cpu::Half half;
   cpu::store(&half, value);
   to.bits = half.bits;
+#endif
+}
+
+// To nearest, ties away from zero, as PTX has it.
+DMT_DEVICE void from_float(float value, TensorFloat32& to) {
+#if defined(__CUDACC__)
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(to.bits) : "f"(value));
+#else
+  const uint32_t bits = bits_from_float(value);
+  to.bits = (bits & 0x7FFFFFFFu) > 0x7F800000u ? bits | 0x400000u : (bits + 0x1000u) & ~0x1FFFu;
 #endif
 }
 

@@ -79,8 +79,12 @@ def tower_pool(
     bounds: int = 0,
     sparse: bool = False,
     product_dtype: torch.dtype | None = None,
+    tf32: bool = False,
 ) -> Tensor:
-    """As ``torch.ops.dmt.tower_pool``. Ids out of range are missing, whatever `bounds`; offsets are trusted."""
+    """As ``torch.ops.dmt.tower_pool``. Ids out of range are missing, whatever `bounds`; offsets are trusted.
+
+    Products of `tf32` are exact ones.
+    """
     num_rows, _ = pooled_shape(tables, offsets, feature_tables)
     out = weight.new_empty(num_rows, weight.size(0))
     if not out.numel():
