@@ -113,21 +113,13 @@ void embedding_update_(const std::vector<Tensor>& tables, const std::vector<Tens
                           feature_tables, poolings, row_starts, block_order);
   const Tensor bag_grad = update_grad(op, grad, bags, rows.dtype());
   const std::vector<TableRounding> roundings = table_roundings(op, rows, seeds, step, row_starts, column_starts);
-  if (row_mean_squares.has_value()) {
-    check(kind == Optimizer::rowwise_adagrad, op, "row_mean_squares belongs to rowwise_adagrad only");
-    check_cpu(op, "row_mean_squares", *row_mean_squares);
-    check(row_mean_squares->scalar_type() == ScalarType::Double && row_mean_squares->dim() == 1, op,
-          "row_mean_squares must be float64 and have 1 dimension, got ", dtype_name(row_mean_squares->scalar_type()),
-          " of shape ", shape_name(*row_mean_squares));
-  }
+  // Has to fit the rows of all tables before the first one is written.
+  const OptionalTensor statistic = checked_row_mean_squares(op, kind, row_mean_squares);
   if (mode == Bounds::error) check_ids_in_bounds(op, bags.layout());
 
   RowPieces pieces(rows, bags, bag_grad, weight_decay);
-  // A statistic from outside has to fit the rows of all tables before the first one is written.
-  OptionalTensor statistic;
   std::vector<const double*> mean_squares(pieces.pieces().size());
-  if (row_mean_squares.has_value()) {
-    statistic = contiguous_as(*row_mean_squares, ScalarType::Double);
+  if (statistic.has_value()) {
     const double* const first = static_cast<const double*>(statistic->const_data_ptr());
     const double* next = first;
     const std::vector<int64_t> counts = pieces.count_rows();

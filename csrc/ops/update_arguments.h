@@ -54,6 +54,17 @@ inline void check_states(const char* op, Optimizer optimizer, const TableArgumen
   }
 }
 
+// rowwise_adagrad's statistic of whole rows, contiguous; its size is not checked.
+inline OptionalTensor checked_row_mean_squares(const char* op, Optimizer optimizer, const OptionalTensor& given) {
+  if (!given.has_value()) return std::nullopt;
+  check(optimizer == Optimizer::rowwise_adagrad, op, "row_mean_squares belongs to rowwise_adagrad only");
+  check_here(op, "row_mean_squares", *given);
+  check(given->scalar_type() == ScalarType::Double && given->dim() == 1, op,
+        "row_mean_squares must be float64 and have 1 dimension, got ", dtype_name(given->scalar_type()), " of shape ",
+        shape_name(*given));
+  return contiguous_as(*given, ScalarType::Double);
+}
+
 // How each table is rounded.
 inline std::vector<TableRounding> table_roundings(const char* op, const TableArguments& tables,
                                                   const OptionalInts& seeds, const OptionalTensor& step,

@@ -73,7 +73,8 @@ def embedding_update_(
     lr, eps, weight_decay : float
     row_mean_squares : Tensor [U], float64, optional
         For rowwise_adagrad of tables split by columns: ``mean(h**2)`` over the whole row, for every touched row in the
-        order of `embedding_row_squares`, concatenated. Default: computed from the columns that are here.
+        order of `embedding_row_squares`, concatenated. Default: computed from the columns that are here. On CUDA
+        nobody compares sizes: rows beyond its end get NaN.
     seeds : sequence of int, optional
         One per table: round float16 and bfloat16 weights at random. Wider ones are stored as they are.
     step : Tensor [], int64
@@ -150,7 +151,8 @@ def embedding_row_squares(
     Returns
     -------
     list of Tensor [U_i], float64
-        For each table ``sum((g + weight_decay*w)**2)`` over the columns here, for its U_i touched rows, ascending.
+        For each table ``sum((g + weight_decay*w)**2)`` over the columns here, for its U_i touched rows, ascending. On
+        CUDA the call waits for the device, to know U_i.
 
     Raises
     ------

@@ -79,6 +79,48 @@ def test_wide_rows(op, dim):
     assert_same_as_on_the_cpu(op, problem(3, **shape), "rowwise_adagrad")
 
 
+def row_squares(op, case: Problem, weight_decay: float):
+    poolings = [int(name == "mean") for name in case.pooling]
+    bags = (case.weights, case.feature_tables, poolings, None, case.block_order)
+    return op("embedding_row_squares")(case.tables, case.grad, case.ids, case.offsets, *bags, weight_decay)
+
+
+def on_the_cpu(name: str):
+    return getattr(torch.ops.dmt, name).default
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.sampled_from([0.0, 0.01]))
+def test_row_statistic(op, case, weight_decay):
+    """What column shards exchange, and the update by what they make of it."""
+    if case.tables[0].dtype == torch.float64:
+        return
+    expected = row_squares(on_the_cpu, case, weight_decay)
+    for a, b in zip(row_squares(op, case, weight_decay), expected, strict=True):
+        assert_same_bits(a, b)
+    means = torch.cat(expected) / 7
+    assert_same_as_on_the_cpu(op, case, "rowwise_adagrad", weight_decay=weight_decay, row_mean_squares=means)
+
+
+def test_statistic_of_many_stretches(op):
+    shared = problem(1, **MANY, samples=200, longest=9)
+    shapes = {"shapes": [(3000, 9), (1, 3), (700, 20)], "feature_tables": [0, 1, 2], "pooling": ["sum"] * 3}
+    for case in (shared, problem(2, **shapes, samples=500)):
+        expected = row_squares(on_the_cpu, case, 0.0)
+        for a, b in zip(row_squares(op, case, 0.0), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)  # some rows are summed in runs
+        if max(torch.bincount(case.ids + 1)) < RUN:
+            assert_same_as_on_the_cpu(op, case, "rowwise_adagrad", row_mean_squares=torch.cat(expected) / 9)
+
+
+def test_rows_without_a_statistic_show(op):
+    """Where nobody waits to compare the sizes."""
+    case = problem(3, shapes=[(9, 4)], feature_tables=[0], pooling=["sum"], samples=30)
+    touched = case.ids.unique()
+    _, state = updated(op, case, "rowwise_adagrad", row_mean_squares=torch.ones(len(touched) - 1).double())
+    assert state.isnan().nonzero().flatten().tolist() == [int(touched[-1])]
+
+
 def summed_in_runs(case: Problem) -> torch.Tensor:
     """The gradient of every row of the only table, in the order that the kernels promise."""
     samples = torch.repeat_interleave(torch.arange(case.samples), case.offsets.diff())

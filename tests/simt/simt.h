@@ -239,6 +239,11 @@ T atomicAdd(T* target, T value) {
 }
 
 template <class T>
+T atomicMin(T* target, T value) {
+  return std::exchange(*target, std::min(*target, value));
+}
+
+template <class T>
 T __ldg(const T* source) {
   return *source;
 }
@@ -247,6 +252,10 @@ namespace dmt::cuda {
 
 inline void fill_bytes(void* target, int value, int64_t bytes, cudaStream_t) {
   if (bytes > 0) std::memset(target, value, static_cast<size_t>(bytes));
+}
+
+inline void download(void* target, const void* source, int64_t bytes, cudaStream_t) {
+  if (bytes > 0) std::memcpy(target, source, static_cast<size_t>(bytes));
 }
 
 template <class... Parameters, class... Arguments>

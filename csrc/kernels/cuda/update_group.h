@@ -23,6 +23,8 @@ struct Work {
   int64_t num_tables;
   const void* grad;
   float* partials;  // [count / kRun, widest]
+  const int64_t* first_ranks;
+  RowStatistic statistic;
   int64_t widest;
   const int* refused;
   Optimizer optimizer;
