@@ -47,6 +47,8 @@ class DeviceBags {
  public:
   // `reports`: whether ids out of range are errors.
   DeviceBags(const char* op, const TableArguments& tables, const BagArguments& bags, const Tensor& like, bool reports);
+  // Without tables and without reports: for who looks at ids alone.
+  DeviceBags(const BagArguments& bags, const Tensor& like);
   DeviceBags(const DeviceBags&) = delete;
   DeviceBags& operator=(const DeviceBags&) = delete;
 
@@ -58,12 +60,14 @@ class DeviceBags {
   cuda::DType dtype() const { return dtype_; }  // of the tables
 
  private:
-  cuda::DType dtype_;
+  void describe(const cpu::BagLayout& bags, const Tensor& like);
+
+  cuda::DType dtype_ = cuda::DType::f32;
   std::vector<cuda::Feature> features_;
   std::vector<int64_t> block_order_;
   Tensor buffer_;
   Tensor errors_;
-  cuda::Bags layout_;
+  cuda::Bags layout_ = {};
 };
 
 }  // namespace dmt

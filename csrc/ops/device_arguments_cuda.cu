@@ -72,21 +72,32 @@ Tensor pooled_grad(const char* op, const Tensor& grad, const BagArguments& bags,
   return contiguous_as(grad, type);
 }
 
+DeviceBags::DeviceBags(const BagArguments& bags, const Tensor& like) { describe(bags.layout(), like); }
+
 DeviceBags::DeviceBags(const char* op, const TableArguments& tables, const BagArguments& bags, const Tensor& like,
                        bool reports)
-    : dtype_(device_dtype(op, "tables", tables.dtype())),
-      block_order_(bags.layout().block_order, bags.layout().block_order + bags.layout().num_blocks),
-      errors_(id_errors(like)) {
-  const cpu::BagLayout& all = bags.layout();
+    : dtype_(device_dtype(op, "tables", tables.dtype())), errors_(id_errors(like)) {
+  describe(bags.layout(), like);
   const cpu::TableData data = tables.data();
+  for (cuda::Feature& feature : features_) {
+    const int32_t t = feature.table_index;
+    check(bags.layout().table_dims[t] <= INT32_MAX, op, "a row of ", bags.layout().table_dims[t],
+          " columns is too wide");
+    feature.table = data.data[t];
+    feature.stride = data.strides[t];
+  }
+  if (reports) layout_.errors = static_cast<cuda::IdErrors*>(errors_.mutable_data_ptr());
+}
+
+void DeviceBags::describe(const cpu::BagLayout& all, const Tensor& like) {
+  block_order_.assign(all.block_order, all.block_order + all.num_blocks);
   std::vector<int64_t> first_keys = {0};
   for (int64_t t = 0; t < all.num_tables; ++t) first_keys.push_back(first_keys.back() + all.table_rows[t]);
   for (int64_t f = 0; f < all.num_features; ++f) {
     const int64_t t = all.feature_table[f];
-    check(all.table_dims[t] <= INT32_MAX, op, "a row of ", all.table_dims[t], " columns is too wide");
     features_.push_back({
-        .table = data.data[t],
-        .stride = data.strides[t],
+        .table = nullptr,
+        .stride = 0,
         .rows = all.table_rows[t],
         .row_start = all.row_starts != nullptr ? all.row_starts[t] : 0,
         .column = all.feature_column[f],
@@ -104,7 +115,7 @@ DeviceBags::DeviceBags(const char* op, const TableArguments& tables, const BagAr
       .weights = static_cast<const float*>(all.weights),
       .block_order = nullptr,
       .features = nullptr,
-      .errors = reports ? static_cast<cuda::IdErrors*>(errors_.mutable_data_ptr()) : nullptr,
+      .errors = nullptr,
       .num_ids = all.num_ids,
       .num_blocks = all.num_blocks,
       .num_features = all.num_features,

@@ -35,6 +35,8 @@ class RowPieces {
           .lr = 0,
           .eps = 0,
           .weight_decay = weight_decay,
+          .rounding = {},
+          .step = 0,
           .contributions = batch_.tables[i],
       });
       widest_ = std::max(widest_, tables.dims()[i]);
@@ -100,7 +102,8 @@ void embedding_update_(const std::vector<Tensor>& tables, const std::vector<Tens
                        const Tensor& ids, const Tensor& offsets, const OptionalTensor& per_sample_weights,
                        const OptionalInts& feature_tables, const OptionalInts& poolings, const OptionalInts& row_starts,
                        const OptionalInts& block_order, int64_t bounds, int64_t optimizer, double lr, double eps,
-                       double weight_decay, const OptionalTensor& row_mean_squares) {
+                       double weight_decay, const OptionalTensor& row_mean_squares, const OptionalInts& seeds,
+                       const OptionalTensor& step, const OptionalInts& column_starts) {
   const char* op = "embedding_update_";
   const Bounds mode = check_bounds_mode(op, bounds);
   const Optimizer kind = check_optimizer(op, optimizer);
@@ -109,21 +112,14 @@ void embedding_update_(const std::vector<Tensor>& tables, const std::vector<Tens
   const BagArguments bags(op, rows.rows(), rows.dims(), accumulator(rows.dtype()), ids, offsets, per_sample_weights,
                           feature_tables, poolings, row_starts, block_order);
   const Tensor bag_grad = update_grad(op, grad, bags, rows.dtype());
-  if (row_mean_squares.has_value()) {
-    check(kind == Optimizer::rowwise_adagrad, op, "row_mean_squares belongs to rowwise_adagrad only");
-    check_cpu(op, "row_mean_squares", *row_mean_squares);
-    check(row_mean_squares->scalar_type() == ScalarType::Double && row_mean_squares->dim() == 1, op,
-          "row_mean_squares must be float64 and have 1 dimension, got ", dtype_name(row_mean_squares->scalar_type()),
-          " of shape ", shape_name(*row_mean_squares));
-  }
+  const std::vector<TableRounding> roundings = table_roundings(op, rows, seeds, step, row_starts, column_starts);
+  // Has to fit the rows of all tables before the first one is written.
+  const OptionalTensor statistic = checked_row_mean_squares(op, kind, row_mean_squares);
   if (mode == Bounds::error) check_ids_in_bounds(op, bags.layout());
 
   RowPieces pieces(rows, bags, bag_grad, weight_decay);
-  // A statistic from outside has to fit the rows of all tables before the first one is written.
-  OptionalTensor statistic;
   std::vector<const double*> mean_squares(pieces.pieces().size());
-  if (row_mean_squares.has_value()) {
-    statistic = contiguous_as(*row_mean_squares, ScalarType::Double);
+  if (statistic.has_value()) {
     const double* const first = static_cast<const double*>(statistic->const_data_ptr());
     const double* next = first;
     const std::vector<int64_t> counts = pieces.count_rows();
@@ -141,6 +137,8 @@ void embedding_update_(const std::vector<Tensor>& tables, const std::vector<Tens
     table.optimizer = kind;
     table.lr = lr;
     table.eps = eps;
+    table.rounding = roundings[i];
+    table.step = step.has_value() ? *static_cast<const uint64_t*>(step->const_data_ptr()) : 0;
   }
   pieces.run([&](const cpu::TableUpdate& table, const cpu::RowPiece& piece, int64_t index, void* scratch) {
     cpu::embedding_update_kernels().update(table, piece, mean_squares[index], scratch);

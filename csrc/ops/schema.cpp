@@ -13,6 +13,8 @@ STABLE_TORCH_LIBRARY(DMT_LIBRARY, ops) {
   // The pooled lookup [K*B, D] and its gradients.
   ops.def("embedding_bag(Tensor[] tables, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, ScalarType? out_dtype=None, bool sparse=False) -> Tensor");
   ops.def("embedding_bag_(Tensor(a!) out, Tensor[] tables, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0) -> ()");
+  // Into M blocks of rows, K a multiple of M, each in the tables' dtype or, of uint8, as messages of a wire format (below).
+  ops.def("embedding_bag_blocks_(Tensor(a!)[] blocks, Tensor[] tables, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, int format=0) -> ()");
   ops.def("embedding_bag_backward(Tensor grad, Tensor ids, Tensor offsets, Tensor? per_sample_weights, SymInt[] table_rows, SymInt[] table_dims, ScalarType dtype, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None) -> Tensor[]");
   ops.def("embedding_bag_weights_backward(Tensor grad, Tensor[] tables, Tensor ids, Tensor offsets, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None) -> Tensor");
 
@@ -23,14 +25,16 @@ STABLE_TORCH_LIBRARY(DMT_LIBRARY, ops) {
   // out of range since the last call.
   ops.def("take_missing_ids(Tensor like) -> Tensor");
 
-  // The optimizer step of the rows that a batch touched, and the row statistic that column shards exchange before it.
-  ops.def("embedding_update_(Tensor(a!)[] tables, Tensor(b!)[] states, Tensor grad, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, int optimizer=0, float lr=0.01, float eps=1e-8, float weight_decay=0.0, Tensor? row_mean_squares=None) -> ()");
+  // The optimizer step of the rows that a batch touched, and the row statistic that column shards exchange before it. `seeds`, of tables:
+  // 16-bit weights are rounded at random (kernels/random_rounding.h); `step` is one int64 on the tables' device, so that a captured graph counts.
+  ops.def("embedding_update_(Tensor(a!)[] tables, Tensor(b!)[] states, Tensor grad, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, int optimizer=0, float lr=0.01, float eps=1e-8, float weight_decay=0.0, Tensor? row_mean_squares=None, int[]? seeds=None, Tensor? step=None, int[]? column_starts=None) -> ()");
   ops.def("embedding_row_squares(Tensor[] tables, Tensor grad, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, float weight_decay=0.0) -> Tensor[]");
 
   // embedding_bag(...) @ weight.T + bias: [K*B, C]; and the gradients of weight, [C, D], and of the pooled rows, [K*B, D].
-  ops.def("tower_pool(Tensor[] tables, Tensor ids, Tensor offsets, Tensor weight, Tensor? bias=None, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, bool sparse=False, ScalarType? product_dtype=None) -> Tensor");
-  ops.def("tower_pool_weight_backward(Tensor grad, Tensor[] tables, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, ScalarType? product_dtype=None) -> Tensor");
-  ops.def("tower_pool_pooled_backward(Tensor grad, Tensor weight, ScalarType? product_dtype=None) -> Tensor");
+  // `tf32`: a device that has such products may round float32 factors to 10 bits of mantissa; CPUs do not.
+  ops.def("tower_pool(Tensor[] tables, Tensor ids, Tensor offsets, Tensor weight, Tensor? bias=None, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, bool sparse=False, ScalarType? product_dtype=None, bool tf32=False) -> Tensor");
+  ops.def("tower_pool_weight_backward(Tensor grad, Tensor[] tables, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, ScalarType? product_dtype=None, bool tf32=False) -> Tensor");
+  ops.def("tower_pool_pooled_backward(Tensor grad, Tensor weight, ScalarType? product_dtype=None, bool tf32=False) -> Tensor");
 
   // Dot products of all pairs of the features that lie side by side in blocks [N, F_i*dim]: [N, P], and before them the
   // first block if asked for; and the gradients of the blocks.

@@ -9,12 +9,14 @@
 namespace dmt {
 
 // Whether factors are rounded to bfloat16 before they are multiplied.
-inline bool rounds_products(const char* op, ScalarType dtype, std::optional<ScalarType> product_dtype) {
+inline bool rounds_products(const char* op, ScalarType dtype, std::optional<ScalarType> product_dtype, bool tf32) {
   const ScalarType sums = accumulator(dtype);
   const ScalarType products = product_dtype.value_or(sums);
   check(products == sums || (products == ScalarType::BFloat16 && sums == ScalarType::Float), op, "product_dtype for ",
         dtype_name(dtype), " tables must be ", dtype_name(sums), sums == ScalarType::Float ? " or bfloat16" : "",
         ", got ", dtype_name(products));
+  check(!tf32 || (sums == ScalarType::Float && products == sums), op,
+        "tf32 products are those of float32 factors, not ", dtype_name(products));
   return products != sums;
 }
 

@@ -15,7 +15,7 @@ Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Te
                   const OptionalTensor& bias, const OptionalTensor& per_sample_weights,
                   const OptionalInts& feature_tables, const OptionalInts& poolings, const OptionalInts& row_starts,
                   const OptionalInts& block_order, int64_t bounds, bool /*sparse: the gradient's layout*/,
-                  std::optional<ScalarType> product_dtype) {
+                  std::optional<ScalarType> product_dtype, bool tf32) {
   const char* op = "tower_pool";
   const Bounds mode = check_bounds_mode(op, bounds);
   const TableArguments rows(op, tables);
@@ -25,7 +25,7 @@ Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Te
   const TowerArguments tower(op, dtype, bags.width(), weight, bias);
   const int64_t out_width = tower.weight.size(0);
   const ScalarType sums = accumulator(dtype);
-  const bool bfloat16_products = rounds_products(op, dtype, product_dtype);
+  const bool bfloat16_products = rounds_products(op, dtype, product_dtype, tf32);
 
   const cpu::ParallelFor threads = torch_threads();
   const cpu::TowerPoolKernels& kernels = cpu::tower_pool_kernels();
@@ -51,7 +51,7 @@ Tensor tower_pool_weight_backward(const Tensor& grad, const std::vector<Tensor>&
                                   const Tensor& offsets, const OptionalTensor& per_sample_weights,
                                   const OptionalInts& feature_tables, const OptionalInts& poolings,
                                   const OptionalInts& row_starts, const OptionalInts& block_order,
-                                  std::optional<ScalarType> product_dtype) {
+                                  std::optional<ScalarType> product_dtype, bool tf32) {
   const char* op = "tower_pool_weight_backward";
   const TableArguments rows(op, tables);
   check_floating(op, "grad", grad.scalar_type());
@@ -66,7 +66,7 @@ Tensor tower_pool_weight_backward(const Tensor& grad, const std::vector<Tensor>&
   const cpu::TowerGradient gradient = {
       .grad = dense_grad.const_data_ptr(),
       .out_width = grad.size(1),
-      .bfloat16_products = rounds_products(op, dtype, product_dtype),
+      .bfloat16_products = rounds_products(op, dtype, product_dtype, tf32),
   };
   if (bags.out_rows() == 0) return torch::stable::new_zeros(grad, {grad.size(1), bags.width()}, dtype);
 
@@ -83,7 +83,8 @@ Tensor tower_pool_weight_backward(const Tensor& grad, const std::vector<Tensor>&
   return out;
 }
 
-Tensor tower_pool_pooled_backward(const Tensor& grad, const Tensor& weight, std::optional<ScalarType> product_dtype) {
+Tensor tower_pool_pooled_backward(const Tensor& grad, const Tensor& weight, std::optional<ScalarType> product_dtype,
+                                  bool tf32) {
   const char* op = "tower_pool_pooled_backward";
   check_gradient_and_weight(op, grad, weight);
   const ScalarType sums = accumulator(weight.scalar_type());
@@ -97,7 +98,7 @@ Tensor tower_pool_pooled_backward(const Tensor& grad, const Tensor& weight, std:
       .stride = rows.stride(0),
       .width = weight.size(1),
       .dtype = kernel_dtype(weight.scalar_type()),
-      .bfloat16_products = rounds_products(op, weight.scalar_type(), product_dtype),
+      .bfloat16_products = rounds_products(op, weight.scalar_type(), product_dtype, tf32),
   };
   const cpu::ParallelFor threads = torch_threads();
   const cpu::TowerPoolPooledBackwardKernels& kernels = cpu::tower_pool_pooled_backward_kernels();

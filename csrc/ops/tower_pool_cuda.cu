@@ -9,8 +9,9 @@
 namespace dmt {
 namespace {
 
-cuda::Products products_of(const char* op, ScalarType dtype, std::optional<ScalarType> product_dtype) {
-  return rounds_products(op, dtype, product_dtype) ? cuda::Products::bf16 : cuda::Products::f32;
+cuda::Products products_of(const char* op, ScalarType dtype, std::optional<ScalarType> product_dtype, bool tf32) {
+  if (rounds_products(op, dtype, product_dtype, tf32)) return cuda::Products::bf16;
+  return tf32 ? cuda::Products::tf32 : cuda::Products::f32;
 }
 
 cuda::Matrix matrix_of(const Tensor& tensor) {
@@ -21,7 +22,7 @@ Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Te
                   const OptionalTensor& bias, const OptionalTensor& per_sample_weights,
                   const OptionalInts& feature_tables, const OptionalInts& poolings, const OptionalInts& row_starts,
                   const OptionalInts& block_order, int64_t bounds, bool /*sparse: the gradient's layout*/,
-                  std::optional<ScalarType> product_dtype) {
+                  std::optional<ScalarType> product_dtype, bool tf32) {
   const char* op = "tower_pool";
   const Bounds mode = check_bounds_mode(op, bounds);
   const OnDevice device(ids);
@@ -30,7 +31,7 @@ Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Te
                           feature_tables, poolings, row_starts, block_order);
   const ScalarType dtype = tables.empty() ? weight.scalar_type() : rows.dtype();
   const TowerArguments tower(op, dtype, bags.width(), weight, bias);
-  const cuda::Products products = products_of(op, dtype, product_dtype);
+  const cuda::Products products = products_of(op, dtype, product_dtype, tf32);
   DeviceBags on_device(op, rows, bags, ids, mode == Bounds::error);
   on_device.upload(device.stream());
   const cuda::Matrix factors = matrix_of(tower.weight);
@@ -46,7 +47,7 @@ Tensor tower_pool_weight_backward(const Tensor& grad, const std::vector<Tensor>&
                                   const Tensor& offsets, const OptionalTensor& per_sample_weights,
                                   const OptionalInts& feature_tables, const OptionalInts& poolings,
                                   const OptionalInts& row_starts, const OptionalInts& block_order,
-                                  std::optional<ScalarType> product_dtype) {
+                                  std::optional<ScalarType> product_dtype, bool tf32) {
   const char* op = "tower_pool_weight_backward";
   const OnDevice device(ids);
   const TableArguments rows(op, tables);
@@ -64,17 +65,18 @@ Tensor tower_pool_weight_backward(const Tensor& grad, const std::vector<Tensor>&
   const Tensor out = torch::stable::new_empty(ids, {grad.size(1), bags.width()}, dtype);
   cuda::tower_pool_weight_backward(on_device.layout(), device_dtype(op, "tables", dtype),
                                    static_cast<const float*>(sums_grad.const_data_ptr()), grad.size(1),
-                                   products_of(op, dtype, product_dtype), scratch.mutable_data_ptr(),
+                                   products_of(op, dtype, product_dtype, tf32), scratch.mutable_data_ptr(),
                                    out.mutable_data_ptr(), device.stream());
   return out;
 }
 
-Tensor tower_pool_pooled_backward(const Tensor& grad, const Tensor& weight, std::optional<ScalarType> product_dtype) {
+Tensor tower_pool_pooled_backward(const Tensor& grad, const Tensor& weight, std::optional<ScalarType> product_dtype,
+                                  bool tf32) {
   const char* op = "tower_pool_pooled_backward";
   check_gradient_and_weight(op, grad, weight);
   const OnDevice device(grad);
   const Tensor sums_grad = contiguous_as(grad, ScalarType::Float);
-  const cuda::Products products = products_of(op, weight.scalar_type(), product_dtype);
+  const cuda::Products products = products_of(op, weight.scalar_type(), product_dtype, tf32);
   const cuda::Matrix transposed = {weight.const_data_ptr(), weight.size(1), weight.size(0), weight.stride(1),
                                    weight.stride(0)};
   const Tensor scratch = device_bytes(grad, cuda::packed_bytes(transposed, products));

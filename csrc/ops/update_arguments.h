@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../kernels/random_rounding.h"
 #include "../kernels/row_update.h"
 #include "bag_arguments.h"
 
@@ -51,6 +52,41 @@ inline void check_states(const char* op, Optimizer optimizer, const TableArgumen
             " must be adjacent in memory (stride(1) == 1)");
     }
   }
+}
+
+// rowwise_adagrad's statistic of whole rows, contiguous; its size is not checked.
+inline OptionalTensor checked_row_mean_squares(const char* op, Optimizer optimizer, const OptionalTensor& given) {
+  if (!given.has_value()) return std::nullopt;
+  check(optimizer == Optimizer::rowwise_adagrad, op, "row_mean_squares belongs to rowwise_adagrad only");
+  check_here(op, "row_mean_squares", *given);
+  check(given->scalar_type() == ScalarType::Double && given->dim() == 1, op,
+        "row_mean_squares must be float64 and have 1 dimension, got ", dtype_name(given->scalar_type()), " of shape ",
+        shape_name(*given));
+  return contiguous_as(*given, ScalarType::Double);
+}
+
+// How each table is rounded.
+inline std::vector<TableRounding> table_roundings(const char* op, const TableArguments& tables,
+                                                  const OptionalInts& seeds, const OptionalTensor& step,
+                                                  const OptionalInts& row_starts, const OptionalInts& column_starts) {
+  const size_t count = tables.rows().size();
+  check(!seeds.has_value() || seeds->size() == count, op, "expected ", count, " seeds, got ",
+        seeds.has_value() ? seeds->size() : 0);
+  check(!column_starts.has_value() || column_starts->size() == count, op, "expected ", count, " column_starts, got ",
+        column_starts.has_value() ? column_starts->size() : 0);
+  check(seeds.has_value() == step.has_value(), op, "seeds and step belong together");
+  if (step.has_value()) {
+    check_here(op, "step", *step);
+    check(step->scalar_type() == ScalarType::Long && step->dim() == 0, op,
+          "step must be int64 and have no dimensions, got ", dtype_name(step->scalar_type()), " of shape ",
+          shape_name(*step));
+  }
+  std::vector<TableRounding> roundings(count);
+  for (size_t i = 0; seeds.has_value() && i < count; ++i) {
+    roundings[i] = {true, static_cast<uint64_t>((*seeds)[i]), row_starts.has_value() ? (*row_starts)[i] : 0,
+                    column_starts.has_value() ? (*column_starts)[i] : 0};
+  }
+  return roundings;
 }
 
 }  // namespace dmt

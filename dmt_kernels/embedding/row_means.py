@@ -26,10 +26,12 @@ class TowerRowMeans:
         Whose view this is.
     group : ProcessGroup
         The tower's group for row statistics.
+    device : device
+        What it moves.
     """
 
-    def __init__(self, plan: Plan, tower: int, member: int, group: dist.ProcessGroup) -> None:
-        self._plan, self._group = plan, group.group_name
+    def __init__(self, plan: Plan, tower: int, member: int, group: dist.ProcessGroup, device: torch.device) -> None:
+        self._plan, self._group, self._device = plan, group.group_name, device
         self._shards = _lookup_order(plan, tower, member)
         # For every member: own shards and its shards that are other columns of one table, in one order on both ends.
         self._shared = [
@@ -42,7 +44,8 @@ class TowerRowMeans:
         own = dict(zip(self._shards, squares, strict=True))
         pairs = [pair for shared in self._shared for pair in shared]
         splits = [sum(own[shard].numel() for shard, _ in shared) for shared in self._shared]
-        sent = torch.cat([own[shard] for shard, _ in pairs]) if pairs else torch.zeros(0, dtype=torch.float64)
+        nothing = torch.zeros(0, dtype=torch.float64, device=self._device)
+        sent = torch.cat([nothing, *(own[shard] for shard, _ in pairs)])
         arrived = all_to_all(sent, splits, splits, self._group).split([own[shard].numel() for shard, _ in pairs])
         others = {other: values for (_, other), values in zip(pairs, arrived, strict=True)}
         return complete_row_means(self._plan, self._shards, own | others)

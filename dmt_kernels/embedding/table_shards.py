@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dmt_kernels import ops
 from dmt_kernels.embedding.column_layout import Lookup
 from dmt_kernels.embedding.initial_rows import initial_rows
-from dmt_kernels.spec import Jagged, Shard, TableOptimizer
+from dmt_kernels.spec import Jagged, Shard, TableOptimizer, WireFormat, derive_seed
 
 # Turns the shards' sums of squares, [touched rows] each, into one tensor of means over whole rows, shard after shard.
 RowMeans = Callable[[list[Tensor]], Tensor]
@@ -19,7 +19,9 @@ class TableShards(nn.Module):
     """Embedding shards with their optimizer states.
 
     Weights and states are buffers, so that ``state_dict`` holds them, ``.to`` moves them and no dense optimizer
-    sees them. Their names are the shards' keys, the same whichever process holds them.
+    sees them. Their names are the shards' keys, the same whichever process holds them. With 16-bit weights there is
+    ``step``, too, the number of updates so far, by which they are rounded: a run that goes on draws the numbers that it
+    would have drawn.
 
     Parameters
     ----------
@@ -29,7 +31,7 @@ class TableShards(nn.Module):
         How the backward pass updates the shards. Changing ``self.optimizer`` (a learning rate schedule, say) takes
         effect with the next backward pass.
     seed : int
-        Seed of the initial values.
+        Seed of the initial values and of the numbers that weights are rounded by.
     dtype : dtype
         Of the tables; states are float32, or float64 for float64 tables.
     init_scale : float or None
@@ -37,6 +39,8 @@ class TableShards(nn.Module):
     row_means : callable or None
         Completes the row statistics of column splits; None where no table is split by columns.
     """
+
+    step: Tensor | None
 
     def __init__(
         self,
@@ -63,6 +67,9 @@ class TableShards(nn.Module):
                 shape = table.shape if optimizer.kind == "adagrad" else table.shape[:1]
                 state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
                 self.states.register_buffer(name, torch.zeros(shape, dtype=state_dtype))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64) if dtype.itemsize == 2 else None)
+        self._seeds = [derive_seed(seed, "rounding", shard.table.name) for shard in self.shards]
+        self._column_starts = [shard.col_start for shard in self.shards]
         self._feature_tables = [self.shards.index(lookup.shard) for lookup in lookups]
         self._poolings = [lookup.shard.table.pooling for lookup in lookups]
         row_split = any(shard.splits_rows for shard in self.shards)
@@ -102,6 +109,23 @@ class TableShards(nn.Module):
                 received.offsets,
                 per_sample_weights=received.weights,
                 bounds=bounds,
+                **self._bag_layout(block_order),
+            )
+
+    @torch.no_grad()
+    def lookup_into_blocks(
+        self, blocks: list[Tensor], received: Jagged, block_order: list[int], format: WireFormat
+    ) -> None:
+        """Pool into equal blocks of rows, those of bytes encoded in ``format``, without autograd."""
+        if self.shards:
+            ops.embedding_bag_blocks_(
+                blocks,
+                self._tensors(self.tables),
+                received.ids,
+                received.offsets,
+                format=format,
+                per_sample_weights=received.weights,
+                bounds="none",
                 **self._bag_layout(block_order),
             )
 
@@ -179,8 +203,15 @@ class TableShards(nn.Module):
                 eps=self.optimizer.eps,
                 weight_decay=self.optimizer.weight_decay,
                 row_mean_squares=row_mean_squares,
-                **bags,
+                **bags | self._rounding(),
             )
+        if self.step is not None:
+            self.step += 1
+
+    def _rounding(self) -> dict[str, Any]:
+        if self.step is None or self.optimizer.rounding == "nearest":
+            return {}
+        return {"seeds": self._seeds, "step": self.step, "column_starts": self._column_starts}
 
     def _bag_layout(self, block_order: list[int]) -> dict[str, Any]:
         return {

@@ -72,7 +72,7 @@ class WiredExchange(EmbeddingExchange):
         self.mesh, self._chunk_choice = mesh, ChunkChoice(chunks, mesh)
         self.place = mesh.tower_index, mesh.member_index
         t, r = self.place
-        row_means = TowerRowMeans(plan, t, r, mesh.rows) if splits_columns(plan, t) else None
+        row_means = TowerRowMeans(plan, t, r, mesh.rows, mesh.device) if splits_columns(plan, t) else None
         self.shards = TableShards(self.layouts[t].members[r].lookups, row_means=row_means, seed=seed, **shards_options)
         payloads = payloads or Payloads()
         rounding = derive_seed(seed, "payloads", mesh.rank) if payloads.stochastic else None

@@ -41,7 +41,7 @@ def check_ids(ids: Tensor, offsets: Tensor, rows: Sequence[int], *, num_blocks: 
     Raises
     ------
     RuntimeError
-        Offsets that decrease or point outside of `ids`, or shapes and dtypes that do not fit.
+        Offsets that decrease or point outside of `ids` (on CUDA they are clamped); shapes and dtypes that do not fit.
     """
     return MissingIds(*torch.ops.dmt.check_ids(ids, offsets, list(rows), num_blocks).tolist())
 

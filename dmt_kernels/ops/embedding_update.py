@@ -32,6 +32,9 @@ def embedding_update_(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     row_mean_squares: Tensor | None = None,
+    seeds: Sequence[int] | None = None,
+    step: Tensor | None = None,
+    column_starts: Sequence[int] | None = None,
 ) -> None:
     """Apply one optimizer step, in place, to the rows that `embedding_bag` looked up.
 
@@ -49,7 +52,9 @@ def embedding_update_(
     The gradients of a row are summed one by one in the order (block, sample, feature, position in the bag), in float32
     (float64 for float64 tables). Neither the number of threads nor the split of a table into rows or columns changes a
     bit of the result, but for the statistic of a row that is split by columns (see `row_mean_squares`). Arithmetic is
-    in the type of the sums; float16 and bfloat16 weights are rounded to nearest, ties to even, when stored.
+    in the type of the sums; float16 and bfloat16 weights are rounded when stored: to nearest, ties to even, or, with
+    `seeds`, up or down at random so that the mean is right, by a hash of (seed, step, row, column). Rows and columns
+    count in the whole table (`row_starts`, `column_starts`), so its parts get the bits that it would get.
 
     Parameters
     ----------
@@ -68,7 +73,14 @@ def embedding_update_(
     lr, eps, weight_decay : float
     row_mean_squares : Tensor [U], float64, optional
         For rowwise_adagrad of tables split by columns: ``mean(h**2)`` over the whole row, for every touched row in the
-        order of `embedding_row_squares`, concatenated. Default: computed from the columns that are here.
+        order of `embedding_row_squares`, concatenated. Default: computed from the columns that are here. On CUDA
+        nobody compares sizes: rows beyond its end get NaN.
+    seeds : sequence of int, optional
+        One per table: round float16 and bfloat16 weights at random. Wider ones are stored as they are.
+    step : Tensor [], int64
+        With `seeds`: another number in every step, on the tables' device.
+    column_starts : sequence of int, optional
+        One per table that holds columns of a wider one: the first of them. Default: 0.
 
     Raises
     ------
@@ -99,6 +111,9 @@ def embedding_update_(
         eps,
         weight_decay,
         row_mean_squares,
+        seeds,
+        step,
+        column_starts,
     )
     if not is_eager():
         _op(*arguments)
@@ -136,7 +151,8 @@ def embedding_row_squares(
     Returns
     -------
     list of Tensor [U_i], float64
-        For each table ``sum((g + weight_decay*w)**2)`` over the columns here, for its U_i touched rows, ascending.
+        For each table ``sum((g + weight_decay*w)**2)`` over the columns here, for its U_i touched rows, ascending. On
+        CUDA the call waits for the device, to know U_i.
 
     Raises
     ------
@@ -177,6 +193,9 @@ def _(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     row_mean_squares: Tensor | None = None,
+    seeds: Ints = None,
+    step: Tensor | None = None,
+    column_starts: Ints = None,
 ) -> None:
     return None
 

@@ -18,7 +18,7 @@ from dmt_kernels.ops.bag_arguments import (
     warn_about_missing_ids,
 )
 from dmt_kernels.ops.bag_gradients import BagGradients, shaped_like_inputs
-from dmt_kernels.ops.tower_pool_gradients import tower_pool_pooled_backward
+from dmt_kernels.ops.tower_pool_gradients import ProductDtype, product_arguments
 
 
 def tower_pool(
@@ -35,7 +35,7 @@ def tower_pool(
     block_order: Sequence[int] | None = None,
     bounds: str = "error",
     sparse: bool = False,
-    product_dtype: torch.dtype | None = None,
+    product_dtype: ProductDtype = None,
 ) -> Tensor:
     """Compute ``embedding_bag(...) @ weight.T + bias`` without the pooled matrix ever existing.
 
@@ -50,10 +50,12 @@ def tower_pool(
         As of ``torch.nn.Linear``: D is the sum of the dims of the features' tables. Of the dtype of the tables.
     bias : Tensor [C], optional
         Of the dtype of the tables.
-    product_dtype : torch.dtype, optional
+    product_dtype : torch.dtype or "tf32", optional
         What pooled rows and weight are rounded to before they are multiplied; products are summed in float32 all the
         same. By default they are not rounded. ``torch.bfloat16``, for all but float64 tables, is about twice as fast on
-        CPUs with AVX512-BF16 (which take denormals for zero); the backward then rounds its factors, too.
+        CPUs with AVX512-BF16 (which take denormals for zero); the backward then rounds its factors, too. ``"tf32"``,
+        for the same tables, lets a GPU round them to 10 bits of mantissa for its tensor cores, also in the backward; a
+        CPU, which has no such products, rounds nothing.
 
     Returns
     -------
@@ -67,7 +69,7 @@ def tower_pool(
     RuntimeError
         Shapes, dtypes or offsets that do not fit; an id out of range with ``bounds="error"``.
     ValueError
-        An unknown `pooling` or `bounds`.
+        An unknown `pooling`, `bounds` or `product_dtype`.
     """
     num_features = len(tables if feature_tables is None else feature_tables)
     if bounds == "warn":
@@ -85,7 +87,7 @@ def tower_pool(
         block_order,
         bounds_code(bounds),
         sparse,
-        product_dtype,
+        *product_arguments(product_dtype),
     )
 
 
@@ -104,6 +106,7 @@ def _(
     bounds: int = 0,
     sparse: bool = False,
     product_dtype: torch.dtype | None = None,
+    tf32: bool = False,
 ) -> Tensor:
     rows, _ = pooled_shape(tables, offsets, feature_tables)
     return weight.new_empty(rows, weight.size(0))
@@ -111,9 +114,9 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     tables, ids, offsets, weight, bias, weights, feature_tables, poolings, row_starts, block_order = inputs[:10]
-    _, sparse, product_dtype = inputs[10:]
+    _, sparse, product_dtype, tf32 = inputs[10:]
     ctx.gradients = BagGradients(tables, feature_tables, poolings, row_starts, block_order, sparse)
-    ctx.product_dtype = product_dtype or accumulator_dtype(weight.dtype)
+    ctx.products = (product_dtype or accumulator_dtype(weight.dtype), tf32)
     ctx.weighted = weights is not None
     ctx.bias_dtype = None if bias is None else bias.dtype
     looks_up = weight.requires_grad or (weights is not None and weights.requires_grad)
@@ -126,7 +129,7 @@ def _backward(ctx: Any, grad: Tensor, needs_grad: Sequence[Any]) -> tuple[Any, .
     needed = [*needs_grad, *[False] * 6][:6]  # tables, ids, offsets, weight, bias, per_sample_weights
     grad = grad.to(accumulator_dtype(weight.dtype))
     if any(needed[0]) or needed[5]:
-        pooled_grad = tower_pool_pooled_backward(grad, weight, product_dtype=ctx.product_dtype)
+        pooled_grad = torch.ops.dmt.tower_pool_pooled_backward(grad, weight, *ctx.products)
 
     table_grads: list[Tensor | None] = [None] * len(needed[0])
     weight_grad = bias_grad = sample_weight_grad = None
@@ -135,13 +138,13 @@ def _backward(ctx: Any, grad: Tensor, needs_grad: Sequence[Any]) -> tuple[Any, .
     if needed[3]:
         layout = ctx.gradients.layout
         weight_grad = torch.ops.dmt.tower_pool_weight_backward(
-            grad, tables, ids, offsets, weights, *layout, ctx.product_dtype
+            grad, tables, ids, offsets, weights, *layout, *ctx.products
         ).to(weight.dtype)
     if needed[4]:
         bias_grad = grad.sum(0).to(ctx.bias_dtype)
     if needed[5]:
         sample_weight_grad = ctx.gradients.of_weights(pooled_grad, tables, ids, offsets, weights)
-    grads = (table_grads, None, None, weight_grad, bias_grad, sample_weight_grad, *[None] * 7)
+    grads = (table_grads, None, None, weight_grad, bias_grad, sample_weight_grad, *[None] * 8)
     return shaped_like_inputs(grads, needs_grad)
 
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from dmt_kernels.ops.bag_arguments import Ints, accumulator_dtype, pooled_shape, pooling_codes
+
+ProductDtype = torch.dtype | Literal["tf32"] | None
+
+
+def product_arguments(product_dtype: ProductDtype) -> tuple[torch.dtype | None, bool]:
+    """What the ops call `product_dtype` and `tf32`, which is no dtype of torch."""
+    if isinstance(product_dtype, str) and product_dtype != "tf32":
+        raise ValueError(f"product_dtype is a dtype or 'tf32', not {product_dtype!r}")
+    return (None, True) if product_dtype == "tf32" else (product_dtype, False)
 
 
 def tower_pool_weight_backward(
@@ -22,7 +31,7 @@ def tower_pool_weight_backward(
     pooling: str | Sequence[str] = "sum",
     row_starts: Sequence[int] | None = None,
     block_order: Sequence[int] | None = None,
-    product_dtype: torch.dtype | None = None,
+    product_dtype: ProductDtype = None,
 ) -> Tensor:
     """Compute ``grad.T @ embedding_bag(...)`` without the pooled matrix ever existing: it is looked up piece by piece.
 
@@ -32,7 +41,7 @@ def tower_pool_weight_backward(
         Gradient of the output of :func:`dmt_kernels.tower_pool`. Of any floating dtype.
     tables, ids, offsets, per_sample_weights, feature_tables, pooling, row_starts, block_order
         As for :func:`dmt_kernels.embedding_bag`, which gives the letters. Ids out of range are missing ids.
-    product_dtype : torch.dtype, optional
+    product_dtype : torch.dtype or "tf32", optional
         As for :func:`dmt_kernels.tower_pool`: what the factors are rounded to.
 
     Returns
@@ -46,7 +55,7 @@ def tower_pool_weight_backward(
     RuntimeError
         Shapes, dtypes or offsets that do not fit.
     ValueError
-        An unknown `pooling`.
+        An unknown `pooling` or `product_dtype`.
     """
     num_features = len(tables if feature_tables is None else feature_tables)
     return torch.ops.dmt.tower_pool_weight_backward(
@@ -59,11 +68,11 @@ def tower_pool_weight_backward(
         pooling_codes(pooling, num_features),
         row_starts,
         block_order,
-        product_dtype,
+        *product_arguments(product_dtype),
     )
 
 
-def tower_pool_pooled_backward(grad: Tensor, weight: Tensor, *, product_dtype: torch.dtype | None = None) -> Tensor:
+def tower_pool_pooled_backward(grad: Tensor, weight: Tensor, *, product_dtype: ProductDtype = None) -> Tensor:
     """Compute ``grad @ weight``: the gradient of the pooled matrix, which is what tables are updated with.
 
     A product of our own, since nobody promises that torch's has the same bits for any number of threads, or sums in
@@ -75,7 +84,7 @@ def tower_pool_pooled_backward(grad: Tensor, weight: Tensor, *, product_dtype: t
         Gradient of the output of :func:`dmt_kernels.tower_pool`. Of any floating dtype.
     weight : Tensor [C, D]
         The module's, or some columns of it.
-    product_dtype : torch.dtype, optional
+    product_dtype : torch.dtype or "tf32", optional
         As for :func:`dmt_kernels.tower_pool`: what the factors are rounded to.
 
     Returns
@@ -87,8 +96,10 @@ def tower_pool_pooled_backward(grad: Tensor, weight: Tensor, *, product_dtype: t
     ------
     RuntimeError
         Shapes or dtypes that do not fit.
+    ValueError
+        An unknown `product_dtype`.
     """
-    return torch.ops.dmt.tower_pool_pooled_backward(grad, weight, product_dtype)
+    return torch.ops.dmt.tower_pool_pooled_backward(grad, weight, *product_arguments(product_dtype))
 
 
 @torch.library.register_fake("dmt::tower_pool_weight_backward")
@@ -103,13 +114,14 @@ def _(
     row_starts: Ints = None,
     block_order: Ints = None,
     product_dtype: torch.dtype | None = None,
+    tf32: bool = False,
 ) -> Tensor:
     _, width = pooled_shape(tables, offsets, feature_tables)
     return grad.new_empty((grad.size(1), width), dtype=tables[0].dtype if tables else grad.dtype)
 
 
 @torch.library.register_fake("dmt::tower_pool_pooled_backward")
-def _(grad: Tensor, weight: Tensor, product_dtype: torch.dtype | None = None) -> Tensor:
+def _(grad: Tensor, weight: Tensor, product_dtype: torch.dtype | None = None, tf32: bool = False) -> Tensor:
     return grad.new_empty((grad.size(0), weight.size(1)), dtype=accumulator_dtype(weight.dtype))
 
 

@@ -14,11 +14,12 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 RUN = 256  # of csrc/kernels/cuda/embedding_update.h
 
 
-def update(op, case: Problem, tables, states, optimizer, bounds=2, lr=0.1, eps=1e-6, weight_decay=0.0):
+def update(op, case: Problem, tables, states, optimizer, row_starts=None, bounds=2, weight_decay=0.0, **more):
     poolings = [int(name == "mean") for name in case.pooling]
-    bags = (case.weights, case.feature_tables, poolings, None, case.block_order)
-    kind = OPTIMIZERS.index(optimizer)
-    options = (bounds, kind, lr, eps, weight_decay)
+    bags = (case.weights, case.feature_tables, poolings, row_starts, case.block_order)
+    numbers = (more.get("lr", 0.1), more.get("eps", 1e-6), weight_decay)
+    names = ("row_mean_squares", "seeds", "step", "column_starts")
+    options = (bounds, OPTIMIZERS.index(optimizer), *numbers, *(more.get(name) for name in names))
     op("embedding_update_")(tables, states, case.grad, case.ids, case.offsets, *bags, *options)
 
 
@@ -53,10 +54,71 @@ def test_many_stretches(op, dtype, optimizer):
     assert_same_as_on_the_cpu(op, case, optimizer)
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_are_rounded_at_random(op, dtype, optimizer):
+    case = problem(6, **MANY, dtype=dtype, samples=20, weighted=True)
+    rounding = {"seeds": [3, -1, 2**62], "step": torch.tensor(9), "column_starts": [0, 2**33, 5]}
+    assert_same_as_on_the_cpu(op, case, optimizer, **rounding, row_starts=[0, 0, 0])
+    shard = {"row_starts": [2, 0, 50]}
+    assert_same_as_on_the_cpu(op, case, optimizer, **rounding, **shard, weight_decay=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_any_weight_is_rounded_as_on_the_cpu(op, dtype):
+    grad = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 65503.0, 65519.0, 65535.9, 65536.0, 3.4e38])
+    grad = torch.cat([grad, torch.randn(54) * torch.logspace(-45, 38, 54)])[:, None].expand(64, 9).contiguous()
+    ids, offsets = torch.arange(64), torch.arange(65)
+    case = Problem([torch.zeros(64, 9, dtype=dtype)], [0], ["sum"], [0], 64, ids, offsets, None, grad)
+    assert_same_as_on_the_cpu(op, case, "sgd", lr=-1.0, seeds=[5], step=torch.tensor(1))
+
+
 @pytest.mark.parametrize("dim", [132, 700, 2000])
 def test_wide_rows(op, dim):
     shape = {"shapes": [(40, dim)], "feature_tables": [0], "pooling": ["sum"], "samples": 20}
     assert_same_as_on_the_cpu(op, problem(3, **shape), "rowwise_adagrad")
+
+
+def row_squares(op, case: Problem, weight_decay: float):
+    poolings = [int(name == "mean") for name in case.pooling]
+    bags = (case.weights, case.feature_tables, poolings, None, case.block_order)
+    return op("embedding_row_squares")(case.tables, case.grad, case.ids, case.offsets, *bags, weight_decay)
+
+
+def on_the_cpu(name: str):
+    return getattr(torch.ops.dmt, name).default
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.sampled_from([0.0, 0.01]))
+def test_row_statistic(op, case, weight_decay):
+    """What column shards exchange, and the update by what they make of it."""
+    if case.tables[0].dtype == torch.float64:
+        return
+    expected = row_squares(on_the_cpu, case, weight_decay)
+    for a, b in zip(row_squares(op, case, weight_decay), expected, strict=True):
+        assert_same_bits(a, b)
+    means = torch.cat(expected) / 7
+    assert_same_as_on_the_cpu(op, case, "rowwise_adagrad", weight_decay=weight_decay, row_mean_squares=means)
+
+
+def test_statistic_of_many_stretches(op):
+    shared = problem(1, **MANY, samples=200, longest=9)
+    shapes = {"shapes": [(3000, 9), (1, 3), (700, 20)], "feature_tables": [0, 1, 2], "pooling": ["sum"] * 3}
+    for case in (shared, problem(2, **shapes, samples=500)):
+        expected = row_squares(on_the_cpu, case, 0.0)
+        for a, b in zip(row_squares(op, case, 0.0), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)  # some rows are summed in runs
+        if max(torch.bincount(case.ids + 1)) < RUN:
+            assert_same_as_on_the_cpu(op, case, "rowwise_adagrad", row_mean_squares=torch.cat(expected) / 9)
+
+
+def test_rows_without_a_statistic_show(op):
+    """Where nobody waits to compare the sizes."""
+    case = problem(3, shapes=[(9, 4)], feature_tables=[0], pooling=["sum"], samples=30)
+    touched = case.ids.unique()
+    _, state = updated(op, case, "rowwise_adagrad", row_mean_squares=torch.ones(len(touched) - 1).double())
+    assert state.isnan().nonzero().flatten().tolist() == [int(touched[-1])]
 
 
 def summed_in_runs(case: Problem) -> torch.Tensor:

@@ -81,3 +81,29 @@ def test_ids_out_of_range_are_recorded(op):
     tables, ids, offsets, *layout, _ = arguments(case)
     op("tower_pool")(tables, ids, offsets, weight, None, *layout, 0)
     assert take(case.ids)[:4].tolist() == [1, -5, 0, 0]
+
+
+def tf32(x):
+    """The nearest float with 10 bits of mantissa, ties away from zero."""
+    return ((x.float().contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32).double()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dims", "out_width"), [((128, 128), 64), ((16, 40, 3), 300)], ids=str)
+def test_tf32_products(op, dtype, dims, out_width):
+    """Exact products of rounded factors, and further than that from those of whole ones."""
+    case = random_bags(dims=dims, rows=(30,) * len(dims), samples=70, longest=3, dtype=dtype)
+    tables, ids, offsets, *layout = arguments(case)
+    pooled = torch.ops.dmt.embedding_bag([t.float() for t in tables], ids, offsets, *layout[:-1])
+    weight, grad = torch.randn(out_width, case.width).to(dtype), torch.randn(70, out_width)
+    given = (tables, ids, offsets)
+    found = {
+        "out": op("tower_pool")(*given, weight, None, *layout, False, None, True),
+        "weight": op("tower_pool_weight_backward")(grad, *given, *layout[:-1], None, True),
+        "pooled": op("tower_pool_pooled_backward")(grad, weight, None, True),
+    }
+    factors = {"out": (pooled, weight.t()), "weight": (grad.t(), pooled), "pooled": (grad, weight)}
+    for name, (a, b) in factors.items():
+        expected = (tf32(a) @ tf32(b)).to(found[name].dtype)
+        assert_close(found[name], expected, None)
+    assert not torch.allclose(found["pooled"], grad @ weight.float(), rtol=1e-5, atol=1e-5 * out_width**0.5)

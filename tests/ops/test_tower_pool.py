@@ -259,3 +259,15 @@ def test_bounds():
     with pytest.warns(UserWarning, match="ids are out of range and count as missing"):
         out = tower_pool(*batch.args, weight, offset, bounds="warn")
     assert_products_close(out, oracle(*batch.args, weight, offset, bounds="none"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_tf32_rounds_nothing_on_a_cpu(dtype):
+    results = []
+    for product_dtype in (None, "tf32"):
+        batch = random_bags(dtype=dtype)
+        weight = torch.ones(3, 8, dtype=dtype).requires_grad_()
+        out = tower_pool(*batch.args, weight, **batch.options, product_dtype=product_dtype)
+        out.square().sum().backward()
+        results.append((out.detach(), weight.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -239,6 +239,11 @@ T atomicAdd(T* target, T value) {
 }
 
 template <class T>
+T atomicMin(T* target, T value) {
+  return std::exchange(*target, std::min(*target, value));
+}
+
+template <class T>
 T __ldg(const T* source) {
   return *source;
 }
@@ -247,6 +252,10 @@ namespace dmt::cuda {
 
 inline void fill_bytes(void* target, int value, int64_t bytes, cudaStream_t) {
   if (bytes > 0) std::memset(target, value, static_cast<size_t>(bytes));
+}
+
+inline void download(void* target, const void* source, int64_t bytes, cudaStream_t) {
+  if (bytes > 0) std::memcpy(target, source, static_cast<size_t>(bytes));
 }
 
 template <class... Parameters, class... Arguments>
@@ -317,24 +326,38 @@ inline void load_matrices(uint32_t (&words)[4], const void* row, bool transposed
 
 inline void load_transposed_matrices(uint32_t (&words)[4], const void* row) { load_matrices(words, row, true); }
 
-inline void multiply_add(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+// sums [16, 8] += a [16, 8 * kPerWord] @ b [8 * kPerWord, 8]; load(word, i): factor i of those in a word.
+template <int kPerWord, class Load>
+void multiply_add_words(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const Load& load) {
   struct Factors {
     uint32_t a[4];
     uint32_t b[2];
   };
+  constexpr int kHalf = 4 * kPerWord;
   Factors all[simt::kLanes];
   simt::block->meet(0xFFFFFFFFu, Factors{{a[0], a[1], a[2], a[3]}, {b0, b1}}, all);
-  const auto half = [](uint32_t word, int i) {
-    return cpu::load(cpu::BFloat16{static_cast<uint16_t>(word >> (16 * i))});
+  const auto a_at = [&](int row, int k) {
+    return load(all[row % 8 * 4 + k % kHalf / kPerWord].a[row / 8 + k / kHalf * 2], k % kPerWord);
   };
-  const auto a_at = [&](int row, int k) { return half(all[row % 8 * 4 + k % 8 / 2].a[row / 8 + k / 8 * 2], k % 2); };
-  const auto b_at = [&](int k, int column) { return half(all[column * 4 + k % 8 / 2].b[k / 8], k % 2); };
+  const auto b_at = [&](int k, int column) {
+    return load(all[column * 4 + k % kHalf / kPerWord].b[k / kHalf], k % kPerWord);
+  };
   const int lane = static_cast<int>(threadIdx.x % simt::kLanes);
   for (int i = 0; i < 4; ++i) {
     const int row = lane / 4 + i / 2 * 8;
     const int column = lane % 4 * 2 + i % 2;
-    for (int k = 0; k < 16; ++k) sums[i] += a_at(row, k) * b_at(k, column);
+    for (int k = 0; k < 2 * kHalf; ++k) sums[i] += a_at(row, k) * b_at(k, column);
   }
+}
+
+inline void multiply_add(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_add_words<2>(sums, a, b0, b1, [](uint32_t word, int i) {
+    return cpu::load(cpu::BFloat16{static_cast<uint16_t>(word >> (16 * i))});
+  });
+}
+
+inline void multiply_add_tf32(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_add_words<1>(sums, a, b0, b1, [](uint32_t word, int) { return cpu::float_from_bits(word & 0xFFFFE000u); });
 }
 
 }  // namespace dmt::cuda

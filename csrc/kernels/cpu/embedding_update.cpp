@@ -143,22 +143,53 @@ double sum_of_squares(const Weight* row, const A* g, int64_t dim, A weight_decay
   return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
 }
 
-template <class Weight, class A>
-void apply_sgd(Weight* __restrict row, const A* __restrict g, int64_t dim, const OptimizerSettings<A>& settings) {
-  for (int64_t d = 0; d < dim; ++d) store(row + d, sgd_weight<A>(load(row[d]), g[d], settings));
+// How weights get their storage type: to nearest, ties to even.
+struct ToNearest {
+  ToNearest of_row(int64_t) const { return *this; }
+
+  template <class Weight, class A>
+  void store(Weight* row, int64_t d, A value) const {
+    cpu::store(row + d, value);
+  }
+};
+
+// Or at random, by the place in the whole table.
+struct AtRandom {
+  uint64_t key;  // of the table, then of the row
+  uint64_t first_row;
+  uint32_t first_column;
+
+  AtRandom of_row(int64_t row) const {
+    return {row_key(key, first_row + static_cast<uint64_t>(row)), first_row, first_column};
+  }
+
+  uint32_t word(int64_t d) const { return random_word(key, first_column + static_cast<uint32_t>(d)); }
+  void store(BFloat16* row, int64_t d, float value) const { row[d].bits = bfloat16_at_random(value, word(d)); }
+  void store(Half* row, int64_t d, float value) const { row[d].bits = half_at_random(value, word(d)); }
+};
+
+template <class Weight, class A, class Rounding>
+void apply_sgd(Weight* __restrict row, const A* __restrict g, int64_t dim, const OptimizerSettings<A>& settings,
+               const Rounding& row_rounding) {
+  const Rounding rounding = row_rounding;
+  for (int64_t d = 0; d < dim; ++d) rounding.store(row, d, sgd_weight<A>(load(row[d]), g[d], settings));
 }
 
-template <class Weight, class A>
+template <class Weight, class A, class Rounding>
 void apply_adagrad(Weight* __restrict row, A* __restrict state, const A* __restrict g, int64_t dim,
-                   const OptimizerSettings<A>& settings) {
-  for (int64_t d = 0; d < dim; ++d) store(row + d, adagrad_weight<A>(load(row[d]), g[d], state[d], settings));
+                   const OptimizerSettings<A>& settings, const Rounding& row_rounding) {
+  const Rounding rounding = row_rounding;
+  for (int64_t d = 0; d < dim; ++d) {
+    rounding.store(row, d, adagrad_weight<A>(load(row[d]), g[d], state[d], settings));
+  }
 }
 
-template <class Weight, class A>
-void apply_rowwise_adagrad(Weight* __restrict row, const A* __restrict g, int64_t dim,
-                           const RowwiseFactors<A>& factors) {
+template <class Weight, class A, class Rounding>
+void apply_rowwise_adagrad(Weight* __restrict row, const A* __restrict g, int64_t dim, const RowwiseFactors<A>& factors,
+                           const Rounding& row_rounding) {
   const RowwiseFactors<A> all = factors;
-  for (int64_t d = 0; d < dim; ++d) store(row + d, rowwise_weight<A>(load(row[d]), g[d], all));
+  const Rounding rounding = row_rounding;
+  for (int64_t d = 0; d < dim; ++d) rounding.store(row, d, rowwise_weight<A>(load(row[d]), g[d], all));
 }
 
 // Some rows and the gradient of each.
@@ -213,8 +244,9 @@ void for_rows(const TableUpdate& table, const RowPiece& piece, void* scratch, co
   }
 }
 
-template <class Weight, class Grad>
-void update_rows(const TableUpdate& table, const RowPiece& piece, const double* mean_squares, void* scratch) {
+template <class Weight, class Grad, class Rounding>
+void update_rows(const TableUpdate& table, const RowPiece& piece, const double* mean_squares, void* scratch,
+                 const Rounding& rounding) {
   using A = accumulator_t<Weight>;
   const OptimizerSettings<A> settings = {static_cast<A>(table.lr), static_cast<A>(table.eps),
                                          static_cast<A>(table.weight_decay)};
@@ -223,11 +255,15 @@ void update_rows(const TableUpdate& table, const RowPiece& piece, const double* 
   for_rows<Weight, Grad>(table, piece, scratch, [&](const RowGradients<A>& some) {
     switch (table.optimizer) {
       case Optimizer::sgd:
-        for (int64_t i = 0; i < some.count; ++i) apply_sgd(weights(some.rows[i]), some.sums[i], table.dim, settings);
+        for (int64_t i = 0; i < some.count; ++i) {
+          const int64_t row = some.rows[i];
+          apply_sgd(weights(row), some.sums[i], table.dim, settings, rounding.of_row(row));
+        }
         return;
       case Optimizer::adagrad:
         for (int64_t i = 0; i < some.count; ++i) {
-          apply_adagrad(weights(some.rows[i]), state(some.rows[i]), some.sums[i], table.dim, settings);
+          const int64_t row = some.rows[i];
+          apply_adagrad(weights(row), state(row), some.sums[i], table.dim, settings, rounding.of_row(row));
         }
         return;
       case Optimizer::rowwise_adagrad: {
@@ -241,7 +277,8 @@ void update_rows(const TableUpdate& table, const RowPiece& piece, const double* 
           factors[i] = rowwise_factors(static_cast<A>(mean_square), *state(row), settings);
         }
         for (int64_t i = 0; i < some.count; ++i) {
-          apply_rowwise_adagrad(weights(some.rows[i]), some.sums[i], table.dim, factors[i]);
+          const int64_t row = some.rows[i];
+          apply_rowwise_adagrad(weights(row), some.sums[i], table.dim, factors[i], rounding.of_row(row));
         }
       }
     }
@@ -273,7 +310,17 @@ void with_types(const TableUpdate& table, const Function& function) {
 
 void update(const TableUpdate& table, const RowPiece& piece, const double* mean_squares, void* scratch) {
   with_types(table, [&](auto weight, auto grad) {
-    update_rows<decltype(weight), decltype(grad)>(table, piece, mean_squares, scratch);
+    using Weight = decltype(weight);
+    using Grad = decltype(grad);
+    if constexpr (sizeof(Weight) == 2) {
+      if (table.rounding.is_random) {
+        const AtRandom rounding = {message_key(table.rounding.seed, table.step),
+                                   static_cast<uint64_t>(table.rounding.first_row),
+                                   static_cast<uint32_t>(table.rounding.first_column)};
+        return update_rows<Weight, Grad>(table, piece, mean_squares, scratch, rounding);
+      }
+    }
+    update_rows<Weight, Grad>(table, piece, mean_squares, scratch, ToNearest{});
   });
 }
 

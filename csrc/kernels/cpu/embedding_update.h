@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../random_rounding.h"
 #include "../row_update.h"
 #include "bag_layout.h"
 #include "isa.h"
@@ -47,6 +48,9 @@ struct TableUpdate {
   double lr;
   double eps;
   double weight_decay;
+
+  TableRounding rounding;  // of 16-bit weights
+  uint64_t step;
 
   Contributions contributions;
 };

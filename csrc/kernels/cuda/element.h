@@ -19,6 +19,11 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// What tensor cores make of a float: the first 10 bits of its mantissa.
+struct TensorFloat32 {
+  uint32_t bits;
+};
+
 template <class To, class From>
 DMT_DEVICE To bit_cast(const From& from) {
   static_assert(sizeof(To) == sizeof(From));
@@ -56,6 +61,16 @@ DMT_DEVICE void from_float(float value, Half& to) {
   cpu::Half half;
   cpu::store(&half, value);
   to.bits = half.bits;
+#endif
+}
+
+// To nearest, ties away from zero, as PTX has it.
+DMT_DEVICE void from_float(float value, TensorFloat32& to) {
+#if defined(__CUDACC__)
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(to.bits) : "f"(value));
+#else
+  const uint32_t bits = bits_from_float(value);
+  to.bits = (bits & 0x7FFFFFFFu) > 0x7F800000u ? bits | 0x400000u : (bits + 0x1000u) & ~0x1FFFu;
 #endif
 }
 
@@ -111,17 +126,26 @@ DMT_DEVICE Pack<T> load_pack(const T* source, int count, bool aligned) {
   return pack;
 }
 
+// How store_values makes its element i of a float.
+struct ToNearest {
+  template <class T>
+  DMT_MEMBER void operator()(int, float value, T& to) const {
+    from_float(value, to);
+  }
+};
+
 // target[0 : count] = the values, at most kCount of them. `aligned`: target is a multiple of 16 bytes, or of all
 // values' size.
-template <int kCount, class T>
-DMT_DEVICE void store_values(T* target, const float (&values)[kCount], int count, bool aligned) {
+template <int kCount, class T, class Round = ToNearest>
+DMT_DEVICE void store_values(T* target, const float (&values)[kCount], int count, bool aligned,
+                             const Round& round = {}) {
   if constexpr (kCount * sizeof(T) == 8) {
     if (aligned && count >= kCount) {
       struct alignas(8) {
         T values[kCount];
       } half;
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) from_float(values[i], half.values[i]);
+      for (int i = 0; i < kCount; ++i) round(i, values[i], half.values[i]);
       *reinterpret_cast<uint2*>(target) = bit_cast<uint2>(half);
       return;
     }
@@ -133,7 +157,7 @@ DMT_DEVICE void store_values(T* target, const float (&values)[kCount], int count
 #pragma unroll
         for (int i = 0; i < kPackSize<T>; ++i) {
           T value;
-          from_float(values[first + i], value);
+          round(first + i, values[first + i], value);
           pack.set(i, value);
         }
         *reinterpret_cast<uint4*>(target + first) = pack.words;
@@ -143,7 +167,7 @@ DMT_DEVICE void store_values(T* target, const float (&values)[kCount], int count
   }
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    if (i < count) from_float(values[i], target[i]);
+    if (i < count) round(i, values[i], target[i]);
   }
 }
 

@@ -54,6 +54,58 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// ---- Ranks ---------------------------------------------------------------------------------------------------------
+
+// Whether a row begins at key i.
+DMT_DEVICE bool is_first(const Sorted& sorted, int64_t i) {
+  const int64_t row = row_at(sorted, i);
+  return row < sorted.num_rows && (i == 0 || row_at(sorted, i - 1) != row);
+}
+
+// counts[stretch] = the rows that begin there.
+__global__ void __launch_bounds__(kThreads) count_rows(const Sorted sorted, int64_t* counts) {
+  const int64_t stretch = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
+  const int64_t begin = stretch * kStretch;
+  if (begin >= sorted.count) return;
+  int64_t count = 0;
+  for (int64_t i = begin; i < begin + kStretch && i < sorted.count; ++i) count += is_first(sorted, i);
+  counts[stretch] = count;
+}
+
+// One block: counts become the sums of those before, and behind them comes the sum of all.
+__global__ void __launch_bounds__(kThreads) add_counts(int64_t* counts, int64_t size) {
+  __shared__ int64_t sums[kThreads];
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t each = ceil_div<int64_t>(size, kThreads);
+  const int64_t begin = thread * each < size ? thread * each : size;
+  const int64_t end = begin + each < size ? begin + each : size;
+  int64_t sum = 0;
+  for (int64_t i = begin; i < end; ++i) sum += counts[i];
+  sums[thread] = sum;
+  for (int distance = 1; distance < kThreads; distance *= 2) {
+    __syncthreads();
+    const int64_t before = thread >= distance ? sums[thread - distance] : 0;
+    __syncthreads();
+    sums[thread] += before;
+  }
+  int64_t next = sums[thread] - sum;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t count = counts[i];
+    counts[i] = next;
+    next += count;
+  }
+  if (thread == kThreads - 1) counts[size] = next;
+}
+
+__global__ void __launch_bounds__(kThreads) end_tables(const Work work) {
+  const int64_t table = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
+  if (table >= work.num_tables) return;
+  const int64_t end = first_of_row(work.sorted, work.tables[table].end_key, 0, work.sorted.count);
+  int64_t rank = work.first_ranks[end / kStretch];
+  for (int64_t i = end / kStretch * kStretch; i < end; ++i) rank += is_first(work.sorted, i);
+  work.statistic.table_ends[table] = rank;
+}
+
 // ---- 3. and 4. Rows -----------------------------------------------------------------------------------------------
 
 // partials[j] = the sum of the run, not the last one of its row, that begins among keys [j*kRun, (j+1)*kRun). There is
@@ -105,22 +157,50 @@ DMT_DEVICE double sum_of_squares(const T* row, const float* g, int64_t dim, floa
   return sum;
 }
 
-template <class T, class Grad>
-DMT_DEVICE void apply(const Group<Grad>& group, const UpdatedTable& table, int64_t row) {
+// Weights of 16 bits, rounded by their place in the whole table.
+struct AtRandom {
+  uint64_t row;  // row_key()
+  uint32_t first_column;
+
+  DMT_MEMBER uint32_t word(int i) const { return random_word(row, first_column + static_cast<uint32_t>(i)); }
+  DMT_MEMBER void operator()(int i, float value, BFloat16& to) const { to.bits = bfloat16_at_random(value, word(i)); }
+  DMT_MEMBER void operator()(int i, float value, Half& to) const { to.bits = half_at_random(value, word(i)); }
+};
+
+// `rank`: of the row, if rows have numbers.
+template <bool kIsRanked, class T, class Grad>
+DMT_DEVICE void apply(const Group<Grad>& group, const UpdatedTable& table, int64_t row, int64_t rank) {
   constexpr int kSize = kPackSize<T>;
   const Work& work = group.work;
   const OptimizerSettings<float>& settings = work.settings;
   T* const weights = static_cast<T*>(table.data) + row * table.stride;
   const bool aligned = is_aligned(weights, 0);
   RowwiseFactors<float> factors = {};
+  if (kIsRanked && work.statistic.squares != nullptr) {
+    const double squares =
+        sum_of_squares(weights, group.sums, table.dim, settings.weight_decay, group.lane, work.lanes, group.mask);
+    if (group.lane == 0) work.statistic.squares[rank] = squares;
+    return;
+  }
   if (work.optimizer == Optimizer::rowwise_adagrad) {
     float* const state = table.state + row * table.state_stride;
     float value = *state;
-    const double squares =
-        sum_of_squares(weights, group.sums, table.dim, settings.weight_decay, group.lane, work.lanes, group.mask);
-    factors = rowwise_factors(static_cast<float>(squares / static_cast<double>(table.dim)), value, settings);
+    double mean_square;
+    if (kIsRanked) {
+      mean_square = rank < work.statistic.count ? work.statistic.mean_squares[rank] : nan("");
+    } else {
+      mean_square =
+          sum_of_squares(weights, group.sums, table.dim, settings.weight_decay, group.lane, work.lanes, group.mask) /
+          static_cast<double>(table.dim);
+    }
+    factors = rowwise_factors(static_cast<float>(mean_square), value, settings);
     __syncwarp(group.mask);  // all have read it
     if (group.lane == 0) *state = value;
+  }
+  uint64_t random_row = 0;
+  if (sizeof(T) == 2 && work.step != nullptr) {
+    random_row = row_key(message_key(table.seed, static_cast<uint64_t>(*work.step)),
+                         static_cast<uint64_t>(table.first_row + row));
   }
   for (int64_t c = group.lane * kSize; c < table.dim; c += work.lanes * kSize) {
     const int count = static_cast<int>(table.dim - c < kSize ? table.dim - c : kSize);
@@ -144,12 +224,19 @@ DMT_DEVICE void apply(const Group<Grad>& group, const UpdatedTable& table, int64
                                                      : rowwise_weight(values[i], group.sums[c + i], factors);
       }
     }
+    if constexpr (sizeof(T) == 2) {
+      if (work.step != nullptr) {
+        const AtRandom at_random = {random_row, static_cast<uint32_t>(table.first_column + c)};
+        store_values(weights + c, values, count, aligned, at_random);
+        continue;
+      }
+    }
     store_values(weights + c, values, count, aligned);
   }
 }
 
 // Groups walk stretches of keys. A row belongs to the one in whose stretch it begins, which follows it beyond.
-template <class T, class Grad>
+template <class T, class Grad, bool kIsRanked>
 __global__ void __launch_bounds__(kThreads, 2) update_rows(const Work work) {
   DMT_DYNAMIC_SHARED(shared);
   const Group<Grad> group(work, shared);
@@ -158,6 +245,7 @@ __global__ void __launch_bounds__(kThreads, 2) update_rows(const Work work) {
   const int64_t begin = (blockIdx.x * groups + static_cast<int>(threadIdx.x) / work.lanes) * kStretch;
   if (begin >= sorted.count || *work.refused) return;
   const int64_t end = begin + kStretch < sorted.count ? begin + kStretch : sorted.count;
+  int64_t rank = kIsRanked ? work.first_ranks[begin / kStretch] : 0;
   int64_t i = begin;
   if (begin > 0) {
     const int64_t before = row_at(sorted, begin - 1);
@@ -194,7 +282,8 @@ __global__ void __launch_bounds__(kThreads, 2) update_rows(const Work work) {
       }
       for (; i < sorted.count && row_at(sorted, i) == row; ++i) group.add(i, row_end, table.dim);
       __syncwarp(group.mask);  // the sums of all lanes are there
-      apply<T>(group, table, row - table.first_key);
+      apply<kIsRanked, T>(group, table, row - table.first_key, rank);
+      if (kIsRanked) ++rank;
       __syncwarp(group.mask);  // and were read
     }
     wait_for_copies<0>();
@@ -255,7 +344,8 @@ UpdatePlan plan_update(const Bags& bags, const std::vector<Feature>& features, c
   radix_sort(plan.buffers, plan.bits.begin_bit, plan.bits.row + plan.bits.sample + plan.bits.feature, nullptr,
              plan.scratch_bytes, nullptr);
   workspace_bytes = 256 + 2 * rounded(bags.num_ids * 8) + (plan.has_scales ? 2 : 0) * rounded(bags.num_ids * 4) +
-                    rounded(plan.scratch_bytes) + rounded(bags.num_ids / kRun * plan.widest * 4);
+                    rounded(plan.scratch_bytes) + rounded(bags.num_ids / kRun * plan.widest * 4) +
+                    rounded((ceil_div(bags.num_ids, kStretch) + 1) * 8);
   return plan;
 }
 
@@ -268,12 +358,13 @@ void place_workspace(UpdatePlan& plan, void* workspace) {
     values = plan.has_scales ? reinterpret_cast<float*>(take(plan.buffers.count * 4)) : nullptr;
   }
   plan.scratch = take(plan.scratch_bytes);
+  plan.first_ranks = reinterpret_cast<int64_t*>(take((ceil_div(plan.buffers.count, kStretch) + 1) * 8));
   plan.partials = reinterpret_cast<float*>(take(0));
 }
 
 void run_update(const Bags& bags, const UpdatePlan& plan, const UpdatedTable* tables, int64_t num_tables, DType dtype,
                 const Gradient& grad, Optimizer optimizer, const OptimizerSettings<float>& settings,
-                cudaStream_t stream) {
+                const int64_t* step, const RowStatistic& statistic, cudaStream_t stream) {
   const int64_t num_bags = bags.num_blocks * bags.num_features * bags.num_samples;
   if (bags.num_ids == 0 || num_bags == 0) return;
   fill_bytes(plan.refused, 0, 256, stream);
@@ -297,23 +388,39 @@ void run_update(const Bags& bags, const UpdatePlan& plan, const UpdatedTable* ta
       .num_tables = num_tables,
       .grad = grad.data,
       .partials = plan.partials,
+      .first_ranks = plan.first_ranks,
+      .statistic = statistic,
       .widest = plan.widest,
       .refused = plan.refused,
       .optimizer = optimizer,
       .settings = settings,
+      .step = step,
       .lanes = row_lanes,
       .group_bytes = static_cast<int>(group_bytes(plan)),
   };
+  const int64_t stretches = ceil_div(bags.num_ids, kStretch);
+  const bool is_ranked = statistic.mean_squares != nullptr || statistic.squares != nullptr;
+  if (is_ranked) {
+    launch(count_rows, ceil_div<int64_t>(stretches, kThreads), kThreads, 0, stream, work.sorted, plan.first_ranks);
+    launch(add_counts, 1, kThreads, 0, stream, plan.first_ranks, stretches);
+  }
+  if (statistic.table_ends != nullptr) {
+    launch(end_tables, ceil_div<int64_t>(num_tables, kThreads), kThreads, 0, stream, work);
+  }
   const int64_t run_blocks = ceil_div<int64_t>(bags.num_ids / kRun, groups);
-  const int64_t row_blocks = ceil_div<int64_t>(ceil_div(bags.num_ids, kStretch), groups);
+  const int64_t row_blocks = ceil_div<int64_t>(stretches, groups);
+  const auto sum_and_update = [&](auto weight, auto gradient) {
+    using T = decltype(weight);
+    using Grad = decltype(gradient);
+    launch(sum_runs<Grad>, run_blocks, groups * row_lanes, shared, stream, work);
+    launch(is_ranked ? update_rows<T, Grad, true> : update_rows<T, Grad, false>, row_blocks, groups * row_lanes, shared,
+           stream, work);
+  };
   with_type(dtype, [&](auto element) {
-    using T = decltype(element);
     if (grad.is_float) {
-      launch(sum_runs<float>, run_blocks, groups * row_lanes, shared, stream, work);
-      launch(update_rows<T, float>, row_blocks, groups * row_lanes, shared, stream, work);
+      sum_and_update(element, float{});
     } else {
-      launch(sum_runs<T>, run_blocks, groups * row_lanes, shared, stream, work);
-      launch(update_rows<T, T>, row_blocks, groups * row_lanes, shared, stream, work);
+      sum_and_update(element, element);
     }
   });
 }

@@ -4,6 +4,9 @@
 // The gradients of a row that has many are summed in runs of kRun, each by a warp, except the last run. 4. Warps walk
 // stretches of the sorted keys, sum each row that begins there, and apply the optimizer.
 //
+// Where rows have numbers, in the order of the keys (their statistic comes from outside, or goes there), the rows that
+// begin in each stretch are counted between 2. and 3.
+//
 // A row's gradient is the sum of its contributions one by one in the order (block, sample, feature, position); if it
 // has more than kRun of them: of the sums of all whole runs but the last, in order, and of what is left, one by one. So
 // it depends on nothing but these contributions.
@@ -11,6 +14,7 @@
 
 #include <vector>
 
+#include "../random_rounding.h"
 #include "../row_update.h"
 #include "bag_layout.h"
 #include "radix_sort.h"
@@ -28,7 +32,9 @@ struct alignas(16) UpdatedTable {
   int64_t first_key;  // how many rows the tables before this one have
   int64_t end_key;    // and with this one
   int64_t dim;
-  int64_t unused;
+  uint64_t seed;  // and the place in the whole table: as in TableRounding
+  int64_t first_row;
+  int64_t first_column;
 };
 
 // How the bits of a key are used: row, sample (of all blocks), feature.
@@ -49,7 +55,8 @@ struct UpdatePlan {
   void* scratch;
   int64_t scratch_bytes;
   float* partials;
-  int* refused;  // not zero: an id is out of range, and nothing is to be written
+  int64_t* first_ranks;  // of the rows that begin in each stretch of keys, and behind it the number of all
+  int* refused;          // not zero: an id is out of range, and nothing is to be written
 };
 
 struct Gradient {
@@ -57,14 +64,23 @@ struct Gradient {
   bool is_float;     // or in the tables' dtype
 };
 
+// The statistic of row-wise Adagrad over whole rows, one for every row that the batch touches, tables in order and rows
+// ascending.
+struct RowStatistic {
+  const double* mean_squares;  // given [count], or null: of the columns that are here
+  int64_t count;               // rows beyond get NaN
+  double* squares;             // wanted [num_ids], or null: then nothing is updated
+  int64_t* table_ends;         // and wanted: for each table, the rows of it and of those before
+};
+
 // Sizes from shapes alone. `workspace_bytes` becomes what run_update needs; its address goes into place_workspace.
 UpdatePlan plan_update(const Bags& bags, const std::vector<Feature>& features, const std::vector<UpdatedTable>& tables,
                        DType dtype, bool grad_is_float, int64_t& workspace_bytes);
 void place_workspace(UpdatePlan& plan, void* workspace);
 
-// `tables`: on the device.
+// `tables` and `step`: on the device. `step`: 16-bit weights are rounded at random; null: to nearest.
 void run_update(const Bags& bags, const UpdatePlan& plan, const UpdatedTable* tables, int64_t num_tables, DType dtype,
                 const Gradient& grad, Optimizer optimizer, const OptimizerSettings<float>& settings,
-                cudaStream_t stream);
+                const int64_t* step, const RowStatistic& statistic, cudaStream_t stream);
 
 }  // namespace dmt::cuda

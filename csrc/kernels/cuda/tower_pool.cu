@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads) pack_weight(const Matrix matrix, int
 // A block makes kTileRows x kColumns of the output. While it multiplies by some factors of the weight, the next ones
 // are on their way; so are the first of a slice while its rows are pooled.
 template <class Rows, class E, int kColumns>
-__global__ void __launch_bounds__(kThreads, sizeof(E) == 2 ? 2 : 1)
+__global__ void __launch_bounds__(kThreads, kIsExact<E> ? 1 : 2)
     multiply_rows(const Rows rows, const E* weight, int64_t depth, const typename Rows::Out* bias,
                   typename Rows::Out* out, int64_t out_width, unsigned chunks) {
   DMT_DYNAMIC_SHARED(shared);
@@ -125,10 +125,13 @@ void multiply(const Rows& rows, int64_t tiles, const Matrix& weight, const void*
 // Calls function(E{}) with what factors are.
 template <class Function>
 void with_products(Products products, const Function& function) {
-  if (products == Products::bf16) {
-    function(BFloat16{});
-  } else {
-    function(float{});
+  switch (products) {
+    case Products::f32:
+      return function(float{});
+    case Products::tf32:
+      return function(TensorFloat32{});
+    case Products::bf16:
+      return function(BFloat16{});
   }
 }
 

@@ -7,7 +7,7 @@
 namespace dmt::cuda {
 
 // What factors are before they are multiplied; sums are float always. In float, a sum runs over the factors in order.
-enum class Products : int { f32, bf16 };
+enum class Products : int { f32, tf32, bf16 };
 
 // [rows, columns] with strides in elements, in the tables' dtype.
 struct Matrix {

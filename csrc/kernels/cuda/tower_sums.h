@@ -63,28 +63,43 @@ class ExactSums {
   float sums_[kRows][kPerLane] = {};
 };
 
-// On tensor cores: a warp has 64 columns of 16 * kHeight rows.
-template <int kColumns>
+// What one instruction of the tensor cores multiplies: 32 bytes of factors of a row.
+template <class E>
+constexpr int kStep = 32 / static_cast<int>(sizeof(E));
+
+template <class E>
+DMT_DEVICE void multiply_add_as(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (sizeof(E) == 2) {
+    multiply_add(sums, a, b0, b1);
+  } else {
+    multiply_add_tf32(sums, a, b0, b1);
+  }
+}
+
+// On tensor cores: a warp has 64 columns of 16 * kHeight rows. To load_matrices, 4 words are 8 elements of 16 bits;
+// they go to the lanes where tf32 factors belong.
+template <class E, int kColumns>
 class TensorSums {
  public:
-  DMT_MEMBER void add(const BFloat16* tile, int first, const unsigned char* factors) {
+  DMT_MEMBER void add(const E* tile, int first, const unsigned char* factors) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
-    for (int k = 0; k < kDepth<BFloat16>; k += 16) {
+    for (int k = 0; k < kDepth<E>; k += kStep<E>) {
       uint32_t a[kHeight][4];
 #pragma unroll
       for (int i = 0; i < kHeight; ++i) {
-        load_matrices(a[i], tile + (row() + 16 * i + lane % 16) * kTileStride<BFloat16> + first + k + lane / 16 * 8);
+        load_matrices(a[i],
+                      tile + (row() + 16 * i + lane % 16) * kTileStride<E> + first + k + lane / 16 * (kStep<E> / 2));
       }
 #pragma unroll
       for (int j = 0; j < 8; j += 2) {
         uint32_t b[4];
-        load_matrices(
-            b, factors + (column() + 8 * j + lane / 16 * 8 + lane % 8) * kFactorStride + (k + lane / 8 % 2 * 8) * 2);
+        load_matrices(b, factors + (column() + 8 * j + lane / 16 * 8 + lane % 8) * kFactorStride +
+                             k * static_cast<int>(sizeof(E)) + lane / 8 % 2 * 16);
 #pragma unroll
         for (int i = 0; i < kHeight; ++i) {
-          multiply_add(sums_[i][j], a[i], b[0], b[1]);
-          multiply_add(sums_[i][j + 1], a[i], b[2], b[3]);
+          multiply_add_as<E>(sums_[i][j], a[i], b[0], b[1]);
+          multiply_add_as<E>(sums_[i][j + 1], a[i], b[2], b[3]);
         }
       }
     }
@@ -113,9 +128,14 @@ class TensorSums {
   float sums_[kHeight][8][4] = {};
 };
 
+template <class E>
+constexpr bool kIsExact = false;
+template <>
+constexpr bool kIsExact<float> = true;
+
 template <class E, int kColumns>
 struct SumsOf {
-  using type = TensorSums<kColumns>;
+  using type = TensorSums<E, kColumns>;
 };
 template <int kColumns>
 struct SumsOf<float, kColumns> {
@@ -163,28 +183,24 @@ class ExactOuterSums {
   float sums_[8][8] = {};
 };
 
-// On tensor cores: a warp has 32 x 64.
+// On tensor cores: a warp has 32 x 64. The tiles have a sample a row, so what is loaded is transposed.
+template <class E>
 class TensorOuterSums {
  public:
-  DMT_MEMBER void add(const BFloat16* grad, const BFloat16* pooled) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+  DMT_MEMBER void add(const E* grad, const E* pooled) {
 #pragma unroll
-    for (int k = 0; k < kTileRows; k += 16) {
+    for (int k = 0; k < kTileRows; k += kStep<E>) {
       uint32_t a[2][4];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        load_transposed_matrices(
-            a[i], grad + (k + lane / 16 * 8 + lane % 8) * kTileStride<BFloat16> + row() + 16 * i + lane / 8 % 2 * 8);
-      }
+      for (int i = 0; i < 2; ++i) load_transposed<true>(a[i], grad + k * kTileStride<E> + row() + 16 * i);
 #pragma unroll
       for (int j = 0; j < 8; j += 2) {
         uint32_t b[4];
-        load_transposed_matrices(
-            b, pooled + (k + lane / 8 % 2 * 8 + lane % 8) * kTileStride<BFloat16> + column() + 8 * j + lane / 16 * 8);
+        load_transposed<false>(b, pooled + k * kTileStride<E> + column() + 8 * j);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          multiply_add(sums_[i][j], a[i], b[0], b[1]);
-          multiply_add(sums_[i][j + 1], a[i], b[2], b[3]);
+          multiply_add_as<E>(sums_[i][j], a[i], b[0], b[1]);
+          multiply_add_as<E>(sums_[i][j + 1], a[i], b[2], b[3]);
         }
       }
     }
@@ -206,6 +222,25 @@ class TensorOuterSums {
   }
 
  private:
+  // Of kStep samples 16 columns, for the left factor (`kIsLeft`) or twice 8 for the right one. Words are loaded one by
+  // one: lanes have every other sample, the same ones of both factors, so that all read from different banks.
+  template <bool kIsLeft>
+  DMT_MEMBER static void load_transposed(uint32_t (&words)[4], const E* from) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int first = lane / 8 % 2 * 8;
+    const int second = lane / 16 * 8;
+    if constexpr (sizeof(E) == 2) {
+      const int sample = (kIsLeft ? second : first) + lane % 8;
+      load_transposed_matrices(words, from + sample * kTileStride<E> + (kIsLeft ? first : second));
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int sample = lane % 4 * 2 + (kIsLeft ? i / 2 : i % 2);
+        words[i] = from[sample * kTileStride<E> + lane / 4 + (kIsLeft ? i % 2 : i / 2) * 8].bits;
+      }
+    }
+  }
+
   DMT_MEMBER static int row() { return static_cast<int>(threadIdx.x) / 32 / 2 * 32; }
   DMT_MEMBER static int column() { return static_cast<int>(threadIdx.x) / 32 % 2 * 64; }
   float sums_[2][8][4] = {};
@@ -213,7 +248,7 @@ class TensorOuterSums {
 
 template <class E>
 struct OuterSumsOf {
-  using type = TensorOuterSums;
+  using type = TensorOuterSums<E>;
 };
 template <>
 struct OuterSumsOf<float> {

@@ -23,10 +23,13 @@ struct Work {
   int64_t num_tables;
   const void* grad;
   float* partials;  // [count / kRun, widest]
+  const int64_t* first_ranks;
+  RowStatistic statistic;
   int64_t widest;
   const int* refused;
   Optimizer optimizer;
   OptimizerSettings<float> settings;
+  const int64_t* step;  // or null: weights are rounded to nearest
   int lanes;
   int group_bytes;  // of shared memory
 };

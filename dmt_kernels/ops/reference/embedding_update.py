@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dmt_kernels.ops.reference.wire_codec import message_key, words_of_rows
+
 
 class TouchedRows(NamedTuple):
     """Rows of one table that a batch reads, ascending, and their summed gradients."""
@@ -120,6 +122,9 @@ def embedding_update_(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     row_mean_squares: Tensor | None = None,
+    seeds: Sequence[int] | None = None,
+    step: Tensor | None = None,
+    column_starts: Sequence[int] | None = None,
 ) -> None:
     """Update the tables and states in place as `dmt_kernels.ops.embedding_update_` does (ids out of range: missing)."""
     touched = touched_rows(
@@ -152,8 +157,30 @@ def embedding_update_(
             states[t][rows] = state
             multiplier = (torch.tensor(lr, dtype=g.dtype) / (_square_root(state) + eps)).unsqueeze(1)
             w = (1 - multiplier * weight_decay) * w - multiplier * g
+        if seeds is not None and step is not None and tables[t].itemsize == 2:
+            key = message_key(seeds[t], int(step))
+            row_start = 0 if row_starts is None else row_starts[t]
+            column_start = 0 if column_starts is None else column_starts[t]
+            words = words_of_rows(key, (rows + row_start).tolist(), column_start + w.shape[1])[:, column_start:]
+            w = at_random(w, tables[t].dtype, words)
         tables[t][rows] = w.to(tables[t].dtype)
         first += len(rows)
+
+
+def at_random(w: Tensor, dtype: torch.dtype, words: Tensor) -> Tensor:
+    """One of the two neighbours of each element in `dtype`: the upper in magnitude as often as it is near."""
+    bits, least = {torch.bfloat16: (7, -126), torch.float16: (10, -14)}[dtype]
+    exponent = (w.double().frexp().exponent - 1).clamp(min=least)
+    unit = torch.ldexp(torch.ones_like(w, dtype=torch.float64), exponent - bits)
+    # As many random bits as float32 has digits behind the unit; of halves below their least normal number, 21.
+    fixed_point = (dtype == torch.float16) & (w.abs() < 2.0**least)
+    digits = torch.where(fixed_point, 21, 23 - bits)
+    fraction = (words >> (32 - digits)).double() * torch.ldexp(torch.ones_like(unit), -digits)
+    magnitude = w.double().abs() / unit
+    magnitude = torch.where(fixed_point, torch.ldexp(torch.ldexp(magnitude, digits).floor(), -digits), magnitude)
+    rounded = ((magnitude + fraction).floor() * unit).copysign(w)
+    rounded = torch.where(rounded.abs() > torch.finfo(dtype).max, rounded * torch.inf, rounded)
+    return torch.where(w.isfinite(), rounded, w).to(w.dtype)
 
 
 def _square_root(x: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -90,10 +92,14 @@ def row_scale(x: Tensor, format: WireFormat) -> Tensor:
 
 def random_words(seed: int, step: int, first_row: int, rows: int, columns: int) -> Tensor:
     """The 32 random bits of each element, as ``[rows, columns]`` of int64."""
-    key = message_key(seed, step)
-    keys = [_mix(key + first_row + row) for row in range(rows)]
-    low = torch.tensor([key & 0xFFFFFFFF for key in keys], dtype=torch.int64).view(rows, 1)
-    high = torch.tensor([key >> 32 for key in keys], dtype=torch.int64).view(rows, 1)
+    return words_of_rows(message_key(seed, step), range(first_row, first_row + rows), columns)
+
+
+def words_of_rows(key: int, rows: Sequence[int], columns: int) -> Tensor:
+    """The same of any rows, by their message's (or table's) key."""
+    keys = [_mix(key + row) for row in rows]
+    low = torch.tensor([key & 0xFFFFFFFF for key in keys], dtype=torch.int64).view(len(keys), 1)
+    high = torch.tensor([key >> 32 for key in keys], dtype=torch.int64).view(len(keys), 1)
     x = (torch.arange(columns) + low) & 0xFFFFFFFF
     x = ((x ^ (x >> 16)) * 0x21F0AAAD) & 0xFFFFFFFF
     x = x ^ high
