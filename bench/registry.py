@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SUITES = {
     "ops": (
         "bench.ops.embedding_bag",
+        "bench.ops.embedding_bag_blocks",
         "bench.ops.embedding_update",
         "bench.ops.tower_pool",
         "bench.ops.wire_codec",

@@ -33,18 +33,19 @@ using Blocks = std::vector<at::Tensor>;
 
 std::atomic<int64_t> copied_bytes{0};  // by packing and unpacking, not by the codec
 
-// Blocks [N_i, D_i] as the bytes that travel, one behind the other.
+// Blocks [N_i, D_i] as the bytes that travel, one behind the other. Blocks of bytes are what travels already.
 class Message {
  public:
   Message(Blocks blocks, std::optional<int64_t> format) : blocks_(std::move(blocks)), format_(format) {
     TORCH_CHECK(!blocks_.empty(), "a stage needs a block for every rank of its group");
+    if (blocks_[0].scalar_type() == at::kByte) format_.reset();
     int64_t total = 0;
     for (const at::Tensor& block : blocks_) {
       TORCH_CHECK(block.dim() == 2, "a block has 2 dimensions, got one of shape ", block.sizes());
       sizes_.push_back(block.size(0) * row_bytes(block));
       total += sizes_.back();
     }
-    if (const at::Tensor* first = format.has_value() ? nullptr : together()) {
+    if (const at::Tensor* first = format_.has_value() ? nullptr : together()) {
       bytes_ = as_bytes(*first, total);
       pieces_ = bytes_.split_with_sizes(sizes_);
       is_staged_.assign(blocks_.size(), false);
@@ -53,7 +54,7 @@ class Message {
     int64_t staged = 0;
     for (size_t i = 0; i < blocks_.size(); ++i) {
       // On the CPU blocks are sent one by one.
-      is_staged_.push_back(format.has_value() || !blocks_[i].is_cpu() || !blocks_[i].is_contiguous());
+      is_staged_.push_back(format_.has_value() || !blocks_[i].is_cpu() || !blocks_[i].is_contiguous());
       if (is_staged_[i]) staged += sizes_[i];
     }
     bytes_ = at::empty({staged}, blocks_[0].options().dtype(at::kByte));

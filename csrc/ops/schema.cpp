@@ -13,6 +13,8 @@ STABLE_TORCH_LIBRARY(DMT_LIBRARY, ops) {
   // The pooled lookup [K*B, D] and its gradients.
   ops.def("embedding_bag(Tensor[] tables, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, ScalarType? out_dtype=None, bool sparse=False) -> Tensor");
   ops.def("embedding_bag_(Tensor(a!) out, Tensor[] tables, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0) -> ()");
+  // Into M blocks of rows, K a multiple of M, each in the tables' dtype or, of uint8, as messages of a wire format (below).
+  ops.def("embedding_bag_blocks_(Tensor(a!)[] blocks, Tensor[] tables, Tensor ids, Tensor offsets, Tensor? per_sample_weights=None, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None, int bounds=0, int format=0) -> ()");
   ops.def("embedding_bag_backward(Tensor grad, Tensor ids, Tensor offsets, Tensor? per_sample_weights, SymInt[] table_rows, SymInt[] table_dims, ScalarType dtype, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None) -> Tensor[]");
   ops.def("embedding_bag_weights_backward(Tensor grad, Tensor[] tables, Tensor ids, Tensor offsets, int[]? feature_tables=None, int[]? poolings=None, int[]? row_starts=None, int[]? block_order=None) -> Tensor");
 

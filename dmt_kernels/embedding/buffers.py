@@ -17,7 +17,7 @@ class Buffers:
     Parameters
     ----------
     dtype, device : dtype, device
-        Of all pieces.
+        Of all pieces but those of bytes.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -26,11 +26,18 @@ class Buffers:
 
     def take(self, name: str, *shape: int) -> Tensor:
         """Return memory of this shape; what an earlier call of this name returned is the same memory."""
+        return self._take(name, shape, self.dtype)
+
+    def take_bytes(self, name: str, *shape: int) -> Tensor:
+        """Return memory of this shape, of uint8."""
+        return self._take(name, shape, torch.uint8)
+
+    def _take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         size = math.prod(shape)
         piece = self._pieces.get(name)
         if piece is None or piece.numel() < size:
             with torch.inference_mode(False):  # or training could not write to what an evaluation has taken first
-                piece = self._pieces[name] = torch.empty(size, dtype=self.dtype, device=self.device)
+                piece = self._pieces[name] = torch.empty(size, dtype=dtype, device=self.device)
         return piece[:size].view(shape)
 
 

@@ -56,18 +56,23 @@ class FlatFlight(Flight):
         self._arrived: list[_Blocks] = []  # of every chunk
         self._kept_grads: list[Tensor] = []  # of every chunk, first from the peers, then of the whole tower
 
-    def send(self, chunk: int, looked_up: Tensor) -> None:
+    def lookup(self, chunk: int) -> list[Tensor]:
+        """Look up what each rank gets, ``[b, D_r]``; the kept columns with it."""
+        return self.pooled_blocks(chunk, self.flat, len(self.block_order), self.rank, encodes=not self.has_kept)
+
+    def send(self, chunk: int, looked_up: list[Tensor]) -> None:
         """Start the stage, and that of the peers for kept columns."""
-        by_rank = self._by_rank(looked_up)
         arriving = self._blocks_of(self.out[self.rows_of(chunk)])
+        sent = looked_up
+        if self.has_kept:
+            sent = [block[:, : self.own.sent_width] for block in looked_up]
         if self.has_sent:
-            sent = by_rank[:, :, : self.own.sent_width].unbind(0)
             arriving.sent[self.rank].copy_(sent[self.rank])
             self._tickets["flat", chunk] = self.flat.start(*others(self.rank, sent, arriving.sent))
         if self.has_kept:
-            mine = by_rank.unflatten(0, (len(self.layouts), -1))[:, self.r, :, self.own.sent_width :]
+            mine = [block[:, self.own.sent_width :] for block in looked_up[self.r :: len(self.layouts[0].members)]]
             arriving.kept[self.t].copy_(mine[self.t])
-            self._tickets["kept", chunk] = self.peer.start(*others(self.t, mine.unbind(0), arriving.kept))
+            self._tickets["kept", chunk] = self.peer.start(*others(self.t, mine, arriving.kept))
         self._arrived.append(arriving)
 
     def compress(self, chunk: int) -> None:

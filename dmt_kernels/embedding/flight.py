@@ -30,6 +30,7 @@ from torch import Tensor
 
 from dmt_kernels.embedding.buffers import BufferPool
 from dmt_kernels.embedding.chunk_choice import MAX_CHUNKS
+from dmt_kernels.embedding.stage import Stage
 from dmt_kernels.embedding.table_shards import TableShards
 from dmt_kernels.ops import ReceivedIds, Ticket, stage_wait
 
@@ -89,12 +90,21 @@ class Flight(ABC):
         """What autograd wants gradients of, besides the tables."""
         return ()
 
-    def lookup(self, chunk: int) -> Tensor:
-        """Make what :meth:`send` takes: a chunk's pooled rows, ``[W * b, D_r]``, blocks in ``block_order``."""
-        rows = len(self.block_order) * self.chunk_samples
-        pooled = self.buffers.take(f"pooled {chunk}", rows, self.shards.width)
-        self.shards.lookup_into(pooled, self.received.chunks[chunk], self.block_order)
-        return pooled
+    def pooled_blocks(self, chunk: int, stage: Stage, ranks: int, own: int, encodes: bool) -> list[Tensor]:
+        """Look a chunk up: its ``[W * b, D_r]``, blocks in ``block_order``, in as many blocks as a stage has ranks.
+
+        If the lookup ``encodes``, all but the own block are what travels.
+        """
+        bags, width = self.received.chunks[chunk], self.shards.width
+        rows = len(self.block_order) * self.chunk_samples // ranks
+        if not (encodes and stage.is_lossy and width):
+            pooled = self.buffers.take(f"pooled {chunk}", ranks * rows, width)
+            self.shards.lookup_into(pooled, bags, self.block_order)
+            return list(pooled.unflatten(0, (ranks, rows)).unbind(0))
+        blocks = list(self.buffers.take_bytes(f"encoded {chunk}", ranks, rows, stage.format.row_bytes(width)).unbind(0))
+        blocks[own] = self.buffers.take(f"pooled {chunk}", rows, width)
+        self.shards.lookup_into_blocks(blocks, bags, self.block_order, stage.format)
+        return blocks
 
     def rows_of(self, chunk: int) -> slice:
         """The chunk's rows of this rank's ``[B, ...]``."""
@@ -159,7 +169,11 @@ class Flight(ABC):
         self.end()
 
     @abstractmethod
-    def send(self, chunk: int, looked_up: Tensor) -> None:
+    def lookup(self, chunk: int) -> list[Tensor]:
+        """Make what :meth:`send` takes: a chunk's block for every rank of the first stage."""
+
+    @abstractmethod
+    def send(self, chunk: int, looked_up: list[Tensor]) -> None:
         """Start the first stage of what :meth:`lookup` has made."""
 
     @abstractmethod

@@ -55,18 +55,18 @@ class OwnerFlight(PeerFlight):
         """Weight ``[C_t, D_r]`` and, on one member, bias ``[C_t]``; computed when autograd may see it."""
         return self._weight_bias
 
-    def lookup(self, chunk: int) -> Tensor:
-        """Pool and multiply a chunk: ``[W * b, C_t]``, blocks in ``block_order``; without tables ``[0, C_t]``."""
+    def lookup(self, chunk: int) -> list[Tensor]:
+        """Pool and multiply a chunk: each member's ``[T*b, C_t]``; without tables ``[0, C_t]``."""
         weight, *bias = (value.detach() for value in self.inputs)
-        return self.shards.tower_pool(self.received.chunks[chunk], self.block_order, weight, *bias)
+        sums = self.shards.tower_pool(self.received.chunks[chunk], self.block_order, weight, *bias)
+        return list(sums.view(self.members, self._rows[self.member], self.width).unbind(0))
 
-    def send(self, chunk: int, looked_up: Tensor) -> None:
+    def send(self, chunk: int, looked_up: list[Tensor]) -> None:
         """Start the tower stage of partial sums."""
-        sent = looked_up.view(self.members, self._rows[self.member], self.width).unbind(0)
         memory = self.buffers.take(f"arrived {chunk}", self.members, self.towers * self.chunk_samples, self.width)
         arriving = [block[:rows] for block, rows in zip(memory, self._rows, strict=True)]
-        arriving[self.member] = sent[self.member]
-        self._tickets["tower", chunk] = self.tower.start(*others(self.member, sent, arriving))
+        arriving[self.member] = looked_up[self.member]
+        self._tickets["tower", chunk] = self.tower.start(*others(self.member, looked_up, arriving))
         self._partial.append(list(itertools.compress(arriving, self._owns)))
 
     def compress(self, chunk: int) -> None:

@@ -45,15 +45,20 @@ class SpttFlight(PeerFlight):
         """The tower module's parameters, or what was computed of them."""
         return self.tower_step.inputs
 
-    def send(self, chunk: int, looked_up: Tensor) -> None:
+    def lookup(self, chunk: int) -> list[Tensor]:
+        """Look up what each member gets, ``[T*b, D_r]``; the kept columns with it."""
+        return self.pooled_blocks(chunk, self.tower, self.members, self.member, encodes=not self.layout.kept_width)
+
+    def send(self, chunk: int, looked_up: list[Tensor]) -> None:
         """Start the tower stage."""
-        by_member = looked_up.unflatten(0, (self.members, -1))  # [R, T*b, D_r]
-        sent = list(by_member[:, :, : self.own.sent_width].unbind(0))
+        sent, kept = looked_up, looked_up[self.member][:, self.own.sent_width :]
+        if self.layout.kept_width:
+            sent = [block[:, : self.own.sent_width] for block in looked_up]
         arriving = self._side_by_side(f"arrived {chunk}")
         arriving[self.member] = sent[self.member]
         if any(self.layout.sent_widths):
             self._tickets["tower", chunk] = self.tower.start(*others(self.member, sent, arriving))
-        self._blocks.append([*arriving, by_member[self.member, :, self.own.sent_width :]])
+        self._blocks.append([*arriving, kept])
 
     def compress(self, chunk: int) -> None:
         """Wait for the tower stage, apply the tower module, start the peer stage."""

@@ -30,8 +30,13 @@ class Stage:
     backward_format: WireFormat
     seed: int | None
 
+    @property
+    def is_lossy(self) -> bool:
+        """Whether embeddings are encoded on their way."""
+        return _lossy(self.format) is not None
+
     def start(self, blocks: Sequence[Tensor], out: Sequence[Tensor]) -> Ticket:
-        """Start sending embeddings; see :func:`~dmt_kernels.ops.stage_start`."""
+        """Start sending embeddings, encoded already or not; see :func:`~dmt_kernels.ops.stage_start`."""
         return stage_start(blocks, out, self.group, _lossy(self.format))
 
     def start_back(self, blocks: Sequence[Tensor], out: Sequence[Tensor], step: int) -> Ticket:
@@ -45,8 +50,9 @@ class Stage:
 
 def others(own: int, blocks: Sequence[Tensor], out: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Leave out what a rank would send to itself: that stays where it is, unrounded, or is copied by the caller."""
+    nothing = blocks[own - 1][:0]  # of a neighbour's dtype: the own block alone may be unencoded
     return (
-        [block[:0] if i == own else block for i, block in enumerate(blocks)],
+        [nothing if i == own else block for i, block in enumerate(blocks)],
         [block[:0] if i == own else block for i, block in enumerate(out)],
     )
 

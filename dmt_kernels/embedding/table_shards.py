@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dmt_kernels import ops
 from dmt_kernels.embedding.column_layout import Lookup
 from dmt_kernels.embedding.initial_rows import initial_rows
-from dmt_kernels.spec import Jagged, Shard, TableOptimizer
+from dmt_kernels.spec import Jagged, Shard, TableOptimizer, WireFormat
 
 # Turns the shards' sums of squares, [touched rows] each, into one tensor of means over whole rows, shard after shard.
 RowMeans = Callable[[list[Tensor]], Tensor]
@@ -100,6 +100,23 @@ class TableShards(nn.Module):
                 received.offsets,
                 per_sample_weights=received.weights,
                 bounds="none",  # checked where they were read
+                **self._bag_layout(block_order),
+            )
+
+    @torch.no_grad()
+    def lookup_into_blocks(
+        self, blocks: list[Tensor], received: Jagged, block_order: list[int], format: WireFormat
+    ) -> None:
+        """Pool into equal blocks of rows, those of bytes encoded in ``format``, without autograd."""
+        if self.shards:
+            ops.embedding_bag_blocks_(
+                blocks,
+                self._tensors(self.tables),
+                received.ids,
+                received.offsets,
+                format=format,
+                per_sample_weights=received.weights,
+                bounds="none",
                 **self._bag_layout(block_order),
             )
 

@@ -6,6 +6,7 @@ from dmt_kernels.ops import _cuda, _library  # noqa: F401  (register the ops bef
 from dmt_kernels.ops.check_ids import MissingIds, check_ids, raise_missing_ids
 from dmt_kernels.ops.dot_interaction import dot_interaction
 from dmt_kernels.ops.embedding_bag import embedding_bag, embedding_bag_
+from dmt_kernels.ops.embedding_bag_blocks import embedding_bag_blocks_
 from dmt_kernels.ops.embedding_update import embedding_row_squares, embedding_update_
 from dmt_kernels.ops.id_codec import bytes_per_id, id_decode, id_encode, id_payload_bytes
 from dmt_kernels.ops.id_exchange import IdExchange, IdRoutes, ReceivedIds, id_exchange, select_features
@@ -28,6 +29,7 @@ __all__ = [
     "dot_interaction",
     "embedding_bag",
     "embedding_bag_",
+    "embedding_bag_blocks_",
     "embedding_row_squares",
     "embedding_update_",
     "id_decode",

@@ -61,10 +61,11 @@ def stage_start(
     ----------
     blocks : sequence of Tensor [N_i, D_i]
         For every rank of the group, in group order. float64, float32, float16 or bfloat16, all of one dtype and
-        device; columns adjacent in memory, rows any stride apart; empty ones are allowed.
+        device; columns adjacent in memory, rows any stride apart; empty ones are allowed. Or messages, uint8: rows that
+        are encoded in ``format`` already, by :func:`~dmt_kernels.ops.embedding_bag_blocks_`, say.
     out : sequence of Tensor [M_i, E_i]
-        From every rank, of the same dtype; ``out[i]`` here has the shape of ``blocks[j]`` there, if this is rank ``j``
-        (which is not checked). They are written behind autograd's back.
+        From every rank, of the rows' dtype, or uint8 to leave them encoded; ``out[i]`` here has the shape of
+        ``blocks[j]`` there, if this is rank ``j`` (which is not checked). They are written behind autograd's back.
     group : str
         Name of the process group.
     format : WireFormat, optional

@@ -20,6 +20,7 @@ constexpr Test kTests[] = {
     {"check_ids", testing::test_check_ids},
     {"dot_interaction", testing::test_dot_interaction},
     {"embedding_bag", testing::test_embedding_bag},
+    {"embedding_bag_blocks", testing::test_embedding_bag_blocks},
     {"embedding_update", testing::test_embedding_update},
     {"embedding_update_plan", testing::test_embedding_update_plan},
     {"id_codec", testing::test_id_codec},

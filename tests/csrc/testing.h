@@ -16,6 +16,7 @@ namespace dmt::testing {
 void test_check_ids(int64_t number);
 void test_dot_interaction(int64_t number);
 void test_embedding_bag(int64_t number);
+void test_embedding_bag_blocks(int64_t number);
 void test_embedding_update(int64_t number);
 void test_embedding_update_plan(int64_t number);
 void test_id_codec(int64_t number);

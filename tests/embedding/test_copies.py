@@ -1,5 +1,6 @@
 """How often rows are moved on their way: with a linear tower module and exact payloads, once forward and once back."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from dmt_kernels.embedding import EmbeddingExchange, build_exchange
 from dmt_kernels.embedding.wired_exchange import WiredExchange
 from dmt_kernels.ops.stage import stage_copied_bytes
 from dmt_kernels.planner import partition_features, place
-from dmt_kernels.spec import Jagged, Table, TableOptimizer, Topology
+from dmt_kernels.spec import Jagged, Payloads, Table, TableOptimizer, Topology
 from dmt_kernels.towers import DLRMTower
 from tests.ranks import run_ranks
 
@@ -30,15 +31,17 @@ LITTLE_BYTES = 1 << 16  # for weights and their gradients, chunk by chunk; poole
 
 
 class Written(TorchDispatchMode):
-    """Counts the bytes that are written by anything but the work itself, and says by what."""
+    """Counts the bytes that are written by anything but the work itself, and says by what; and all calls."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes: dict[str, int] = {}
+        self.calls: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.split("::")[1]
+        self.calls[name] += 1
         if name in WORK | ALLOCATE:
             return result
         results = result if isinstance(result, (tuple, list)) else [result]
@@ -49,18 +52,26 @@ class Written(TorchDispatchMode):
         return result
 
 
-def _exchange(chunks: int, placement: str) -> EmbeddingExchange:
+def _exchange(
+    chunks: int, placement: str = "member", kind: str = "sptt", payloads: Payloads | None = None
+) -> EmbeddingExchange:
     plan = place(TABLES, partition_features(TABLES, T), TOPOLOGY)
     return build_exchange(
-        "sptt",
+        kind,
         plan,
         optimizer=TableOptimizer("rowwise_adagrad", lr=0.1),
         seed=1,
         mesh=build_mesh(T, R, timeout_s=30),
-        tower_modules={t: DLRMTower(plan.tower_dims(t), 8, c=1, p=1) for t in range(T)},
+        tower_modules=None if kind == "flat" else {t: DLRMTower(plan.tower_dims(t), 8, c=1, p=1) for t in range(T)},
         chunks=chunks,
+        payloads=payloads,
         placement=placement,
     )
+
+
+def _batch(rank: int) -> Jagged:
+    ids = torch.randint(0, 50, (len(TABLES) * SAMPLES * IDS,), generator=torch.Generator().manual_seed(rank))
+    return Jagged(ids, torch.arange(len(TABLES) * SAMPLES + 1) * IDS)
 
 
 def _moved(rank: int, chunks: int, placement: str) -> list[tuple[dict[str, int], int]]:
@@ -70,8 +81,7 @@ def _moved(rank: int, chunks: int, placement: str) -> list[tuple[dict[str, int],
     width = sum(exchange.out_widths)
     assert exchange.out_widths == [width // T] * T
     assert 4 * SAMPLES * width == OUT_BYTES
-    ids = torch.randint(0, 50, (len(TABLES) * SAMPLES * IDS,), generator=torch.Generator().manual_seed(rank))
-    batch = Jagged(ids, torch.arange(len(TABLES) * SAMPLES + 1) * IDS)
+    batch = _batch(rank)
     grad = torch.randn(SAMPLES, width)
     exchange.prefetch(batch)  # so that rows are all that moves below
     assert isinstance(exchange, WiredExchange) and exchange._ahead is not None
@@ -102,3 +112,20 @@ def test_rows_are_moved_once_each_way(chunks: int, placement: str) -> None:
         for (written, copied), also in zip(passes, more, strict=True):
             assert copied == OUT_BYTES * (T - 1) // T, "what comes from and goes to other towers"
             assert OUT_BYTES <= sum(written.values()) - also < OUT_BYTES + LITTLE_BYTES, written
+
+
+def _codec_passes(rank: int, chunks: int, kind: str) -> tuple[int, int, int]:
+    exchange, batch = _exchange(chunks, kind=kind, payloads=Payloads.of("bf16", "fp8")), _batch(rank)
+    with Written() as written, torch.no_grad():
+        exchange(batch)
+    lookups, encoded, decoded = (
+        written.calls[name] for name in ("embedding_bag_blocks_", "wire_encode_blocks_", "wire_decode_blocks_")
+    )
+    return lookups, encoded, decoded
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_what_is_looked_up_is_encoded_on_the_way(chunks: int) -> None:
+    """No pass encodes pooled rows; what is left encodes what a tower module has made, for its peers."""
+    assert run_ranks(_codec_passes, TOPOLOGY.world, chunks, "flat") == [(chunks, 0, chunks)] * TOPOLOGY.world
+    assert run_ranks(_codec_passes, TOPOLOGY.world, chunks, "sptt") == [(chunks, chunks, 2 * chunks)] * TOPOLOGY.world

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from dmt_kernels.comm import build_mesh, traffic
-from dmt_kernels.ops import stage
+from dmt_kernels.ops import stage, wire_decode, wire_encode
 from dmt_kernels.ops._engine import choose_engine
 from dmt_kernels.ops.reference import stage as composition
 from dmt_kernels.spec import ExchangeError, InputError, WireFormat
@@ -85,6 +85,31 @@ def _in_flight(rank: int, engine: str) -> None:
 @engines
 def test_several_stages_are_in_flight(engine: str) -> None:
     run_ranks(_in_flight, 2, engine)
+
+
+def _encoded(rank: int, engine: str) -> None:
+    """Rows that are encoded before; what arrives is decoded, or left as it is."""
+    use(engine)
+    group, world, format = dist.group.WORLD.group_name, 3, WireFormat.FP8
+    case = Case(world, torch.float16, format, "apart", "apart", number=4)
+    sent = [wire_encode(block, format) for block in case.sent(rank)]
+    for keeps in (False, True):
+        received = case.received(rank)
+        if keeps:
+            received = [block.new_empty(len(block), format.row_bytes(block.shape[1])).byte() for block in received]
+        stage.stage_wait(stage.stage_start(sent, received, group, format))
+        if keeps:
+            columns = [case.shape(source, rank)[1] for source in range(world)]
+            received = [
+                wire_decode(block, dim, format, case.dtype) for block, dim in zip(received, columns, strict=True)
+            ]
+        _check_arrived(case, rank, received)
+    assert stage.stage_copied_bytes() == 0 or engine == "composition"
+
+
+@engines
+def test_messages_travel_as_they_are(engine: str) -> None:
+    run_ranks(_encoded, 3, engine)
 
 
 def _traffic(rank: int, engine: str) -> None:

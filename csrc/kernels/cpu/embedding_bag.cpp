@@ -1,86 +1,34 @@
 #include "embedding_bag.h"
 
+#include "bag_walk.h"
 #include "float_formats.h"
-#include "pool_bag.h"
 
 namespace dmt::cpu {
 namespace {
 
-constexpr int64_t kGrain = 1 << 10;       // ids and bags per piece: some tens of microseconds
-constexpr int64_t kPiecesPerThread = 16;  // taken one by one: rows differ in width, and threads in speed
-constexpr int64_t kIdsAhead = 64;         // rows on their way, or in the second cache
-constexpr int64_t kBytesAhead = 512;      // of each of a piece's first rows
-constexpr int64_t kStreamed = 4 << 20;    // bytes of output that find no place in a core's share of the last cache
-
-// The rows of ids some way ahead in the stream of ids, across the ends of bags and tables.
-template <class T, class Id>
-class RowsAhead {
- public:
-  static constexpr bool kFetches = true;
-
-  // Of the ids of bags [bag, end_bag), which are not empty as a range.
-  RowsAhead(const BagLayout& bags, const TableData& tables, int64_t bag, int64_t end_bag)
-      : bags_(&bags),
-        tables_(&tables),
-        id_(typed_ids<Id>(bags) + bags.offsets[bag]),
-        group_end_(id_),
-        end_(typed_ids<Id>(bags) + bags.offsets[end_bag]),
-        group_(bag / bags.num_samples - 1) {}
-
-  // The address of the next row, unchecked.
-  const char* next() {
-    if (id_ == group_end_ && !next_group()) return reinterpret_cast<const char*>(rows_);
-    return reinterpret_cast<const char*>(rows_ + static_cast<uint64_t>(static_cast<int64_t>(*id_++)) * row_bytes_);
-  }
-
- private:
-  __attribute__((noinline)) bool next_group() {
-    if (id_ == end_) return false;
-    while (id_ == group_end_) {
-      ++group_;  // = k*F + f
-      group_end_ = typed_ids<Id>(*bags_) + bags_->offsets[(group_ + 1) * bags_->num_samples];
-    }
-    if (group_end_ > end_) group_end_ = end_;
-    const FeatureRows<T> rows = feature_rows<T>(*bags_, *tables_, group_ % bags_->num_features);
-    row_bytes_ = static_cast<uint64_t>(rows.stride) * sizeof(T);
-    rows_ = reinterpret_cast<uint64_t>(rows.data) - static_cast<uint64_t>(rows.window.start) * row_bytes_;
-    return true;
-  }
-
-  const BagLayout* bags_;
-  const TableData* tables_;
-  const Id* id_;
-  const Id* group_end_;
-  const Id* end_;
-  int64_t group_;
-  uint64_t rows_ = 0;
-  uint64_t row_bytes_ = 0;
-};
+constexpr int64_t kGrain = 1 << 10;     // ids and bags per part of a gradient: some tens of microseconds
+constexpr int64_t kStreamed = 4 << 20;  // bytes of output that find no place in a core's share of the last cache
 
 // Bags [bag, end_bag). Returns the number of missing ids.
 template <class T, class Out, class Id>
 int64_t pool_range(const BagLayout& bags, const TableData& tables, Out* out, int64_t bag, int64_t end_bag) {
   if (bag == end_bag) return 0;
   constexpr int64_t out_size = static_cast<int64_t>(sizeof(Out));
-  const int64_t F = bags.num_features;
   const int64_t B = bags.num_samples;
   const bool is_large = bags.num_blocks * B * bags.width * out_size >= kStreamed;
-  RowsAhead<T, Id> ahead(bags, tables, bag, end_bag);
-  for (int64_t i = 0; i < kIdsAhead; ++i) fetch_row(ahead.next(), 0, kBytesAhead);
+  FeatureWalk walk(bags, bag, end_bag);
+  RowsAhead<T, Id, FeatureWalk> ahead(bags, tables, walk);
+  ahead.fetch_first(kIdsAhead, kBytesAhead);
   int64_t missing = 0;
-  while (bag < end_bag) {
-    const int64_t group = bag / B;  // = k*F + f
-    const FeatureRows<T> rows = feature_rows<T>(bags, tables, group % F);
-    const int64_t group_end = (group + 1) * B < end_bag ? (group + 1) * B : end_bag;
+  for (BagRange range; walk.next(range);) {
+    const FeatureRows<T> rows = feature_rows<T>(bags, tables, range.feature);
     // Out row of bag (k, f, b) is block_order[k]*B + b.
-    Out* target = out + (bags.block_order[group / F] * B + bag % B) * bags.width + rows.column;
+    const int64_t block = range.first / B / bags.num_features;
+    Out* target = out + (bags.block_order[block] * B + range.first % B) * bags.width + rows.column;
     const bool whole_lines =
         (reinterpret_cast<int64_t>(target) | bags.width * out_size | rows.dim * out_size) % kCacheLine == 0;
-    missing += pool_bags(rows, 0, rows.dim,
-                         BagRun<T, Id>{typed_ids<Id>(bags), static_cast<const accumulator_t<T>*>(bags.weights),
-                                       bags.offsets + bag, group_end - bag},
+    missing += pool_bags(rows, 0, rows.dim, bag_run<T, Id>(bags, range),
                          SumRows<Out>{target, bags.width, is_large && whole_lines}, ahead);
-    bag = group_end;
   }
   if (is_large) finish_streams();
   return missing;
@@ -88,17 +36,12 @@ int64_t pool_range(const BagLayout& bags, const TableData& tables, Out* out, int
 
 template <class T, class Out, class Id>
 int64_t pool_typed(const BagLayout& bags, const TableData& tables, Out* out, const ParallelFor& threads) {
-  const int64_t cost = cost_before(bags, bags.num_blocks * bags.num_features * bags.num_samples);
-  const int64_t most_pieces = threads.num_threads * kPiecesPerThread;
-  const int64_t pieces = cost / kGrain + 1 < most_pieces ? cost / kGrain + 1 : most_pieces;
+  const int64_t num_bags = bags.num_blocks * bags.num_features * bags.num_samples;
+  const int64_t cost = cost_before(bags, num_bags);
   int64_t missing = 0;
-  int64_t taken = 0;
-  parallel_for(threads, 0, pieces < threads.num_threads ? pieces : threads.num_threads, 1, [&](int64_t, int64_t) {
-    int64_t found = 0;
-    for (int64_t i; (i = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED)) < pieces;) {
-      found += pool_range<T, Out, Id>(bags, tables, out, bag_at_cost(bags, cost * i / pieces),
-                                      bag_at_cost(bags, cost * (i + 1) / pieces));
-    }
+  for_pieces(bags, num_bags, threads, [&](int64_t piece, int64_t pieces, int64_t) {
+    const int64_t found = pool_range<T, Out, Id>(bags, tables, out, bag_at_cost(bags, cost * piece / pieces),
+                                                 bag_at_cost(bags, cost * (piece + 1) / pieces));
     __atomic_fetch_add(&missing, found, __ATOMIC_RELAXED);
   });
   return missing;

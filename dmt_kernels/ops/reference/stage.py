@@ -18,10 +18,11 @@ _copied_bytes = 0
 
 
 class _Message:
-    """Blocks of rows as the bytes that travel; `sizes` are those of each block."""
+    """Blocks of rows as the bytes that travel; `sizes` are those of each block. Blocks of bytes travel as they are."""
 
     def __init__(self, blocks: Sequence[Tensor], format: int | None) -> None:
-        self.blocks, self.format = blocks, None if format is None else _FORMATS[format]
+        is_encoded = blocks[0].dtype is torch.uint8
+        self.blocks, self.format = blocks, None if format is None or is_encoded else _FORMATS[format]
         self.sizes = [len(block) * self._row_bytes(block) for block in blocks]
         self.in_place = self.format is None and _lie_together(blocks)
         if self.in_place:
