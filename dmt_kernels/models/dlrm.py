@@ -26,6 +26,9 @@ class DLRM(nn.Module):
         Columns ``K`` of the dense input; with 0 there is no bottom MLP and no dense feature.
     out_dim : int
         Width of a feature in the interaction.
+    dense_features : int
+        Features that the bottom MLP makes of the dense input. Where towers narrow ``out_dim``, several together are
+        as wide as the flat model's one: the dense input crosses no wire and need not be compressed.
     bottom, top : sequence of int
         Hidden widths of the MLP before and after the interaction.
     seed : int
@@ -43,6 +46,7 @@ class DLRM(nn.Module):
         dense_width: int,
         out_dim: int,
         *,
+        dense_features: int = 1,
         bottom: Sequence[int] = (64, 32),
         top: Sequence[int] = (128, 64),
         seed: int = 0,
@@ -54,28 +58,29 @@ class DLRM(nn.Module):
                 raise InputError(
                     f"tower {t} gives {width} columns, which is not a multiple of the DLRM's dim {out_dim}"
                 )
-        features = sum(widths) // out_dim + (dense_width > 0)
+        dense_out = dense_features * out_dim if dense_width else 0
+        features = (sum(widths) + dense_out) // out_dim
         if features < 2:
             raise InputError("a DLRM needs at least two features, dense input included, to take dot products of")
         self.exchange = exchange
         self.out_dim = out_dim
-        self.bottom = MLP(dense_width, (*bottom, out_dim), last_relu=True) if dense_width else None
+        self.bottom = MLP(dense_width, (*bottom, dense_out), last_relu=True) if dense_width else None
         self.interaction = DotInteraction(features)
-        self.top = MLP(self.interaction.out_width + (out_dim if dense_width else 0), (*top, 1), last_relu=False)
+        self.top = MLP(self.interaction.out_width + dense_out, (*top, 1), last_relu=False)
         if self.bottom is not None:
             init_parameters_(self.bottom, seed, "bottom")
         init_parameters_(self.top, seed, "top")
 
     def forward(self, dense: Tensor, sparse: Jagged) -> Tensor:
         """Return logits ``[B]`` for ``dense`` ``[B, K]`` and the bags of all features."""
-        dense_feature, embeddings = self._dense_and_sparse(dense, sparse)
-        if dense_feature is None:
+        dense_part, embeddings = self._dense_and_sparse(dense, sparse)
+        if dense_part is None:
             return self.top(self.interaction(embeddings.unflatten(1, (-1, self.out_dim)))).squeeze(1)
-        return self.top(self.interaction.behind(dense_feature, embeddings)).squeeze(1)
+        return self.top(self.interaction.behind(dense_part, embeddings, self.out_dim)).squeeze(1)
 
     def _dense_and_sparse(self, dense: Tensor, sparse: Jagged) -> tuple[Tensor | None, Tensor]:
         if self.bottom is None or not isinstance(self.exchange, EmbeddingExchange):
             return None if self.bottom is None else self.bottom(dense), self.exchange(sparse)
         in_flight = self.exchange.start(sparse)
-        dense_feature = self.bottom(dense)  # under the exchange's last messages; and so is its backward
-        return dense_feature, self.exchange.finish(in_flight)
+        dense_part = self.bottom(dense)  # under the exchange's last messages; and so is its backward
+        return dense_part, self.exchange.finish(in_flight)

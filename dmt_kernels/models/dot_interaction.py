@@ -27,6 +27,6 @@ class DotInteraction(nn.Module):
         """Multiply the features of ``x`` ``[N, F, D]``: ``[N, F * (F - 1) / 2]``, pairs (1, 0), (2, 0), (2, 1), ..."""
         return ops.dot_interaction([x.flatten(1)], x.shape[2])
 
-    def behind(self, first: Tensor, others: Tensor) -> Tensor:
-        """Take one more feature ``[N, D]``, before the others ``[N, (F - 1) * D]``, and put it before the products."""
-        return ops.dot_interaction([first, others.to(first.dtype)], first.shape[1], with_first=True)
+    def behind(self, first: Tensor, others: Tensor, dim: int) -> Tensor:
+        """Multiply the features ``[N, f * dim]`` and the others ``[N, (F - f) * dim]``; the first stand before it."""
+        return ops.dot_interaction([first, others.to(first.dtype)], dim, with_first=True)

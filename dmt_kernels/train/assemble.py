@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -218,7 +219,10 @@ def _tower_modules(setup: Setup) -> dict[int, TowerModule]:
 def _over_arch(setup: Setup, exchange: nn.Module) -> DLRM | DCN:
     config, dense_width = setup.config, setup.dataset.dense_width
     if config.model == "dlrm":
-        return DLRM(exchange, dense_width, _out_dim(setup), seed=config.seed)
+        out_dim = _out_dim(setup)
+        # As wide as in the flat twin: what towers save on the wire, the dense input does not cost.
+        dense_features = math.ceil(max(table.dim for table in setup.plan.tables) / out_dim)
+        return DLRM(exchange, dense_width, out_dim, dense_features=dense_features, seed=config.seed)
     return DCN(exchange, dense_width, seed=config.seed)
 
 

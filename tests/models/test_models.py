@@ -70,6 +70,17 @@ def test_dlrm_equals_its_formula():
     torch.testing.assert_close(model(dense, None), expected)
 
 
+def test_the_dense_input_may_make_several_features():
+    x = torch.randn(6, 3 * 2)
+    model = DLRM(FixedExchange(x, [4, 2]), DENSE, 2, dense_features=2, bottom=(6,), top=(7,))
+    dense = torch.randn(6, DENSE)
+    d = model.bottom(dense)
+    vectors = [*d.split(2, dim=1), *x.split(2, dim=1)]
+    dots = [(vectors[i] * vectors[j]).sum(1) for i in range(5) for j in range(i)]
+    expected = model.top(torch.cat([d, torch.stack(dots, dim=1)], dim=1))[:, 0]
+    torch.testing.assert_close(model(dense, None), expected)
+
+
 def test_dcn_equals_its_formula():
     x = torch.randn(6, 5)
     model = model_of("dcn", FixedExchange(x, [3, 2]))
