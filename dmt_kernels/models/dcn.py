@@ -14,8 +14,9 @@ from dmt_kernels.towers import CrossNet, init_parameters_
 class DCN(nn.Module):
     """Deep and cross network v2 (Wang et al., WWW 2021), stacked form, over any exchange.
 
-    Dense input and embeddings are crossed, then go through an MLP. Whether the model is flat or multi-tower is the
-    exchange's business; with pass-through towers it is the flat DCN.
+    Dense input and embeddings are crossed, then go through an MLP. What towers compressed may first be mapped to as
+    many columns as the flat model has, so that as many crosses are left. Whether the model is flat or multi-tower is
+    the exchange's business; with pass-through towers it is the flat DCN.
 
     Parameters
     ----------
@@ -23,6 +24,8 @@ class DCN(nn.Module):
         Maps a :class:`Jagged` to ``[B, sum(exchange.out_widths)]``; any widths.
     dense_width : int
         Columns ``K`` of the dense input; may be 0.
+    expand : int, optional
+        Columns that what the exchange gives is mapped to first; None: it is crossed as it comes.
     layers : int
         Number of crosses.
     rank : int or None
@@ -43,20 +46,24 @@ class DCN(nn.Module):
         exchange: nn.Module,
         dense_width: int,
         *,
+        expand: int | None = None,
         layers: int = 2,
         rank: int | None = None,
         deep: Sequence[int] = (128, 64),
         seed: int = 0,
     ) -> None:
         super().__init__()
-        width = dense_width + sum(cast(Sequence[int], exchange.out_widths))
+        embedding_width = sum(cast(Sequence[int], exchange.out_widths))
+        width = dense_width + (expand or embedding_width)
         self.exchange = exchange
+        self.expand = nn.Linear(embedding_width, expand) if expand else nn.Identity()
         self.cross = CrossNet(width, layers, rank=rank)
         self.deep = MLP(width, (*deep, 1), last_relu=False)
+        init_parameters_(self.expand, seed, "expand")
         init_parameters_(self.cross, seed, "cross")
         init_parameters_(self.deep, seed, "deep")
 
     def forward(self, dense: Tensor, sparse: Jagged) -> Tensor:
         """Return logits ``[B]`` for ``dense`` ``[B, K]`` and the bags of all features."""
-        x = torch.cat([dense, self.exchange(sparse)], dim=1)
+        x = torch.cat([dense, self.expand(self.exchange(sparse))], dim=1)
         return self.deep(self.cross(x)).squeeze(1)

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -217,13 +217,15 @@ def _tower_modules(setup: Setup) -> dict[int, TowerModule]:
 
 
 def _over_arch(setup: Setup, exchange: nn.Module) -> DLRM | DCN:
-    config, dense_width = setup.config, setup.dataset.dense_width
+    config, dense_width, tables = setup.config, setup.dataset.dense_width, setup.plan.tables
+    as_flat = config.over_arch_width == "flat"  # what towers spare the wire, the over-arch need not lack
     if config.model == "dlrm":
         out_dim = _out_dim(setup)
-        # As wide as in the flat twin: what towers save on the wire, the dense input does not cost.
-        dense_features = math.ceil(max(table.dim for table in setup.plan.tables) / out_dim)
+        dense_features = math.ceil(max(table.dim for table in tables) / out_dim) if as_flat else 1
         return DLRM(exchange, dense_width, out_dim, dense_features=dense_features, seed=config.seed)
-    return DCN(exchange, dense_width, seed=config.seed)
+    arrives = sum(cast(Sequence[int], exchange.out_widths))
+    width = sum(table.dim * len(table.features) for table in tables)
+    return DCN(exchange, dense_width, expand=width if as_flat and arrives < width else None, seed=config.seed)
 
 
 @contextlib.contextmanager

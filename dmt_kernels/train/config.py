@@ -77,6 +77,9 @@ class TrainConfig:
     early_stop: int | None = _option(None, "end after N epochs without a better validation AUC", metavar="N")
     embedding_dim: int = _option(16, "D of every table", metavar="D")
     compression: float = _option(2.0, "how many times narrower a tower module makes its tower", metavar="CR")
+    over_arch_width: str = _option(
+        "flat", "behind compressing towers: that of the flat twin, or what arrives", ("flat", "towers")
+    )
     dense_optimizer: str = _option("adam", "optimizer of everything but the tables", ("adam", "adagrad"))
     dense_lr: float = _option(1e-3, "its learning rate", metavar="LR")
     table_optimizer: str = _option("rowwise_adagrad", "optimizer of the tables", ("rowwise_adagrad", "adagrad", "sgd"))

@@ -89,6 +89,15 @@ def test_dcn_equals_its_formula():
     torch.testing.assert_close(model(dense, None), model.deep(model.cross(both))[:, 0])
 
 
+def test_dcn_may_cross_more_columns_than_arrive():
+    x = torch.randn(6, 5)
+    model = DCN(FixedExchange(x, [3, 2]), DENSE, expand=9, deep=(7,))
+    dense = torch.randn(6, DENSE)
+    both = torch.cat([dense, x @ model.expand.weight.T + model.expand.bias], dim=1)
+    assert both.shape[1] == DENSE + 9
+    torch.testing.assert_close(model(dense, None), model.deep(model.cross(both))[:, 0])
+
+
 @pytest.mark.parametrize("kind", ["dlrm", "dcn"])
 def test_pass_through_towers_are_the_flat_model(kind):
     flat = model_of(kind, PlainExchange([PassThrough((DIM,) * FEATURES)]))

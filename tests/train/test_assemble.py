@@ -1,0 +1,44 @@
+"""What the over-arch becomes behind towers."""
+
+import pytest
+
+from dmt_kernels.train.assemble import build_model, set_up
+from dmt_kernels.train.config import TrainConfig, resolve_topology
+
+
+def model_of(model, **options):
+    config = TrainConfig(
+        data="synthetic:64", model=model, embedding_dim=8, local=True, towers=2, device="cpu", **options
+    )
+    return build_model(set_up(resolve_topology(config, None, None)), None)
+
+
+def widths(model):
+    """Columns that each layer of the over-arch takes and gives, less the interaction of a DLRM and its successor."""
+    return [
+        m.weight.shape
+        for name, m in model.named_modules()
+        if name.startswith(("bottom", "cross")) and not any(m.children())
+    ]
+
+
+@pytest.mark.parametrize("model", ["dlrm", "dcn"])
+@pytest.mark.parametrize("compression", [2, 3, 8])
+def test_the_over_arch_behind_towers_is_as_wide_as_the_flat_one(model, compression):
+    towers = {"tower_module": model, "compression": compression}
+    flat, wide = model_of(model, exchange="flat"), model_of(model, **towers)
+    narrow = model_of(model, **towers, over_arch_width="towers")
+    assert wide.exchange.realised_compression >= compression
+    last = [widths(m)[-1][0] for m in (flat, wide, narrow)]
+    assert last[2] < last[0] <= last[1] < last[0] + 8  # a DLRM's dense features are whole ones
+    assert len(widths(flat)) == len(widths(wide)) == len(widths(narrow))
+
+
+@pytest.mark.parametrize("model", ["dlrm", "dcn"])
+@pytest.mark.parametrize(
+    "options", [{}, {"tower_module": "dlrm", "compression": 1}, {"over_arch_width": "towers"}], ids=str
+)
+def test_where_nothing_is_compressed_the_over_arch_is_the_flat_one(model, options):
+    flat, towers = model_of(model, exchange="flat"), model_of(model, **options)
+    shapes = [{n: p.shape for n, p in m.named_parameters() if not n.startswith("exchange.")} for m in (flat, towers)]
+    assert shapes[0] == shapes[1]
