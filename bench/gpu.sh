@@ -1,22 +1,48 @@
 #!/usr/bin/env bash
 # bash bench/gpu.sh OUT_DIR [--cpu]: all that a machine with one GPU can tell, the most valuable first, into OUT_DIR: builds the CUDA
-# library, checks the kernels against the CPU's, measures, trains the demo there and on the CPU, runs the tests, tries
-# compute-sanitizer. Under nine minutes; what it has found so far is in OUT_DIR at any time. Needs no network: the python on
-# the PATH has torch, cmake, ninja, pybind11, pytest and hypothesis. --cpu: the same road on a machine without a GPU, tiny.
+# library, checks the kernels against the CPU's, measures (gpu.json, gpu.md), trains the demo there and on the CPU, runs the tests,
+# NCCL's among them, tries compute-sanitizer. Under nine minutes; report.md has what was found so far at any time, also when it is
+# cut off. Needs no network: the python on the PATH has torch, cmake, ninja, pybind11, pytest and hypothesis. --cpu: the same road
+# on a machine without a GPU, tiny.
 set -uo pipefail
-[ $# -ge 1 ] || { sed -n '2,5s/^# //p' "$0"; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,6s/^# //p' "$0"; exit 2; }
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 cpu=${2:-}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PYTHONPATH=$PWD DMT_CUDA=on DMT_TESTS=$PWD/build/tests
+export PYTHONPATH=$PWD:$PWD/build/peers DMT_CUDA=on DMT_TESTS=$PWD/build/tests PYTHONUNBUFFERED=1
 device=cuda marked=cuda
 if [ "$cpu" = --cpu ]; then DMT_CUDA=off device=cpu marked='not cuda'; fi
-failed=()
+# One architecture compiles in a third of the time.
+if [ $device = cuda ] && nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | grep -qx 9.0; then
+  export CUDAARCHS=90a-real
+fi
+failed=() running=
+
+report() {
+  {
+    echo "# $(date -u +%FT%TZ), at ${SECONDS}s: ${1}"
+    echo
+    sed 's/^/- /' "$out/steps.txt"
+    echo "- failed: ${failed[*]:-nothing}"
+    echo
+    cat "$out/auc.txt" "$out/gpu.md" 2> /dev/null
+  } > "$out/report.md.part"
+  mv "$out/report.md.part" "$out/report.md"
+}
+
+cut_off() {
+  [ -z "$running" ] || kill -TERM "$running" 2> /dev/null
+  failed+=('the rest')
+  report 'cut off'
+  echo "== cut off (${SECONDS}s): $out/report.md"
+  exit 143
+}
+trap cut_off TERM INT HUP
 
 # step SECONDS NAME COMMAND...: its output goes to NAME.log; the last line of it is shown.
 step() {
-  local limit=$1 name=$2
+  local limit=$1 name=$2 began=$SECONDS
   shift 2
   printf '== %s (%ss)\n' "$name" "$SECONDS"
   if [ -n "$cpu" ]; then
@@ -25,53 +51,71 @@ step() {
     limit=$((530 - SECONDS))
     if [ "$limit" -lt 10 ]; then
       failed+=("$name")
-      echo '   no time left'
+      echo "$name: no time left" | tee -a "$out/steps.txt"
       return
     fi
   fi
-  timeout -k 5 "$limit" "$@" > "$out/$name.log" 2>&1
+  timeout -k 5 "$limit" "$@" > "$out/$name.log" 2>&1 &  # not in front: a signal is to be heard at once
+  running=$!
+  wait "$running"
   local code=$?
+  running=
   tail -n 1 "$out/$name.log"
   if [ $code -ne 0 ]; then
     failed+=("$name")
     echo "   failed ($code), see $out/$name.log"
   fi
-  printf '%s: exit %s, at %ss\n' "$name" "$code" "$SECONDS" >> "$out/steps.txt"
+  printf '%s: exit %s, %s s, %s\n' "$name" "$code" "$((SECONDS - began))" "$(tail -n 1 "$out/$name.log" | cut -c 1-160)" >> "$out/steps.txt"
+  report 'under way'
 }
 
-rm -f "$out/steps.txt"
+tests() { step "$1" "$2" python -m pytest -q -p no:cacheprovider "${@:3}"; }
+
+rm -rf "$out"/run_*
+rm -f "$out"/{steps.txt,auc.txt,report.md,gpu.md,gpu.json}
+: > "$out/steps.txt"
+report 'under way'
 step 10 machine bash -c 'nvidia-smi; nvcc --version; python --version; true'
 step 200 build python setup.py -q build_ext --inplace
 step 20 info python -m dmt_kernels info
-step 60 kernels python -m pytest -q tests/cuda -m "$marked" -p no:cacheprovider
-step 120 bench python -m bench.gpu --out "$out" $cpu
+tests 60 kernels tests/cuda -m "$marked" -k 'not triton'
+step 150 bench python -m bench.gpu --out "$out" $cpu
 # The same model, data and seeds: both AUCs belong to within some thousandths.
 train() {
   step 60 "train_$1" python -m dmt_kernels train --data synthetic:40000 --local --towers 2 --members 2 --exchange sptt \
     --tower-module dlrm --batch-size 512 --epochs 1 --device "$1" --out "$out/run_$1" --overwrite
 }
-train cpu
 [ $device = cpu ] || train cuda
+train cpu
 python - "$out" << 'AUC' | tee "$out/auc.txt"
 import json, pathlib, sys
 
-for path in sorted(pathlib.Path(sys.argv[1]).glob("run_*/summary.json")):
-    print(f"{path.parent.name}: AUC {json.loads(path.read_text())['auc']:.5f}")
+paths = sorted(pathlib.Path(sys.argv[1]).glob("run_*/summary.json"))
+auc = {path.parent.name.removeprefix("run_"): json.loads(path.read_text())["auc"] for path in paths}
+for name, value in auc.items():
+    print(f"- AUC of the demo on {name}: {value:.5f}")
+if len(auc) == 2:
+    print(f"- apart by {abs(auc['cuda'] - auc['cpu']):.5f}")
 AUC
+report 'under way'
 if [ $device = cuda ]; then
+  tests 60 triton tests/cuda -m cuda -k triton
+  tests 60 nccl tests/comm tests/ops/test_stage_devices.py tests/ops/test_id_exchange.py tests/ops/test_all_to_all.py -m cuda
+  tests 80 ops tests/ops tests/embedding -m cuda --deselect tests/ops/test_stage_devices.py
   sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2> /dev/null)
   for tool in memcheck racecheck; do
     if [ -n "$sanitizer" ]; then
-      step 60 "sanitize_$tool" "$sanitizer" --tool $tool --error-exitcode 1 \
-        python -m pytest -q tests/cuda -m cuda -k "wide_rows or slices or strides or one_behind" -p no:cacheprovider
+      step 45 "sanitize_$tool" "$sanitizer" --tool $tool --error-exitcode 1 \
+        python -m pytest -q tests/cuda -m cuda -k "not triton and (wide_rows or slices or strides or one_behind)" -p no:cacheprovider
     else
-      echo 'no compute-sanitizer on this machine' | tee "$out/sanitize_$tool.log"
+      step 5 "sanitize_$tool" echo 'no compute-sanitizer on this machine'
     fi
   done
-  step 150 tests_cuda python -m pytest -q -m cuda -p no:cacheprovider
-  step 200 tests python -m pytest -q -x -m 'not cuda' -p no:cacheprovider
+  tests 200 tests -x -m 'not cuda'
 else
-  step 100 tests python -m pytest -q tests/cuda/test_wire_codec.py tests/ops/test_embedding_bag.py -p no:cacheprovider
+  tests 60 triton tests/cuda/test_triton.py
+  tests 100 tests tests/cuda/test_wire_codec.py tests/ops/test_check_ids.py
 fi
-echo "== done (${SECONDS}s): $out; failed: ${failed[*]:-nothing}"
+report 'done'
+echo "== done (${SECONDS}s): $out/report.md; failed: ${failed[*]:-nothing}"
 [ ${#failed[@]} -eq 0 ]

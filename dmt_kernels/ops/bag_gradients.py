@@ -63,25 +63,25 @@ class BagGradients:
         rows, dims = self.rows, self.dims
         accumulator = accumulator_dtype(self.dtype)
         features = list(range(len(rows))) if feature_tables is None else list(feature_tables)
-        order = torch.tensor([0] if block_order is None else block_order)
-        starts = torch.tensor([0] * len(rows) if row_starts is None else row_starts)
+        order = torch.tensor([0] if block_order is None else block_order, device=ids.device)
+        starts = torch.tensor([0] * len(rows) if row_starts is None else row_starts, device=ids.device)
         samples = (offsets.numel() - 1) // max(1, len(order) * len(features))  # B
 
         # Of every bag: its feature and its row of grad [K*F*B].
-        bags = torch.arange(offsets.numel() - 1)
+        bags = torch.arange(offsets.numel() - 1, device=ids.device)
         feature = bags // max(1, samples) % max(1, len(features))
         grad_row = order[bags // max(1, samples * len(features))] * samples + bags % max(1, samples)
-        is_mean = torch.tensor([0] * len(features) if poolings is None else poolings, dtype=torch.bool)
+        is_mean = torch.tensor([0] * len(features) if poolings is None else poolings, device=ids.device).bool()
 
         # Of every id in a bag: the bag, the row, and the factor of the bag's gradient.
         bag = torch.repeat_interleave(bags, offsets.diff())
         here = slice(int(offsets[0]), int(offsets[-1]))
-        table = torch.tensor(features, dtype=torch.int64)[feature[bag]]
+        table = torch.tensor(features, dtype=torch.int64, device=ids.device)[feature[bag]]
         row = ids[here].long() - starts[table]
-        is_row = (row >= 0) & (row < torch.tensor(rows, dtype=torch.int64)[table])
-        scale = torch.ones(len(bag), dtype=accumulator) if weights is None else weights[here].to(accumulator)
+        is_row = (row >= 0) & (row < torch.tensor(rows, dtype=torch.int64, device=ids.device)[table])
+        scale = torch.ones_like(row, dtype=accumulator) if weights is None else weights[here].to(accumulator)
         counted = is_row if row_starts is None else ids[here] >= 0
-        count = torch.zeros(len(bags), dtype=accumulator).index_add_(0, bag, counted.to(accumulator))
+        count = torch.zeros(len(bags), dtype=accumulator, device=ids.device).index_add_(0, bag, counted.to(accumulator))
         scale = torch.where(is_mean[feature[bag]], scale / count[bag], scale)
 
         indices: list[list[Tensor]] = [[] for _ in rows]
@@ -95,7 +95,7 @@ class BagGradients:
             column += dims[t]
         return [
             torch.sparse_coo_tensor(
-                torch.cat([torch.zeros(0, dtype=torch.int64), *indices[t]])[None],
+                torch.cat([torch.zeros(0, dtype=torch.int64, device=ids.device), *indices[t]])[None],
                 torch.cat([grad.new_zeros(0, dims[t], dtype=self.dtype), *values[t]]),
                 (rows[t], dims[t]),
                 check_invariants=False,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dmt_kernels.ops._composition import implement
 from dmt_kernels.ops.all_to_all import all_to_all
+from dmt_kernels.ops.bag_arguments import on_device
 from dmt_kernels.ops.check_ids import MissingIds, check_ids
 from dmt_kernels.ops.id_codec import HEADER_BYTES, bytes_per_id, id_decode, id_encode, id_payload_bytes
 from dmt_kernels.ops.stage import Ticket, stage_start, stage_wait
@@ -275,6 +276,8 @@ def select_features(sparse: Jagged, features: int, route: Sequence[int]) -> Jagg
     """
     if list(route) == list(range(features)):
         return sparse
+    if sparse.ids.is_cuda and sorted(route) == list(range(features)):
+        return reorder_features(sparse, features, route)
     samples = (sparse.offsets.numel() - 1) // features
     lengths = sparse.lengths().view(features, samples)[torch.tensor(route, dtype=torch.int64, device=sparse.ids.device)]
     bounds = sparse.offsets[::samples].tolist() if samples else [0] * (features + 1)
@@ -285,6 +288,21 @@ def select_features(sparse: Jagged, features: int, route: Sequence[int]) -> Jagg
 
     offsets = torch.nn.functional.pad(lengths.flatten().cumsum(0), (1, 0))
     return Jagged(select(sparse.ids), offsets, None if sparse.weights is None else select(sparse.weights))
+
+
+def reorder_features(sparse: Jagged, features: int, route: Sequence[int]) -> Jagged:
+    """What :func:`select_features` does for all features in another order, without waiting for the device.
+
+    All of the ids stay, so that their number is known; every feature's move by as many places as its bags do.
+    """
+    order = on_device(tuple(route), sparse.ids.device)
+    lengths = sparse.lengths().view(features, -1)
+    moved = torch.nn.functional.pad(lengths[order].flatten().cumsum(0), (1, 0))
+    sizes = lengths.sum(1)
+    ends, moved_ends = sizes.cumsum(0), sizes[order].cumsum(0)
+    shifts = (ends[order] - moved_ends).repeat_interleave(sizes[order], output_size=sparse.ids.numel())
+    places = shifts + torch.arange(len(shifts), device=shifts.device)
+    return Jagged(sparse.ids[places], moved, None if sparse.weights is None else sparse.weights[places])
 
 
 def _id_exchange(

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from dmt_kernels.ops import dot_interaction
 from dmt_kernels.ops.reference import dot_interaction as oracle
+from tests.devices import on_devices
 from tests.ops.bags import DTYPES
 from tests.tolerances import TOLERANCES
 
@@ -32,6 +33,7 @@ def wide_tolerance(dtype, terms):
     return {"rtol": 4 * TOLERANCES[dtype]["rtol"], "atol": (1 + terms) * TOLERANCES[dtype]["rtol"] / 4}
 
 
+@on_devices
 @settings(max_examples=200, deadline=None)
 @given(problems())
 def test_equals_the_oracle(problem):
@@ -44,6 +46,7 @@ def test_equals_the_oracle(problem):
         assert torch.equal(out[:, : blocks[0].shape[1]], blocks[0])
 
 
+@on_devices
 @settings(max_examples=200, deadline=None)
 @given(problems())
 def test_gradients_equal_the_oracle(problem):

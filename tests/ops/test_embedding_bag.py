@@ -10,6 +10,7 @@ from hypothesis import given, settings
 
 from dmt_kernels.ops import embedding_bag
 from dmt_kernels.ops.reference.embedding_bag import embedding_bag as oracle
+from tests.devices import on_devices
 from tests.ops.bags import DTYPES, Bags, bags, random_bags
 from tests.tolerances import assert_close
 
@@ -24,12 +25,14 @@ def gradients(op, batch, grad, **options):
     return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(wanted, grads, strict=True)]
 
 
+@on_devices
 @settings(max_examples=150, deadline=None)
 @given(bags())
 def test_forward_equals_oracle(batch):
     assert_close(embedding_bag(*batch.args, **batch.options), oracle(*batch.args, **batch.options))
 
 
+@on_devices
 @settings(max_examples=60, deadline=None)
 @given(bags(WIDE))
 def test_gradients_equal_oracle(batch):
@@ -41,6 +44,7 @@ def test_gradients_equal_oracle(batch):
             assert_close(actual.to_dense(), right)
 
 
+@on_devices
 @settings(max_examples=80, deadline=None)
 @given(bags(WIDE, whole=True))
 def test_equals_torch(batch):
@@ -80,6 +84,7 @@ def test_equals_torch(batch):
         assert_close(a, torch.zeros_like(leaf) if e is None else e)
 
 
+@on_devices
 @pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
 def test_gradients_of_short_dtypes_are_rounded_once(dtype):
     """A row that many bags read: a sum kept in the table's own dtype would be far off."""
@@ -102,6 +107,7 @@ def test_gradcheck(options):
     assert torch.autograd.gradcheck(run, (weights, *leaves.tables))
 
 
+@on_devices
 def test_sparse_gradients_feed_an_optimizer():
     batch = random_bags(features=[0, 1, 0], samples=20).leaves()
     embedding_bag(*batch.args, **batch.options, sparse=True).square().sum().backward()
@@ -112,6 +118,7 @@ def test_sparse_gradients_feed_an_optimizer():
         assert_close(table.detach(), right)
 
 
+@on_devices
 @pytest.mark.parametrize("out_dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_out_dtype(dtype, out_dtype):
@@ -121,6 +128,7 @@ def test_out_dtype(dtype, out_dtype):
     assert_close(out, oracle(*batch.args, **batch.options, out_dtype=out_dtype))
 
 
+@on_devices
 @pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
 def test_every_short_float_converts_exactly(dtype):
     """One id per bag: the op is a copy, or a conversion, and both must equal torch's own for all 65536 values."""
@@ -132,6 +140,7 @@ def test_every_short_float_converts_exactly(dtype):
     torch.testing.assert_close(back, values + 0, rtol=0, atol=0, equal_nan=True)
 
 
+@on_devices
 @pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
 def test_rounding_is_to_nearest_even(dtype):
     bits = torch.randint(-(2**31), 2**31, (100_000,), generator=torch.Generator().manual_seed(0))
@@ -144,6 +153,7 @@ def test_rounding_is_to_nearest_even(dtype):
     torch.testing.assert_close(out, (values + 0).to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
+@on_devices
 def test_strided_arguments():
     batch = random_bags(dims=(8, 6), weighted=True)
     left = [t[:, :3] for t in batch.tables]  # column shards of the tables, in place
@@ -166,11 +176,13 @@ def test_tables_beyond_32_bit_addresses(tmp_path):
     assert torch.equal(out, torch.full((1, dim), 6, dtype=torch.float16))
 
 
+@on_devices
 def test_rows_wider_than_a_tile_of_columns():
     batch = random_bags(dims=(2500,), rows=(4,), pooling="mean", weighted=True)
     assert_close(embedding_bag(*batch.args, **batch.options), oracle(*batch.args, **batch.options))
 
 
+@on_devices
 @pytest.mark.parametrize(
     ("tables", "offsets", "shape"),
     [

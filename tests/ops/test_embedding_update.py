@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dmt_kernels.ops import embedding_bag, embedding_row_squares, embedding_update_
 from dmt_kernels.ops.reference import embedding_update as reference
+from tests.devices import on_devices
 from tests.ops.bags import DTYPES
 from tests.ops.updates import (
     MANY,
@@ -65,6 +66,7 @@ def dense_step(
     return (1 - multiplier * weight_decay) * w - multiplier * g, state
 
 
+@on_devices
 @settings(max_examples=120, deadline=None)
 @given(case=problems(), optimizer=st.sampled_from(OPTIMIZERS), weight_decay=st.sampled_from([0.0, 0.3]))
 def test_step_equals_autograd_and_formula(case: Problem, optimizer: str, weight_decay: float) -> None:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from dmt_kernels import ops
 from dmt_kernels.comm import build_mesh, traffic
 from dmt_kernels.ops.id_codec import HEADER_BYTES
+from dmt_kernels.ops.id_exchange import reorder_features
 from dmt_kernels.spec import InputError, Jagged
 from tests.devices import devices
 from tests.ranks import run_ranks
@@ -247,3 +248,14 @@ def _refusing(rank: int) -> list:
 
 def test_ids_outside_their_tables_are_told_before_anything_is_sent() -> None:
     assert all(seen[0].count > 0 for seen in run_ranks(_refusing, WORLD))
+
+
+@pytest.mark.parametrize("samples", [0, 1, SAMPLES])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_features_in_another_order_are_those_selected(samples: int, weighted: bool) -> None:
+    sparse = _sparse(3, torch.int32, weighted, samples)
+    for route in ([3, 1, 0, 2], [0, 1, 2, 3]):
+        moved, expected = reorder_features(sparse, FEATURES, route), ops.select_features(sparse, FEATURES, route)
+        assert torch.equal(moved.ids, expected.ids) and torch.equal(moved.offsets, expected.offsets)
+        assert moved.ids.dtype == torch.int32
+        assert moved.weights is None or torch.equal(moved.weights, expected.weights)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from dmt_kernels.ops import embedding_bag, tower_pool
 from dmt_kernels.ops.reference.tower_pool import tower_pool as oracle
+from tests.devices import on_devices
 from tests.ops.bags import DTYPES, bags, random_bags
 from tests.tolerances import TOLERANCES, assert_close
 
@@ -28,6 +29,7 @@ def assert_products_close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=2 * tolerance["rtol"], atol=2e-5)
 
 
+@on_devices
 @settings(max_examples=120, deadline=None)
 @given(bags(), st.sampled_from([0, 1, 5, 16, 33, 70]), st.booleans())
 def test_forward_equals_oracle(batch, out_width, bias):
@@ -36,6 +38,7 @@ def test_forward_equals_oracle(batch, out_width, bias):
     assert_products_close(actual, oracle(*batch.args, weight, offset, **batch.options))
 
 
+@on_devices
 @settings(max_examples=60, deadline=None)
 @given(bags(DTYPES[1:]), st.sampled_from([0, 1, 7, 16, 33]))
 def test_bfloat16_products_equal_oracle(batch, out_width):
@@ -48,6 +51,7 @@ def test_bfloat16_products_equal_oracle(batch, out_width):
     torch.testing.assert_close(actual, expected, rtol=2**-7, atol=2**-7)
 
 
+@on_devices
 @pytest.mark.parametrize("width", [1, 127, 128, 129, 255, 256, 257, 300])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rounded", [False, True], ids=["plain", "bfloat16 products"])
@@ -63,6 +67,7 @@ def test_widths_around_a_slice(width, dtype, rounded):
     assert_products_close(tower_pool(*args, weight, offset, **options), oracle(*args, weight, offset, **options))
 
 
+@on_devices
 def test_gradients_with_bfloat16_products():
     batch = random_bags(samples=80, dims=(24, 40), weighted=True).leaves()
     weight, offset = linear(batch, 20)
@@ -76,6 +81,7 @@ def test_gradients_with_bfloat16_products():
         assert (actual - exact).norm() <= 2**-7 * exact.norm()
 
 
+@on_devices
 @settings(max_examples=40, deadline=None)
 @given(bags(WIDE), st.sampled_from([1, 5, 33]), st.booleans())
 def test_gradients_equal_oracle(batch, out_width, bias):
@@ -92,6 +98,7 @@ def test_gradients_equal_oracle(batch, out_width, bias):
         assert_close(actual, expected)
 
 
+@on_devices
 @pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
 def test_short_dtypes_are_rounded_once(dtype):
     """Forward and gradients equal those of float32 copies, rounded."""

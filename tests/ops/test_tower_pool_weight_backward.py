@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dmt_kernels import _C
 from dmt_kernels.ops import tower_pool_pooled_backward, tower_pool_weight_backward
 from dmt_kernels.ops.reference.embedding_bag import embedding_bag
+from tests.devices import on_devices
 from tests.ops.bags import DTYPES, bags, random_bags
 from tests.tolerances import TOLERANCES
 
@@ -42,6 +43,7 @@ def assert_sums_close(actual, expected, terms):
     torch.testing.assert_close(actual, expected, rtol=2 * tolerance["rtol"], atol=2e-6 * max(1, terms))
 
 
+@on_devices
 @settings(max_examples=100, deadline=None)
 @given(bags(), st.sampled_from([0, 1, 5, 14, 15, 33, 70]))
 def test_equals_oracle(batch, out_width):
@@ -49,6 +51,7 @@ def test_equals_oracle(batch, out_width):
     assert_sums_close(ours(grad, batch), oracle(grad, batch), len(grad))
 
 
+@on_devices
 @pytest.mark.parametrize("samples", [1, 127, 128, 129, 255, 256, 257, 515])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("product_dtype", [None, torch.bfloat16], ids=["plain", "bfloat16 products"])
@@ -64,6 +67,7 @@ def test_samples_around_a_tile(samples, dtype, product_dtype):
     assert_sums_close(ours(grad, batch, product_dtype), oracle(grad, batch, product_dtype), 2 * samples)
 
 
+@on_devices
 def test_grad_of_another_dtype_and_layout():
     batch = random_bags(samples=40)
     grad = gradient(batch, 40, torch.bfloat16).t().contiguous().t()

@@ -12,6 +12,7 @@ from dmt_kernels.ops import wire_decode, wire_encode
 from dmt_kernels.ops.all_to_all import all_to_all
 from dmt_kernels.ops.reference import wire_codec as oracle
 from dmt_kernels.spec import WireFormat
+from tests.devices import on_devices
 from tests.ops.bags import DTYPES
 from tests.ops.wire_rows import excess, random_rows, wire_rows
 from tests.ranks import run_ranks
@@ -36,6 +37,7 @@ def round_trip(x, wire_format, dtype=torch.float32, **options):
     return wire_decode(wire_encode(x, wire_format, **options), x.shape[1], wire_format, dtype)
 
 
+@on_devices
 @settings(max_examples=300, deadline=None)
 @given(wire_rows(DTYPES), st.sampled_from(FORMATS), SEEDS, st.integers(0, 2**40), st.integers(0, 2**40))
 def test_messages_have_the_bytes_of_the_oracle(x, wire_format, seed, step, first_row):
@@ -46,6 +48,7 @@ def test_messages_have_the_bytes_of_the_oracle(x, wire_format, seed, step, first
     assert torch.equal(message, oracle.wire_encode(x, wire_format, **options))
 
 
+@on_devices
 @settings(max_examples=200, deadline=None)
 @given(wire_rows(), st.sampled_from(FORMATS), SEEDS, st.sampled_from(DTYPES))
 def test_decoded_rows_equal_the_oracle(x, wire_format, seed, dtype):
@@ -54,6 +57,7 @@ def test_decoded_rows_equal_the_oracle(x, wire_format, seed, dtype):
     assert_same(actual, oracle.wire_decode(message, x.shape[1], wire_format, dtype))
 
 
+@on_devices
 @formats
 def test_every_payload_decodes(wire_format):
     """All bit patterns, whoever wrote them."""
@@ -72,6 +76,7 @@ def test_every_payload_decodes(wire_format):
         assert_same(actual, oracle.wire_decode(message, dim, wire_format, dtype))
 
 
+@on_devices
 @settings(max_examples=400, deadline=None)
 @given(wire_rows(finite=True), st.sampled_from(FORMATS), SEEDS)
 def test_errors_are_within_their_bound(x, wire_format, seed):

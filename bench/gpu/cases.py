@@ -1,0 +1,229 @@
+"""What is measured, by goal: ours, the peers, a check, and what it takes at least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bench.gpu import peers
+from bench.gpu.device import Device, Run
+from dmt_kernels import ops
+from dmt_kernels.spec import WireFormat
+
+
+@dataclass
+class Case:
+    """Goals: `of_floor`, the share of the least time `floor_s`; and `ratios`, how much longer peers are to take."""
+
+    goal: str
+    name: str
+    ours: Run
+    check: Run
+    floor_s: float
+    of_floor: float | None = None
+    peers: dict[str, Callable[[], Run]] = field(default_factory=dict)  # made when their turn comes
+    ratios: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def agree(ours: Run, peer: Run, tolerance: float) -> Run:
+    def check() -> None:
+        for a, b in zip(_tensors(ours()), _tensors(peer()), strict=True):
+            scale = max(1.0, b.abs().max().item())
+            torch.testing.assert_close(a.float(), b.float(), rtol=tolerance, atol=tolerance * scale)
+
+    return check
+
+
+def _tensors(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else result
+
+
+class Cases:
+    """All cases on a device, the most telling first."""
+
+    def __init__(self, device: Device) -> None:
+        self.device, self.sizes = device, device.sizes
+        self.no_fbgemm = peers.why_no_fbgemm()
+
+    def __iter__(self) -> Iterator[Callable[[], Case]]:
+        short, long, longest = self.sizes.lengths
+        bf16, f32 = torch.bfloat16, torch.float32
+        yield lambda: self.tower(bf16, short, 1.8)
+        yield lambda: self.lookup(f32, long)
+        yield lambda: self.update(long, False)
+        yield lambda: self.update(long, True)
+        yield lambda: self.tower(f32, short, 1.5)
+        yield lambda: self.tower_backward(bf16, short, 1.3)
+        yield lambda: self.codec(WireFormat.INT8, True)
+        yield lambda: self.lookup(f32, short)
+        yield lambda: self.lookup(f32, longest)
+        yield lambda: self.tower(bf16, long, 1.1)
+        yield lambda: self.tower(f32, long, 1.05)
+        yield lambda: self.update(short, False)
+        yield lambda: self.update(short, True)
+        for wire_format in WireFormat:
+            for encodes in (True, False):
+                if (wire_format, encodes) != (WireFormat.INT8, True):
+                    yield partial(self.codec, wire_format, encodes)
+        yield lambda: self.lookup(bf16, long)
+        yield lambda: self.tower_backward(f32, short, 1.3)
+        yield lambda: self.lookup(bf16, short)
+
+    def lookup(self, dtype: torch.dtype, length: int) -> Case:
+        s = self.sizes
+        tables = self.device.tables(s.features, dtype)
+        ids, offsets = self.device.bags(s.features, s.samples, length)
+
+        def ours() -> Tensor:
+            return ops.embedding_bag(tables, ids, offsets, bounds="none")
+
+        def torchs() -> Tensor:
+            return peers.torch_bags(tables, ids, s.samples, length)
+
+        others: dict[str, Callable[[], Run]] = {"nn.EmbeddingBag": lambda: torchs}
+        goals = dict.fromkeys(["nn.EmbeddingBag", "FBGEMM"], 1.0)
+        if self.no_fbgemm is None:
+            others["FBGEMM"] = lambda: peers.fbgemm_bags(tables, ids, offsets)
+        twin = peers.triton_twin("embedding_bag", tables, ids, offsets)
+        return Case(
+            "1", f"embedding_bag {name_of(dtype)} L={length}", ours,
+            agree(ours, torchs, 1e-4 if dtype == torch.float32 else 5e-2),
+            self._lookup_floor(tables[0], ids, offsets, s.samples * s.features * s.dim * dtype.itemsize),
+            0.85, others | twin, goals,
+        )  # fmt: skip
+
+    def _lookup_floor(self, table: Tensor, ids: Tensor, offsets: Tensor, written: float) -> float:
+        """Rows at the rate of a gather of these very rows; the rest at that of a copy."""
+        rows = len(ids) * table.shape[1] * table.element_size()
+        rest = ids.nbytes + offsets.nbytes + written
+        return rows / self.device.rate_of_rows(table, ids) + rest / self.device.copy_rate
+
+    def update(self, length: int, skewed: bool) -> Case:
+        s = self.sizes
+        tables = self.device.tables(s.features, torch.float32)
+        states = [torch.ones(s.rows, device=self.device.device) for _ in tables]
+        ids, offsets = self.device.bags(s.features, s.samples, length, skewed)
+        grad = self.device.random(s.samples, s.features * s.dim)
+
+        def ours() -> None:
+            ops.embedding_update_(tables, states, grad, ids, offsets, bounds="none", lr=0.01)
+
+        def check() -> None:
+            """Of one table: sgd is a sum of rows."""
+            table, here = torch.zeros_like(tables[0]), s.samples * length
+            rows = grad[:, : s.dim].double().repeat_interleave(length, 0)
+            expected = torch.zeros_like(table, dtype=torch.float64).index_add_(0, ids[:here], rows)
+            given = (grad[:, : s.dim].contiguous(), ids[:here], offsets[: s.samples + 1])
+            ops.embedding_update_([table], [], *given, optimizer="sgd", lr=-1.0, bounds="none")
+            torch.testing.assert_close(table.double(), expected, rtol=1e-3, atol=1e-3)
+
+        touched = sum(len(some.unique()) for some in ids.view(s.features, -1))
+        row = s.dim * 4
+        passes = -(-(s.features * s.rows).bit_length() // 8)
+        rest = 16 * len(ids) * passes + 16 * len(ids) + touched * (2 * row + 8)
+        floor = len(ids) * row / self.device.gather_rate + rest / self.device.copy_rate
+        others: dict[str, Callable[[], Run]] = {
+            "nn.EmbeddingBag": lambda: peers.torch_update(tables, grad, ids, s.samples, length)
+        }
+        if self.no_fbgemm is None:
+            others["FBGEMM"] = lambda: peers.fbgemm_update(tables, grad, ids, offsets)
+        name = f"embedding_update_ rowwise_adagrad L={length} {'zipf' if skewed else 'uniform'}"
+        goals = dict.fromkeys(others, 1.0)
+        arguments = (tables, states, grad, ids, offsets)
+        twin = peers.triton_twin("embedding_update_", *arguments, optimizer=2, lr=0.01)
+        return Case("2", name, ours, check, floor, 0.70, others | twin, goals)
+
+    def tower(self, dtype: torch.dtype, length: int, goal: float) -> Case:
+        s = self.sizes
+        tables = self.device.tables(s.tower_features, dtype)
+        ids, offsets = self.device.bags(s.tower_features, s.tower_samples, length)
+        width = s.tower_features * s.dim
+        weight = (self.device.random(s.out_width, width) / width**0.5).to(dtype)
+        rounded = weight.bfloat16()
+
+        def ours() -> Tensor:
+            return ops.tower_pool(tables, ids, offsets, weight, bounds="none", product_dtype=torch.bfloat16)
+
+        def unfused() -> Tensor:
+            pooled = ops.embedding_bag(tables, ids, offsets, bounds="none")
+            return (pooled.bfloat16() @ rounded.t()).to(dtype)
+
+        def torchs() -> Tensor:
+            pooled = peers.torch_bags(tables, ids, s.tower_samples, length)
+            return (pooled.bfloat16() @ rounded.t()).to(dtype)
+
+        written = s.tower_samples * s.out_width * dtype.itemsize
+        moving = self._lookup_floor(tables[0], ids, offsets, written)
+        product = 2.0 * s.tower_samples * width * s.out_width / self.device.product_rate
+        others: dict[str, Callable[[], Run]] = {
+            "ours and cuBLAS": lambda: unfused,
+            "nn.EmbeddingBag and cuBLAS": lambda: torchs,
+        }
+        if self.no_fbgemm is None:
+
+            def fbgemm() -> Run:
+                pool = peers.fbgemm_bags(tables, ids, offsets)
+                return lambda: (pool().bfloat16() @ rounded.t()).to(dtype)
+
+            others["FBGEMM and cuBLAS"] = fbgemm
+        twin = peers.triton_twin("tower_pool", tables, ids, offsets, weight, product_dtype=torch.bfloat16)
+        return Case(
+            "3", f"tower_pool {name_of(dtype)} L={length}", ours, agree(ours, unfused, 2e-2),
+            max(moving, product), None, others | twin, dict.fromkeys(others, goal),
+            "the product binds" if product > moving else "memory binds",
+        )  # fmt: skip
+
+    def tower_backward(self, dtype: torch.dtype, length: int, goal: float) -> Case:
+        """Both gradients; the unfused pair has kept the pooled rows, which it wrote in the forward pass."""
+        s = self.sizes
+        tables = self.device.tables(s.tower_features, dtype)
+        ids, offsets = self.device.bags(s.tower_features, s.tower_samples, length)
+        width = s.tower_features * s.dim
+        weight = (self.device.random(s.out_width, width) / width**0.5).to(dtype)
+        grad = self.device.random(s.tower_samples, s.out_width)
+        kept = ops.embedding_bag(tables, ids, offsets, bounds="none").bfloat16()
+        rounded = weight.bfloat16()
+
+        def ours() -> tuple[Tensor, Tensor]:
+            weight_grad = ops.tower_pool_weight_backward(grad, tables, ids, offsets, product_dtype=torch.bfloat16)
+            return weight_grad, ops.tower_pool_pooled_backward(grad, weight, product_dtype=torch.bfloat16)
+
+        def unfused() -> tuple[Tensor, Tensor]:
+            factor = grad.bfloat16()
+            return (factor.t() @ kept).to(dtype), (factor @ rounded).float()
+
+        moved = 2 * grad.nbytes + s.tower_samples * width * 4
+        product = 4.0 * s.tower_samples * width * s.out_width / self.device.product_rate
+        moving = self._lookup_floor(tables[0], ids, offsets, moved)
+        return Case(
+            "3", f"tower_pool backward {name_of(dtype)} L={length}", ours, agree(ours, unfused, 3e-2),
+            max(moving, product), None, {"cuBLAS on kept rows": lambda: unfused}, {"cuBLAS on kept rows": goal},
+            "the products bind" if product > moving else "memory binds",
+        )  # fmt: skip
+
+    def codec(self, wire_format: WireFormat, encodes: bool) -> Case:
+        x = self.device.random(self.sizes.codec_rows, self.sizes.dim)
+        message = ops.wire_encode(x, wire_format)
+
+        def check() -> None:
+            head = x[:100].cpu()
+            assert torch.equal(message[:100].cpu(), ops.wire_encode(head, wire_format)), "not the CPU's bytes"
+
+        def encode() -> Tensor:
+            return ops.wire_encode(x, wire_format)
+
+        def decode() -> Tensor:
+            return ops.wire_decode(message, x.shape[1], wire_format)
+
+        name = f"wire_{'encode' if encodes else 'decode'} {wire_format.value}"
+        floor = (x.nbytes + message.nbytes) / self.device.copy_rate
+        return Case("4", name, encode if encodes else decode, check, floor, 0.85)

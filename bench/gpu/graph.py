@@ -1,0 +1,82 @@
+"""A training step of the demo's size in a CUDA graph: how long the device does nothing between its kernels."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmt_kernels.train.assemble import build_model, make_loader, set_up
+from dmt_kernels.train.config import TrainConfig
+from dmt_kernels.train.step import TrainStep
+
+REPLAYS = 5
+
+
+def demo_step(device: str, data: str) -> tuple[TrainStep, Any]:
+    """A step of two towers in one process, and a batch."""
+    config = TrainConfig(
+        data=data, local=True, towers=2, members=1, exchange="sptt", tower_module="dlrm", batch_size=1024, epochs=1,
+        device=device,
+    )  # fmt: skip
+    setup = set_up(config)
+    model = build_model(setup, None)
+    batch = next(iter(make_loader(setup, "train", None, torch.device(device))))
+    step = TrainStep(model, None, optimizer="adam", lr=1e-3)
+    for group in step.optimizer.param_groups:
+        group["capturable"] = device == "cuda"
+    return step, batch
+
+
+def gaps(trace: dict[str, Any]) -> dict[str, float]:
+    """From a profiler's trace: kernels and copies of the device, the largest gap between two, and all gaps together."""
+    spans = sorted(
+        (event["ts"], event["ts"] + event["dur"])
+        for event in trace["traceEvents"]
+        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")
+    )
+    largest = idle = 0.0
+    end = spans[0][0] if spans else 0.0
+    for start, stop in spans:
+        largest, idle = max(largest, start - end), idle + max(0.0, start - end)
+        end = max(end, stop)
+    span = end - spans[0][0] if spans else 0.0
+    return {"kernels": len(spans), "us": span, "largest gap us": largest, "idle us": idle}
+
+
+def measure(device: str, data: str) -> dict[str, Any]:
+    """Goal 5 as a row. Without a GPU: three steps, and no graph."""
+    row: dict[str, Any] = {"goal": "5", "case": "DMT step of the demo's size in a CUDA graph"}
+    step, batch = demo_step(device, data)
+    if device == "cpu":
+        losses = [step(batch).item() for _ in range(3)]
+        return row | {"note": f"no graph on a CPU; loss {losses[0]:.4f} to {losses[-1]:.4f}"}
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step(batch)
+    torch.cuda.current_stream().wait_stream(side)
+    step.missing_ids.wait()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step(batch)
+    graph.replay()
+    torch.cuda.synchronize()
+    first = loss.item()
+    found = []
+    for _ in range(REPLAYS):  # a trace each: between two replays nobody promises anything
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+            graph.replay()
+            torch.cuda.synchronize()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.json"
+            profiler.export_chrome_trace(str(path))
+            found.append(gaps(json.loads(path.read_text())))
+    median = sorted(found, key=lambda one: one["largest gap us"])[len(found) // 2]
+    row |= {"ms": median["us"] / 1e3, "met": "yes" if median["kernels"] and median["largest gap us"] <= 5 else "no"}
+    facts = ", ".join(f"{name} {value:.4g}" for name, value in median.items() if name != "us")
+    return row | {"note": f"{facts}; loss {first:.4f} to {loss.item():.4f}"}
