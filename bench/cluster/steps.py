@@ -17,7 +17,7 @@ from dmt_kernels.comm import Mesh
 from dmt_kernels.embedding import EmbeddingExchange, build_exchange
 from dmt_kernels.models import DLRM
 from dmt_kernels.spec import Batch, Jagged
-from dmt_kernels.train.step import TrainStep, predict_logits
+from dmt_kernels.train.step import TrainStep, mixed_precision, predict_logits
 
 
 class MeanSquare(nn.Module):
@@ -71,7 +71,7 @@ class Ours:
     @torch.no_grad()
     def outputs(self) -> Tensor:
         """The exchange's output for the first batch."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.step.amp):
+        with mixed_precision(torch.device("cpu"), amp=self.step.amp):
             return self.exchange(self.batches[0].sparse)
 
     @property

@@ -53,7 +53,8 @@ class OwnerFlight(PeerFlight):
 
     @cached_property
     def _product_dtype(self) -> torch.dtype | None:
-        return product_dtype(self._weight_bias[0])
+        narrow = product_dtype(self._weight_bias[0])
+        return narrow if narrow is torch.bfloat16 else None  # `tower_pool` has no float16 products
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:

@@ -29,4 +29,4 @@ class DotInteraction(nn.Module):
 
     def behind(self, first: Tensor, others: Tensor, dim: int) -> Tensor:
         """Multiply the features ``[N, f * dim]`` and the others ``[N, (F - f) * dim]``; the first stand before it."""
-        return ops.dot_interaction([first, others.to(first.dtype)], dim, with_first=True)
+        return ops.dot_interaction([first.to(others.dtype), others], dim, with_first=True)

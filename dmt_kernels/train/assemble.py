@@ -25,6 +25,7 @@ from dmt_kernels.spec import InputError, Partition, Plan, Table, Topology, table
 from dmt_kernels.towers import TowerModule, build_tower_module, common_out_dim
 from dmt_kernels.train.config import TrainConfig, flag
 from dmt_kernels.train.data import Dataset, Loader, mean_lookups, open_dataset
+from dmt_kernels.train.step import mixed_precision
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,11 @@ def build_model(setup: Setup, mesh: Mesh | None) -> DLRM | DCN:
     trial = None
     if config.placement == "auto" and mesh is not None:
         trial = next(iter(make_loader(setup, "train", mesh, mesh.device))).sparse
-    with _default_dtype(config.torch_dtype()):
+    device = choose_device(config)
+    with (
+        _default_dtype(config.torch_dtype()),
+        mixed_precision(device, amp=config.amp),
+    ):  # a trial of placements is as training
         exchange = build_exchange(
             config.exchange,
             setup.plan,
@@ -143,7 +148,7 @@ def build_model(setup: Setup, mesh: Mesh | None) -> DLRM | DCN:
             trial=trial,
         )
         model = _over_arch(setup, exchange)
-    return model.to(choose_device(config))
+    return model.to(device)
 
 
 def make_loader(setup: Setup, split: str, mesh: Mesh | None, device: torch.device, *, shuffle: bool = False) -> Loader:

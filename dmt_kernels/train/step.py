@@ -29,8 +29,8 @@ class TrainStep:
     lr : float
         Its learning rate.
     amp : bool
-        Multiply in bfloat16 (``torch.autocast``): the over-arch's layers and the tower modules. Parameters, sums,
-        interactions and the loss stay as they are.
+        Multiply in bfloat16 (``torch.autocast``): the over-arch's layers and the tower modules. Parameters, sums, dot
+        products of features and the loss stay as they are.
     """
 
     def __init__(self, model: nn.Module, mesh: Mesh | None, *, optimizer: str, lr: float, amp: bool = False) -> None:
@@ -89,10 +89,15 @@ class TrainStep:
         return loss_share(predict_logits(self.model, batch, amp=self.amp), batch)
 
 
+def mixed_precision(device: torch.device, *, amp: bool) -> contextlib.AbstractContextManager[object]:
+    """Where to multiply in bfloat16 if `amp`; otherwise whatever the caller's ``torch.autocast`` says holds on."""
+    return torch.autocast(device.type, torch.bfloat16) if amp else contextlib.nullcontext()
+
+
 def predict_logits(model: nn.Module, batch: Batch, *, amp: bool = False) -> Tensor:
     """Return logits ``[B]``, in the model's dtype; multiplied in bfloat16 if `amp`."""
     like = next(model.parameters())
-    with torch.autocast(like.device.type, torch.bfloat16, enabled=amp):
+    with mixed_precision(like.device, amp=amp):
         return model(batch.dense.to(like.dtype), batch.sparse).to(like.dtype)
 
 

@@ -70,6 +70,15 @@ def test_dlrm_equals_its_formula():
     torch.testing.assert_close(model(dense, None), expected)
 
 
+@pytest.mark.parametrize("dense_width", [DENSE, 0])
+def test_dot_products_stay_float32_under_autocast(dense_width):
+    model, seen = model_of("dlrm", FixedExchange(torch.randn(6, 6), [4, 2]), out_dim=2, dense_width=dense_width), []
+    model.top.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.randn(6, dense_width), None)
+    assert seen == [torch.float32]
+
+
 def test_the_dense_input_may_make_several_features():
     x = torch.randn(6, 3 * 2)
     model = DLRM(FixedExchange(x, [4, 2]), DENSE, 2, dense_features=2, bottom=(6,), top=(7,))

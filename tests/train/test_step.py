@@ -6,7 +6,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from dmt_kernels.spec import Batch, Jagged
-from dmt_kernels.train.step import TrainStep, in_name_order, loss_share, over_arch_parameters, tower_parameters
+from dmt_kernels.train.step import (
+    TrainStep,
+    in_name_order,
+    loss_share,
+    over_arch_parameters,
+    predict_logits,
+    tower_parameters,
+)
 
 
 class Exchange(nn.Module):
@@ -76,3 +83,13 @@ def test_a_step_in_one_process_is_a_step_of_the_optimizer(optimizer):
         torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=0)
     for name, parameter in twin.named_parameters():
         torch.testing.assert_close(dict(model.named_parameters())[name], parameter, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("amp", "outer", "narrow"), [(True, False, True), (False, False, False), (False, True, True)])
+def test_layers_multiply_in_bfloat16_with_amp_or_in_an_autocast_of_the_callers(amp, outer, narrow):
+    model, seen = Model().float(), []
+    model.top.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16, enabled=outer):
+        logits = predict_logits(model, batch(0, 8), amp=amp)
+    assert seen == [torch.bfloat16 if narrow else torch.float32]
+    assert logits.dtype == torch.float32
