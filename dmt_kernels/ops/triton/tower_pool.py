@@ -129,8 +129,9 @@ def tower_pool(
     bounds: int = 0,
     sparse: bool = False,
     product_dtype: torch.dtype | None = None,
+    tf32: bool = False,
 ) -> Tensor:
-    """As ``torch.ops.dmt.tower_pool``."""
+    """As ``torch.ops.dmt.tower_pool``; products of `tf32` are exact ones."""
     check_products("tower_pool", product_dtype)
     num_rows, _ = pooled_shape(tables, offsets, feature_tables)
     out = weight.new_empty(num_rows, weight.size(0))

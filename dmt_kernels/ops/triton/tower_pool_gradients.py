@@ -87,8 +87,11 @@ def tower_pool_weight_backward(
     row_starts: Ints = None,
     block_order: Ints = None,
     product_dtype: torch.dtype | None = None,
+    tf32: bool = False,
 ) -> Tensor:
-    """As ``torch.ops.dmt.tower_pool_weight_backward``. Pieces of the samples are summed apart, and then in order."""
+    """As ``torch.ops.dmt.tower_pool_weight_backward``. Pieces of the samples are summed apart, and then in
+    order; products of `tf32` are exact ones.
+    """
     check_products("tower_pool_weight_backward", product_dtype)
     num_rows, width = pooled_shape(tables, offsets, feature_tables)
     dtype, out_width = tables[0].dtype if tables else grad.dtype, grad.size(1)
@@ -114,8 +117,10 @@ def tower_pool_weight_backward(
     return sums.sum(0).to(dtype)
 
 
-def tower_pool_pooled_backward(grad: Tensor, weight: Tensor, product_dtype: torch.dtype | None = None) -> Tensor:
-    """As ``torch.ops.dmt.tower_pool_pooled_backward``."""
+def tower_pool_pooled_backward(
+    grad: Tensor, weight: Tensor, product_dtype: torch.dtype | None = None, tf32: bool = False
+) -> Tensor:
+    """As ``torch.ops.dmt.tower_pool_pooled_backward``; products of `tf32` are exact ones."""
     check_products("tower_pool_pooled_backward", product_dtype)
     (num_rows, out_width), width = grad.shape, weight.size(1)
     out = grad.new_empty((num_rows, width), dtype=torch.float32)
