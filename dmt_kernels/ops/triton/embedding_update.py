@@ -249,7 +249,7 @@ def embedding_update_(
 ) -> None:
     """As ``torch.ops.dmt.embedding_update_``."""
     if row_mean_squares is not None:
-        raise RuntimeError("embedding_update_: row_mean_squares, of tables split by columns, is for CPUs only")
+        raise RuntimeError("embedding_update_: the Triton kernels take no row_mean_squares, of tables split by columns")
     if seeds is not None:
         raise RuntimeError("embedding_update_: the Triton kernels round to nearest only; build the CUDA library")
     bags, num_ids, count = offsets.numel() - 1, ids.numel(), max((table.size(1) for table in tables), default=0)
