@@ -55,4 +55,41 @@ inline void check_blocks(const char* op, const std::vector<Tensor>& blocks, cons
         size, "], adjacent in memory, for these blocks, got ", shape_name(message));
 }
 
+// Rows in the tables' dtype, or, of bytes, a message.
+inline void check_pooled_block(const char* op, const Element& name, const Tensor& block, int64_t rows, int64_t width,
+                               ScalarType dtype, WireFormat format) {
+  check_here(op, name, block);
+  const bool is_encoded = block.scalar_type() == ScalarType::Byte;
+  check(is_encoded || block.scalar_type() == dtype, op, name, " must be ", dtype_name(dtype),
+        " like the tables, or uint8, got ", dtype_name(block.scalar_type()));
+  const int64_t columns = is_encoded ? wire_row_bytes(format, width) : width;
+  check(block.dim() == 2 && block.size(0) == rows && block.size(1) == columns, op, name, " must be [", rows, ", ",
+        columns, "], got ", shape_name(block));
+  check(columns <= 1 || block.stride(1) == 1, op, name, " must have adjacent columns");
+}
+
+// Where the rows of each block of bags go, in the order of the output: several lie side by side in a block of rows.
+template <class PooledBlock>
+std::vector<PooledBlock> pooled_blocks(const char* op, const std::vector<Tensor>& blocks, const BagArguments& bags,
+                                       ScalarType dtype, WireFormat format) {
+  const int64_t count = static_cast<int64_t>(blocks.size());
+  const int64_t num_blocks = bags.layout().num_blocks;
+  check(count > 0 && num_blocks % count == 0, op, "the ", num_blocks, " blocks of bags do not make ", count,
+        " equal blocks of rows");
+  const int64_t merged = num_blocks / count;
+  std::vector<PooledBlock> targets;
+  targets.reserve(static_cast<size_t>(num_blocks));
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const Tensor& block = blocks[i];
+    check_pooled_block(op, {"blocks", i}, block, merged * bags.layout().num_samples, bags.width(), dtype, format);
+    const int64_t stride = block.stride(0) * static_cast<int64_t>(block.element_size());
+    uint8_t* data = static_cast<uint8_t*>(block.mutable_data_ptr());
+    for (int64_t k = 0; k < merged; ++k) {
+      targets.push_back(PooledBlock{data, stride, block.scalar_type() == ScalarType::Byte});
+      data += bags.layout().num_samples * stride;
+    }
+  }
+  return targets;
+}
+
 }  // namespace dmt

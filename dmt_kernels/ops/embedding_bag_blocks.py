@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dmt_kernels.ops._composition import implement_on
+from dmt_kernels.ops._library import cuda_kernels
 from dmt_kernels.ops.bag_arguments import Ints, bounds_code, pooling_codes, warn_about_missing_ids
 from dmt_kernels.ops.reference import embedding_bag_blocks as reference
 from dmt_kernels.spec import WireFormat
@@ -30,7 +31,7 @@ def embedding_bag_blocks_(
     """Do :func:`~dmt_kernels.ops.embedding_bag` into blocks of rows, some of them encoded, without gradients.
 
     The bytes are those of :func:`~dmt_kernels.ops.wire_encode`, rounded to nearest, of the pooled rows in the tables'
-    dtype. On the CPU a row is encoded as soon as its features are pooled, and is in memory as a message only.
+    dtype. A row is encoded as soon as its features are pooled, and is in memory as a message only.
 
     Parameters
     ----------
@@ -86,4 +87,5 @@ def _(
     return None
 
 
-implement_on("CUDA", "embedding_bag_blocks_", reference.embedding_bag_blocks_)  # two passes
+if cuda_kernels != "compiled":  # two passes
+    implement_on("CUDA", "embedding_bag_blocks_", reference.embedding_bag_blocks_)

@@ -5,7 +5,9 @@
 
 namespace dmt::cuda {
 
-constexpr int kInFlight = 4;  // gradient rows on their way
+constexpr int kThreads = 256;
+constexpr int64_t kStretch = 64;  // keys that a group of lanes walks
+constexpr int kInFlight = 4;      // gradient rows on their way
 
 // The sorted keys and what they stand for.
 struct Sorted {

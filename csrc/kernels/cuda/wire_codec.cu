@@ -1,12 +1,11 @@
 #include "wire_codec.h"
 
-#include "wire_element.h"
+#include "wire_row.h"
 
 namespace dmt::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kTogether = 4;  // columns of a lane's step: a whole number of words in every format
 
 // So many lanes share a row.
 DMT_BOTH int lanes_for(int64_t columns) {
@@ -40,14 +39,6 @@ DMT_DEVICE void load_values(const T* row, int64_t column, int64_t columns, bool 
   }
 }
 
-DMT_DEVICE void store_word(uint8_t* target, uint32_t word, bool in_words) {
-  if (in_words) {
-    *reinterpret_cast<uint32_t*>(target) = word;
-  } else {
-    for (int i = 0; i < 4; ++i) target[i] = static_cast<uint8_t>(word >> (8 * i));
-  }
-}
-
 DMT_DEVICE uint32_t load_word(const uint8_t* source, bool in_words) {
   if (in_words) return *reinterpret_cast<const uint32_t*>(source);
   uint32_t word = 0;
@@ -55,66 +46,22 @@ DMT_DEVICE uint32_t load_word(const uint8_t* source, bool in_words) {
   return word;
 }
 
-DMT_DEVICE bool in_words(const void* message, int64_t stride) {
-  return reinterpret_cast<uintptr_t>(message) % 4 == 0 && stride % 4 == 0;
-}
-
 template <class T, class Payload>
 __global__ void __launch_bounds__(kThreads)
     encode(const WireRows rows, const bool is_random, const StochasticRounding random, uint8_t* message) {
-  constexpr int kElementBytes = static_cast<int>(wire_element_bytes(Payload::kFormat));
-  constexpr int kWords = kTogether * kElementBytes / 4;  // of a lane's step
   const int lanes = lanes_for(rows.columns);
   const int lane = static_cast<int>(threadIdx.x) % lanes;
+  const unsigned group = lanes == 32 ? kAllLanes : ((1u << lanes) - 1) << (threadIdx.x % 32 / lanes * lanes);
   const int64_t row = blockIdx.x * static_cast<int64_t>(kThreads / lanes) + static_cast<int>(threadIdx.x) / lanes;
-  const bool is_there = row < rows.rows;  // others keep their warp company
-  const T* const values = static_cast<const T*>(rows.data) + (is_there ? row : 0) * rows.stride;
+  if (row >= rows.rows) return;
+  const T* const values = static_cast<const T*>(rows.data) + row * rows.stride;
   const bool aligned = is_aligned(values, rows.stride);
-  const int64_t columns = is_there ? rows.columns : 0;
   const int64_t row_bytes = wire_row_bytes(Payload::kFormat, rows.columns);
-  const int64_t payload_bytes = wire_payload_bytes(Payload::kFormat, rows.columns);
-  const bool words = in_words(message, row_bytes);
-  uint8_t* const target = message + row * row_bytes;
-
-  RowScale scale = {1, 1, 1};
-  if constexpr (wire_has_scale(Payload::kFormat)) {
-    uint32_t maximum = 0;
-    for (int64_t column = lane * kTogether; column < columns; column += lanes * kTogether) {
-      float some[kTogether];
-      load_values(values, column, columns, aligned, some);
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i) {
-        const uint32_t magnitude = bits_from_float(some[i]) & kMagnitude;
-        maximum = magnitude > maximum ? magnitude : maximum;
-      }
-    }
-    for (int distance = lanes / 2; distance > 0; distance /= 2) {
-      const uint32_t other = __shfl_xor_sync(kAllLanes, maximum, distance);
-      maximum = other > maximum ? other : maximum;
-    }
-    scale = row_scale<Payload>(maximum);
-    if (is_there && lane == 0) store_word(target + payload_bytes, bits_from_float(scale.scale), words);
-  }
-  const bool is_number = scale.scale == scale.scale;
   const Rounding rounding = {
       is_random, row_key(random.message_key, static_cast<uint64_t>(random.first_row) + static_cast<uint64_t>(row))};
-  for (int64_t column = lane * kTogether; column < columns; column += lanes * kTogether) {
-    float some[kTogether];
-    load_values(values, column, columns, aligned, some);
-    uint32_t payload[kWords] = {};
-#pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
-      if (column + i >= columns || !is_number) continue;
-      float value = some[i];
-      if constexpr (wire_has_scale(Payload::kFormat)) value = value * scale.lift * scale.inverse;
-      payload[i * kElementBytes / 4] |= Payload::store(value, rounding, column + i) << (i * kElementBytes % 4 * 8);
-    }
-#pragma unroll
-    for (int i = 0; i < kWords; ++i) {
-      const int64_t at = column * kElementBytes + 4 * i;
-      if (at < payload_bytes) store_word(target + at, payload[i], words);
-    }
-  }
+  encode_row<Payload>(
+      rows.columns, lane, lanes, group, rounding, message + row * row_bytes, in_words(message, row_bytes),
+      [&](int64_t column, float (&some)[kTogether]) { load_values(values, column, rows.columns, aligned, some); });
 }
 
 template <class T, class Payload>
@@ -148,23 +95,6 @@ __global__ void __launch_bounds__(kThreads)
     }
     const int64_t left = rows.columns - column;
     store_values(values + column, some, static_cast<int>(left < kTogether ? left : kTogether), is_aligned(values, 0));
-  }
-}
-
-// Calls function(Payload{}) for the format.
-template <class Function>
-void with_payload(WireFormat format, const Function& function) {
-  switch (format) {
-    case WireFormat::fp32:
-      return function(Fp32Payload{});
-    case WireFormat::bf16:
-      return function(Bf16Payload{});
-    case WireFormat::fp16:
-      return function(Fp16Payload{});
-    case WireFormat::fp8:
-      return function(Fp8Payload{});
-    case WireFormat::int8:
-      return function(Int8Payload{});
   }
 }
 
