@@ -45,7 +45,7 @@ def cluster(
     allowed: np.ndarray,
     *,
     seed: int = 0,
-    seconds: float = 20.0,
+    seconds: float = 40.0,
 ) -> Clustering:
     """Find towers of tables that lie close together.
 

@@ -56,7 +56,7 @@ def group_features(
     slack: float | Mapping[str, float] = DEFAULT_SLACK,
     pins: Mapping[str, int] | None = None,
     seed: int = 0,
-    seconds: float = 20.0,
+    seconds: float = 40.0,
 ) -> Grouping:
     """Choose the towers of features. Features that share a table stay together.
 
