@@ -22,7 +22,7 @@ from dmt_kernels.train.launch import launched, speaks
 
 BUDGET_S = {QUICK: 0.6, DEFAULT: 1.5}  # of timing, per case
 
-OWN_ROADS = {"ops": (), "comm": ("flat", "op", "member"), "train": ("flat",)}  # other ways of ours to do the same
+OWN_ROADS = {"ops": ("two passes",), "comm": ("flat", "op", "member"), "train": ("flat",)}  # other ways of ours to do the same
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +97,8 @@ def _progress(text: str) -> None:
 
 def _show(suite: str, part: dict[str, Any], peers: Sequence[str]) -> None:
     results = [Result.from_json(result) for result in part["results"]]
-    others = [*OWN_ROADS[suite], *peers]
+    others = [road for road in OWN_ROADS[suite] if any(road in result.timings for result in results)]
+    others += peers
     title = "measured ceilings" if suite == "ops" else "ranks"
     if results:
         report.show("", report.facts(part["facts"], title), report.comparison(results, others))

@@ -85,9 +85,10 @@ class RowsAhead {
  public:
   static constexpr bool kFetches = true;
 
-  // Of a walk that has at least one range.
-  RowsAhead(const BagLayout& bags, const TableData& tables, const Walk& walk)
-      : bags_(&bags), tables_(&tables), walk_(walk) {}
+  // Of a walk that has at least one range, and that is at its end afterwards. Not a copy of it: pool_bags copies what
+  // is here for every range.
+  RowsAhead(const BagLayout& bags, const TableData& tables, Walk& walk)
+      : bags_(&bags), tables_(&tables), walk_(&walk) {}
 
   // The first rows of all, some bytes of each.
   void fetch_first(int64_t rows, int64_t bytes) {
@@ -104,7 +105,7 @@ class RowsAhead {
   __attribute__((noinline)) bool next_range() {
     BagRange range;
     do {
-      if (!walk_.next(range)) return false;
+      if (!walk_->next(range)) return false;
       id_ = typed_ids<Id>(*bags_) + bags_->offsets[range.first];
       range_end_ = typed_ids<Id>(*bags_) + bags_->offsets[range.first + range.count];
     } while (id_ == range_end_);
@@ -116,7 +117,7 @@ class RowsAhead {
 
   const BagLayout* bags_;
   const TableData* tables_;
-  Walk walk_;
+  Walk* walk_;
   const Id* id_ = nullptr;
   const Id* range_end_ = nullptr;
   uint64_t rows_ = 0;

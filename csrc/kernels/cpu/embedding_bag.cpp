@@ -17,7 +17,8 @@ int64_t pool_range(const BagLayout& bags, const TableData& tables, Out* out, int
   const int64_t B = bags.num_samples;
   const bool is_large = bags.num_blocks * B * bags.width * out_size >= kStreamed;
   FeatureWalk walk(bags, bag, end_bag);
-  RowsAhead<T, Id, FeatureWalk> ahead(bags, tables, walk);
+  FeatureWalk walk_ahead = walk;
+  RowsAhead<T, Id, FeatureWalk> ahead(bags, tables, walk_ahead);
   ahead.fetch_first(kIdsAhead, kBytesAhead);
   int64_t missing = 0;
   for (BagRange range; walk.next(range);) {

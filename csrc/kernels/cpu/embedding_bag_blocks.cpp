@@ -1,5 +1,5 @@
-// Some samples at a time: their pooled rows, all features side by side, are in the nearest caches when they are
-// encoded, and never in memory.
+// Some samples at a time: their pooled rows, all features side by side, are in the caches when they are encoded
+// and never in memory.
 #include "embedding_bag_blocks.h"
 
 #include "bag_walk.h"
@@ -8,7 +8,7 @@
 namespace dmt::cpu {
 namespace {
 
-constexpr int64_t kRowsBytes = 32 << 10;  // of pooled rows at once, beside the rows of tables that are on their way
+constexpr int64_t kRowsBytes = 128 << 10;  // of pooled rows at once: in the second cache, with rows of tables to come
 
 int64_t samples_at_once(const BagLayout& bags, int64_t element_size) {
   const int64_t samples = kRowsBytes / (bags.width * element_size + 1);
@@ -26,7 +26,8 @@ struct BlocksPool {
   void run(int64_t row, int64_t end, T* scratch) const {
     const int64_t at_once = samples_at_once(bags, sizeof(T));
     SampleWalk walk(bags, at_once, row, end);
-    RowsAhead<T, Id, SampleWalk> ahead(bags, tables, walk);
+    SampleWalk walk_ahead = walk;
+    RowsAhead<T, Id, SampleWalk> ahead(bags, tables, walk_ahead);
     ahead.fetch_first(kIdsAhead, kBytesAhead);
     for (BagRange range; walk.next(range);) {
       const int64_t first = range.first % bags.num_samples;
