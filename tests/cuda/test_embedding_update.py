@@ -1,5 +1,7 @@
 """The CUDA update gives the bits of the CPU's, thread by thread, but for the sums of rows that are hit very often."""
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -159,6 +161,15 @@ def test_nothing_is_written_when_an_id_is_out_of_range(op):
     for actual, expected in zip(updated(op, case, "sgd", bounds=0), before, strict=True):
         assert torch.equal(actual, expected)
     assert op("take_missing_ids")(case.ids)[0] == (case.ids < 0).sum()
+
+
+def test_missing_ids_of_the_only_bag_belong_to_no_row(op):
+    """No bit of a key stands for samples or features then."""
+    case = problem(5, shapes=[(2, 3)], feature_tables=[0], pooling=["sum"], samples=1)
+    case = dataclasses.replace(case, ids=torch.tensor([-1, 0, -1, 7, 0]), offsets=torch.tensor([0, 5]), weights=None)
+    assert_same_as_on_the_cpu(op, case, "rowwise_adagrad")
+    for actual, expected in zip(row_squares(op, case, 0.0), row_squares(on_the_cpu, case, 0.0), strict=True):
+        assert_same_bits(actual, expected)
 
 
 @settings(max_examples=40, deadline=None)

@@ -10,7 +10,7 @@ from dmt_kernels.train.step import TrainStep
 
 def test_a_local_step_asks_its_device_for_nothing(monkeypatch):
     config = TrainConfig(
-        data="synthetic:300", local=True, towers=2, members=1, tower_module="dlrm", batch_size=64, epochs=1,
+        data="synthetic:300", local=True, towers=2, members=2, tower_module="dlrm", batch_size=64, epochs=1,
         device="cpu",
     )  # fmt: skip
     setup = set_up(config)

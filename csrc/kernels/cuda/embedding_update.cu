@@ -273,7 +273,8 @@ UpdatePlan plan_update(const Bags& bags, const std::vector<Feature>& features, c
   const int64_t samples = bags.num_blocks * bags.num_samples;
   if (samples > INT32_MAX) throw std::length_error("embedding_update_: more than 2^31 - 1 samples");
   plan.bits.row = std::bit_width(static_cast<uint64_t>(plan.num_rows));
-  plan.bits.sample = std::bit_width(static_cast<uint64_t>(std::max<int64_t>(samples, 1) - 1));
+  // One bit at least: the row above is then no negative number in the keys of all ones, which belong to no row.
+  plan.bits.sample = std::bit_width(static_cast<uint64_t>(std::max<int64_t>(samples, 2) - 1));
   plan.bits.feature = std::bit_width(static_cast<uint64_t>(std::max<int64_t>(bags.num_features, 1) - 1));
   if (plan.bits.row + plan.bits.sample + plan.bits.feature > 64) {
     throw std::length_error("embedding_update_: too many rows and bags for one sort key");
