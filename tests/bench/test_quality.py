@@ -1,5 +1,6 @@
 """The quality bench: its statistics, its space, what it runs next, and a tiny grid from end to end."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from bench.quality.__main__ import main
 from bench.quality.grid import Cell, Plan, grid
+from bench.quality.partitions import choose_towers
 from bench.quality.records import Records
 from bench.quality.show import first_epoch_at, tables
 from bench.quality.space import draw_trials
@@ -66,6 +68,15 @@ def test_a_line_that_was_cut_off_is_forgotten(tmp_path):
     assert again.find({"b": 2, "a": 1}) == {"spec": {"a": 1, "b": 2}, "auc": 0.5}
     again.add({"spec": {"a": 2}})
     assert [json.loads(line)["spec"]["a"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def test_towers_are_kept_for_what_they_were_chosen_for(tmp_path):
+    config = TrainConfig(data="synthetic:512", towers=2)
+    first = choose_towers("random", config, 0, tmp_path)
+    assert choose_towers("random", dataclasses.replace(config, dense_lr=0.1), 0, tmp_path) == first
+    others = [{"data": "synthetic:1024"}, {"embedding_dim": 8}, {"hash_rows": 10}, {"towers": 4}]
+    found = [choose_towers("random", dataclasses.replace(config, **other), 0, tmp_path) for other in others]
+    assert len({first, *found}) == len(list(tmp_path.iterdir())) == 5
 
 
 @pytest.fixture
