@@ -37,7 +37,7 @@ class FollowedTrainer(Trainer):
 
     def _log(self, line: dict[str, Any]) -> None:
         if "valid_auc" in line:
-            test = evaluate(self.model, self.loaders["test"], None)
+            test = evaluate(self.model, self.loaders["test"], None, amp=self.config.amp)
             self.curve.append({"valid": line["valid_auc"], "test": test.auc, "seconds": round(self._seconds, 2)})
 
 
@@ -74,4 +74,4 @@ def _auc_with(trainer: Trainer, payload: str) -> float | None:
     model = build_model(setup, None)
     model.load_state_dict(trainer.model.state_dict())
     device = next(model.parameters()).device
-    return evaluate(model, make_loader(setup, "test", None, device), None).auc
+    return evaluate(model, make_loader(setup, "test", None, device), None, amp=trainer.config.amp).auc

@@ -15,6 +15,7 @@ from bench.quality.show import first_epoch_at, tables
 from bench.quality.space import draw_trials
 from bench.quality.statistics import Estimate, estimate, needs_more
 from bench.quality.study import Study
+from bench.quality.training import run
 from dmt_kernels.train.config import TrainConfig
 
 CELL = Cell("dlrm", 2, 2.0, "coherent")
@@ -187,6 +188,13 @@ def test_a_tiny_grid_from_end_to_end_that_is_killed_on_the_way(tmp_path, capsys)
     assert json.loads(again[-1])["auc"] == json.loads(lines[-1])["auc"]
     assert main([*command, "--report"]) == 0
     assert " seed " not in capsys.readouterr().out
+
+
+def test_a_run_is_scored_as_it_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.set_num_threads", lambda number: None)  # what a process of its own may do
+    options = {"data": "synthetic:512", "towers": 2, "tower_module": "dlrm", "epochs": 1, "early_stop": 1, "amp": True}
+    found = run({"options": options, "partition": ["random", 0], "payloads": ["fp32"]}, tmp_path)
+    assert found["auc"] == found["curve"][0]["test"] == found["payloads"]["fp32"]
 
 
 def test_bad_input_is_a_sentence(tmp_path, capsys):
