@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmt_kernels.cli import _parser, main
+from dmt_kernels.cli import build_parser, main
 
 ROWS = 64
 
@@ -223,5 +223,7 @@ def test_info_answers_without_torch():
 def test_every_command_of_the_readme_parses():
     readme = (Path(__file__).parents[1] / "README.md").read_text().replace("\\\n", " ")
     commands = re.findall(r"(?:python )?-m dmt_kernels (.*?)(?:#.*)?$", readme, flags=re.MULTILINE)
-    parsed = [_parser().parse_args(shlex.split(command)) for command in commands if not command.startswith("train`")]
+    parsed = [
+        build_parser().parse_args(shlex.split(command)) for command in commands if not command.startswith("train`")
+    ]
     assert len(parsed) >= 5

@@ -137,9 +137,10 @@ def grid(
     payloads: Sequence[str],
 ) -> list[Cell]:
     """All combinations; those of the first partition come before all others, and payloads narrower than fp32 last."""
-    return [
+    cells = [
         Cell(model, t, compression, partition, payload)
         for payload, partition, t, compression, model in itertools.product(
             ["fp32", *payloads], partitions, towers, compressions, models
         )
     ]
+    return list(dict.fromkeys(cells))

@@ -41,7 +41,8 @@ def _chosen(study: Study) -> Table:
             options = ", ".join(f"{name} {value}" for name, value in drawn.items()) or "the defaults"
             first = records[0]
             shown = "failed" if first is None or "failed" in first else f"{first['valid_auc']:.4f}"
-            table.add_row(str(cell), f"{max(finished):.4f}", shown, options)
+            best = (f"{max(finished):.4f}", shown, options) if finished else ("-", shown, "-")
+            table.add_row(str(cell), *best)
     return table
 
 

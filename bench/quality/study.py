@@ -12,7 +12,7 @@ from bench.quality.grid import Cell, Options, Plan
 from bench.quality.records import Record, Records
 from bench.quality.space import draw_trials
 from bench.quality.statistics import Estimate, estimate, needs_more
-from bench.quality.training import run
+from bench.quality.training import config_of, run
 
 Job = tuple[str, Record]  # what it is called, and what is run
 
@@ -31,6 +31,18 @@ class Study:
 
     plan: Plan
     records: Records
+
+    def check(self) -> None:
+        """Try the options of every model before any of them is trained.
+
+        Raises
+        ------
+        InputError
+            Naming what cannot be trained with.
+        """
+        for cell in [*self.plan.twins, *self.plan.tuned.values(), *self.plan.cells]:
+            for spec in (self.plan.trial(cell, {}), self.plan.run(cell, {}, 0)):
+                config_of(spec)
 
     def trials(self, cell: Cell) -> list[Record]:
         """What runs to choose the options of `cell` by."""

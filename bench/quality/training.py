@@ -41,6 +41,11 @@ class FollowedTrainer(Trainer):
             self.curve.append({"valid": line["valid_auc"], "test": test.auc, "seconds": round(self._seconds, 2)})
 
 
+def config_of(spec: Record) -> TrainConfig:
+    """Options of a run, checked, but for the towers' features."""
+    return resolve_topology(TrainConfig(local=True, **spec["options"]), None, None)
+
+
 def run(spec: Record, folder: Path) -> Record:
     """Train what `spec` says and return its record; where training diverged it has ``failed`` instead of figures.
 
@@ -53,7 +58,7 @@ def run(spec: Record, folder: Path) -> Record:
         Where chosen towers are kept.
     """
     torch.set_num_threads(1)
-    config = resolve_topology(TrainConfig(local=True, **spec["options"]), None, None)
+    config = config_of(spec)
     if spec["partition"] is not None:
         strategy, seed = spec["partition"]
         config = dataclasses.replace(config, partition=choose_towers(strategy, config, seed, folder))

@@ -1,5 +1,6 @@
 """The quality bench: its statistics, its space, what it runs next, and a tiny grid from end to end."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.quality.__main__ import main
+from bench.quality.__main__ import _parser, main
 from bench.quality.grid import Cell, Plan, grid
 from bench.quality.partitions import choose_towers
 from bench.quality.records import Records
@@ -195,6 +196,43 @@ def test_a_run_is_scored_as_it_is_trained(tmp_path, monkeypatch):
     options = {"data": "synthetic:512", "towers": 2, "tower_module": "dlrm", "epochs": 1, "early_stop": 1, "amp": True}
     found = run({"options": options, "partition": ["random", 0], "payloads": ["fp32"]}, tmp_path)
     assert found["auc"] == found["curve"][0]["test"] == found["payloads"]["fp32"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--trials 0", "0 is below 1"),
+        ("--tune-at 0,2", "0 is below 1"),
+        ("--partitions", "at least one argument"),
+        ("--partitions alike", "'alike'"),
+        ("--payloads fp7", "'fp7'"),
+        ("--option nonsense=1", "--nonsense=1"),
+        ("--option members=two", "'two'"),
+        ("--option amp=maybe", "amp is true or false, not 'maybe'"),
+        ("--option seed=3", "seed is what the bench itself chooses"),
+        ("--models dlrm tlrm", "'tlrm'"),
+        ("--compressions 2 0", "--compression 0"),
+        ("--tower-option tower-payload=int7", "'int7'"),
+        ("--option steps=100", "--epochs and --steps exclude each other"),
+    ],
+)
+def test_what_cannot_be_trained_with_is_said_before_anything_is(words, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("bench.quality.__main__.conduct", None)
+    with contextlib.suppress(SystemExit):
+        assert main([*words.split(), "--out", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_options_are_read_as_train_reads_them():
+    given = _parser().parse_args(["--option", "members=2", "--option", "amp=true", "--option", "table-lr=1e-2"])
+    assert dict(given.option) == {"members": 2, "amp": True, "table_lr": 0.01}
+
+
+def test_a_model_whose_trials_all_failed_is_shown(study):
+    for _, spec in study.next_jobs():
+        study.records.add({"spec": spec, "failed": "NaN"})
+    chosen = tables(study)[1]
+    assert [list(column.cells) for column in chosen.columns][1:] == [["-", "-"], ["failed", "failed"], ["-", "-"]]
 
 
 def test_bad_input_is_a_sentence(tmp_path, capsys):
