@@ -17,6 +17,7 @@ from bench import environment, report
 from bench.quality import show
 from bench.quality.grid import PARTITIONS, Cell, Plan, grid
 from bench.quality.progress import BenchProgress
+from bench.quality.provenance import made_otherwise
 from bench.quality.records import Records
 from bench.quality.study import Study, conduct
 from dmt_kernels.cli import build_parser
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         study.check()
         folder.mkdir(parents=True, exist_ok=True)
         if not given.report:
+            if warning := made_otherwise(study.finished()):
+                print(f"bench-quality: {warning}", file=sys.stderr)
             with BenchProgress() as progress:
                 conduct(study, folder, given.jobs, progress.tell)
     except (InputError, OSError) as error:
@@ -89,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     rules = list(dict.fromkeys([*GROUPINGS, *STRATEGIES]))
     add("--partitions", list(PARTITIONS), "how towers are chosen", "P", str, nargs="+", choices=rules)
     formats = {"kind": str, "nargs": "*", "choices": FORMATS}
-    add("--payloads", ["bf16", "fp8"], "formats of peer rows that trained towers are scored with", "F", **formats)
+    add("--payloads", ["bf16", "fp8"], "formats of peer rows to score with; finished runs keep theirs", "F", **formats)
     add("--train-payloads", [], "formats that towers are also trained with", "F", **formats)
     add("--trials", 20, "random trials, for each over-arch, flat and multi-tower", "N")
     add("--trial-epochs", 4, "their epochs at most", "N")

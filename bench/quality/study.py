@@ -73,6 +73,14 @@ class Study:
         """Test AUC of a multi-tower model minus that of its flat twin."""
         return estimate([run["auc"] - flat["auc"] for run, flat in self.pairs(cell, cell.twin)])
 
+    def finished(self) -> list[Record]:
+        """All that the tables are made of: trials, then seeds."""
+        sources = [*self.plan.twins, *self.plan.tuned.values()]
+        trials = [self.records.find(spec) for source in sources for spec in self.trials(source)]
+        cells = [*self.plan.twins, *self.plan.cells]
+        runs = [run for cell in cells for run in self.runs(cell).values()]
+        return [trial for trial in trials if trial is not None] + runs
+
     def next_jobs(self) -> list[Job]:
         """What can run now, in order: trials of everything, or else another seed of what is not known well enough."""
         sources = [*self.plan.twins, *self.plan.tuned.values()]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from bench.quality.partitions import choose_towers
+from bench.quality.provenance import code
 from bench.quality.records import Record
 from dmt_kernels.train.assemble import Setup, build_model, make_loader, set_up
 from dmt_kernels.train.config import TrainConfig, resolve_topology
@@ -49,6 +50,8 @@ def config_of(spec: Record) -> TrainConfig:
 def run(spec: Record, folder: Path) -> Record:
     """Train what `spec` says and return its record; where training diverged it has ``failed`` instead of figures.
 
+    Under ``code`` it says what made it.
+
     Parameters
     ----------
     spec : dict
@@ -58,6 +61,7 @@ def run(spec: Record, folder: Path) -> Record:
         Where chosen towers are kept.
     """
     torch.set_num_threads(1)
+    made = {"spec": spec, "code": code()}
     config = config_of(spec)
     if spec["partition"] is not None:
         strategy, seed = spec["partition"]
@@ -68,9 +72,9 @@ def run(spec: Record, folder: Path) -> Record:
         summary = trainer.run()
         payloads = {payload: _auc_with(trainer, payload) for payload in spec["payloads"]}
     except FloatingPointError as error:
-        return {"spec": spec, "failed": str(error)}
+        return {**made, "failed": str(error)}
     kept = ("auc", "logloss", "valid_auc", "best_auc", "best_epoch", "compression", "dense_params", "step_ms_median")
-    return {"spec": spec, **{name: summary[name] for name in kept}, "payloads": payloads, "curve": trainer.curve}
+    return {**made, **{name: summary[name] for name in kept}, "payloads": payloads, "curve": trainer.curve}
 
 
 def _auc_with(trainer: Trainer, payload: str) -> float | None:

@@ -11,6 +11,7 @@ import pytest
 from bench.quality.__main__ import _parser, main
 from bench.quality.grid import Cell, Plan, grid
 from bench.quality.partitions import choose_towers
+from bench.quality.provenance import code, made_otherwise
 from bench.quality.records import Records
 from bench.quality.show import first_epoch_at, tables
 from bench.quality.space import draw_trials
@@ -81,6 +82,13 @@ def test_towers_are_kept_for_what_they_were_chosen_for(tmp_path):
     assert len({first, *found}) == len(list(tmp_path.iterdir())) == 5
 
 
+def test_runs_of_other_sources_are_named():
+    runs = [{}, {"code": {"revision": "abc", "sources": "0"}}, {"code": code()}]
+    assert made_otherwise(runs[2:]) == made_otherwise([]) == ""
+    assert "2 of 3" in made_otherwise(runs)
+    assert "1 of unknown, 1 of abc" in made_otherwise(runs)
+
+
 @pytest.fixture
 def study(tmp_path):
     plan = Plan(
@@ -101,7 +109,7 @@ def study(tmp_path):
 def record(spec, auc, valid_auc=0.7):
     curve = [{"valid": valid_auc, "test": auc, "seconds": 1.0}]
     figures = {"auc": auc, "valid_auc": valid_auc, "best_auc": None, "best_epoch": 1, "compression": 2.0}
-    return {"spec": spec, **figures, "curve": curve, "payloads": dict.fromkeys(spec["payloads"], auc)}
+    return {"spec": spec, "code": code(), **figures, "curve": curve, "payloads": dict.fromkeys(spec["payloads"], auc)}
 
 
 def tune(study):
@@ -137,7 +145,7 @@ def test_seeds_are_added_in_pairs_while_the_difference_is_uncertain(study):
             study.records.add(record(spec, auc))
     assert done == [[f"dlrm flat seed {seed}", f"{CELL} seed {seed}"] for seed in range(4)]
     assert study.difference(CELL).mean == pytest.approx(0.005)
-    assert len(tables(study)) == 8
+    assert len(tables(study)) == 10
 
 
 def test_seeds_end_when_the_difference_is_known(study):
@@ -156,6 +164,17 @@ def test_a_run_that_failed_is_not_run_again(study):
     study.records.add({"spec": towers, "failed": "NaN"})
     assert [name for name, _ in study.next_jobs()] == ["dlrm flat seed 1", f"{CELL} seed 1"]
     assert study.difference(CELL).count == 0
+
+
+def test_another_payload_trains_nothing_again(study):
+    tune(study)
+    while jobs := study.next_jobs():
+        for _, spec in jobs:
+            study.records.add(record(spec, 0.8))
+    wider = dataclasses.replace(study, plan=dataclasses.replace(study.plan, payloads=["fp8", "int8"]))
+    assert wider.next_jobs() == []
+    shown = [list(column.cells) for column in tables(wider)[7].columns]
+    assert shown[1:3] == [["2", "0 of 2"], ["+0.00000 ± 0.00000", "-"]]
 
 
 def test_the_epoch_that_reaches_an_auc():
@@ -187,8 +206,11 @@ def test_a_tiny_grid_from_end_to_end_that_is_killed_on_the_way(tmp_path, capsys)
     assert capsys.readouterr().out.count(" seed ") == 1
     again = Path(tmp_path / "runs.jsonl").read_text().splitlines()
     assert json.loads(again[-1])["auc"] == json.loads(lines[-1])["auc"]
+    (tmp_path / "runs.jsonl").write_text("\n".join(again).replace(code()["sources"], "others") + "\n")
     assert main([*command, "--report"]) == 0
-    assert " seed " not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert " seed " not in shown
+    assert "8 of 8 finished runs were made by other sources" in shown
 
 
 def test_a_run_is_scored_as_it_is_trained(tmp_path, monkeypatch):
