@@ -1,13 +1,14 @@
 """``python -m bench.quality``: what towers cost in AUC, by pairs of runs with the same seed.
 
 Trials drawn from one space choose the options of flat and of multi-tower models by validation AUC, as many for either;
-then both are trained with seed after seed until their difference in test AUC is known well enough. A bench that was
-ended goes on where it was.
+then both are trained with seed after seed until their difference in test AUC is known well enough. Trials and runs end
+alike, by validation AUC. A bench that was ended goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add("--data", "synthetic", "as for train", "DATA", str)
     add("--out", "bench_quality", "folder of finished runs, towers, tables and plot", "DIR", str)
-    add("--jobs", 2, "runs at a time, one core each", "N")
+    add("--jobs", len(os.sched_getaffinity(0)), "runs at a time, one core each", "N")
     add("--models", ["dlrm", "dcn"], "over-archs", "M", str, nargs="+")
     add("--towers", [2, 4, 8], "numbers of towers", "T", nargs="+")
     add("--compressions", [1.0, 2.0, 4.0, 8.0], "compressions", "CR", float, nargs="+")
@@ -95,7 +96,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--payloads", ["bf16", "fp8"], "formats of peer rows to score with; finished runs keep theirs", "F", **formats)
     add("--train-payloads", [], "formats that towers are also trained with", "F", **formats)
     add("--trials", 20, "random trials, for each over-arch, flat and multi-tower", "N")
-    add("--trial-epochs", 4, "their epochs at most", "N")
     parser.add_argument(
         "--tune-at",
         type=_tower_and_compression,
@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--epochs", 20, "of a run at most", "N")
     add("--patience", 2, "epochs without a better validation AUC that end a run", "N")
+    add("--trial-epochs", None, "of a trial at most (--epochs); fewer are a bias against what converges late", "N")
     add("--least", 3, "seeds", "N")
     add("--most", 20, "seeds", "N")
     add("--half-width", 0.0004, "of the confidence interval of a difference: no seeds are added below", "AUC", float)

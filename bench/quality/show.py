@@ -35,7 +35,9 @@ def write(study: Study, folder: Path) -> None:
 
 
 def _chosen(study: Study) -> Table:
-    table = _table("chosen of the trials", "valid AUC", "of the first trial, the defaults", "options")
+    epochs = study.plan.trial_epochs
+    heading = "chosen of the trials" + (f", {epochs} epochs at most" if epochs else "")
+    table = _table(heading, "valid AUC", "of the first trial, the defaults", "options")
     for cell in [*study.plan.twins, *study.plan.tuned.values()]:
         records = [study.records.find(spec) for spec in study.trials(cell)]
         finished = [record["valid_auc"] for record in records if record is not None and "failed" not in record]

@@ -130,6 +130,8 @@ def test_flat_and_towers_get_the_same_trials_and_the_best_by_validation_wins(stu
         assert {spec["options"]["embedding_dim"] for _, spec in (flat, towers)} == {8}
         assert towers[1]["options"]["compression"] == 3.0
         TrainConfig(**towers[1]["options"])
+    assert {spec["options"]["epochs"] for _, spec in jobs} == {study.plan.epochs}
+    assert {spec["options"]["early_stop"] for _, spec in jobs} == {study.plan.patience}
     assert study.tuned(CELL) is None
     tune(study)
     assert study.tuned(CELL)["dense_lr"] == study.tuned(CELL.twin)["dense_lr"] == drawn
