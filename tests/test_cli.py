@@ -134,6 +134,13 @@ def test_bad_input_is_one_sentence_and_leaves_nothing_behind(case, where, tmp_pa
     assert not out.exists()
 
 
+def test_a_local_payload_needs_a_batch_that_ranks_could_share(tmp_path, capsys):
+    command = ["train", "--local", "--data", write_npz(tmp_path), "--towers", "3", "--batch-size", "16"]
+    assert complaint(capsys, [*command, "--payload", "bf16"]) == (
+        "dmt_kernels: --batch-size 16 cannot be shared out evenly to 3 ranks that --payload bf16 rounds for\n"
+    )
+
+
 @pytest.mark.parametrize(
     "option",
     [

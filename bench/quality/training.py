@@ -79,7 +79,10 @@ def run(spec: Record, folder: Path) -> Record:
 
 def _auc_with(trainer: Trainer, payload: str) -> float | None:
     """Test AUC of the trained weights when rows travel as `payload`."""
-    setup = dataclasses.replace(trainer.setup, config=dataclasses.replace(trainer.config, payload=payload))
+    world, batch_size = trainer.setup.plan.topology.world, trainer.config.batch_size
+    batch_size = max(1, batch_size // world) * world  # one that the ranks whose rows it rounds can share
+    config = dataclasses.replace(trainer.config, payload=payload, batch_size=batch_size)
+    setup = dataclasses.replace(trainer.setup, config=config)
     model = build_model(setup, None)
     model.load_state_dict(trainer.model.state_dict())
     device = next(model.parameters()).device
