@@ -20,7 +20,7 @@ PACKAGES = ("torch", "fbgemm_gpu-cpu", "fbgemm_gpu", "torchrec", "numpy")
 def collect() -> dict[str, str]:
     facts = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "revision": _revision(),
+        "revision": revision(),
         "processor": _processor(),
         "cores": str(os.cpu_count()),
         "instruction set": info.collect()["cpu"].get("instruction set in use", "extension not built"),
@@ -42,7 +42,7 @@ def collect() -> dict[str, str]:
     return facts
 
 
-def _revision() -> str:
+def revision() -> str:
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout.strip()
 

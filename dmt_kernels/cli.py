@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments == ["info"]:  # answers also where nothing else can be imported
             _info()
             return 0
-        options = vars(_parser().parse_args(arguments))
+        options = vars(build_parser().parse_args(arguments))
         options.pop("command")(**options)
         return 0
     except NotBuilt as error:
@@ -113,7 +113,8 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """All commands, each with what it is called with; bad input is an :class:`InputError`."""
     from dmt_kernels.train.config import TrainConfig
 
     parser = _Parser(prog="python -m dmt_kernels", description="Train and study disaggregated multi-tower models.")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmt_kernels.cli import _parser, main
+from dmt_kernels.cli import build_parser, main
 
 ROWS = 64
 
@@ -134,6 +134,13 @@ def test_bad_input_is_one_sentence_and_leaves_nothing_behind(case, where, tmp_pa
     assert not out.exists()
 
 
+def test_a_local_payload_needs_a_batch_that_ranks_could_share(tmp_path, capsys):
+    command = ["train", "--local", "--data", write_npz(tmp_path), "--towers", "3", "--batch-size", "16"]
+    assert complaint(capsys, [*command, "--payload", "bf16"]) == (
+        "dmt_kernels: --batch-size 16 cannot be shared out evenly to 3 ranks that --payload bf16 rounds for\n"
+    )
+
+
 @pytest.mark.parametrize(
     "option",
     [
@@ -223,5 +230,7 @@ def test_info_answers_without_torch():
 def test_every_command_of_the_readme_parses():
     readme = (Path(__file__).parents[1] / "README.md").read_text().replace("\\\n", " ")
     commands = re.findall(r"(?:python )?-m dmt_kernels (.*?)(?:#.*)?$", readme, flags=re.MULTILINE)
-    parsed = [_parser().parse_args(shlex.split(command)) for command in commands if not command.startswith("train`")]
+    parsed = [
+        build_parser().parse_args(shlex.split(command)) for command in commands if not command.startswith("train`")
+    ]
     assert len(parsed) >= 5

@@ -1,13 +1,14 @@
 """``python -m bench.quality``: what towers cost in AUC, by pairs of runs with the same seed.
 
 Trials drawn from one space choose the options of flat and of multi-tower models by validation AUC, as many for either;
-then both are trained with seed after seed until their difference in test AUC is known well enough. A bench that was
-ended goes on where it was.
+then both are trained with seed after seed until their difference in test AUC is known well enough. Trials and runs end
+alike, by validation AUC. A bench that was ended goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,15 @@ from bench import environment, report
 from bench.quality import show
 from bench.quality.grid import PARTITIONS, Cell, Plan, grid
 from bench.quality.progress import BenchProgress
+from bench.quality.provenance import made_otherwise
 from bench.quality.records import Records
 from bench.quality.study import Study, conduct
+from dmt_kernels.cli import build_parser
+from dmt_kernels.planner import GROUPINGS, STRATEGIES
 from dmt_kernels.spec import InputError
-from dmt_kernels.train.config import TrainConfig
+from dmt_kernels.train.config import FORMATS, TrainConfig, flag
+
+CHOSEN_HERE = ("data", "seed", "local", "partition", "model", "exchange", "out", "overwrite")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,9 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(given.out)
     try:
         plan = _plan(given)
-        folder.mkdir(parents=True, exist_ok=True)
         study = Study(plan, Records(folder / "runs.jsonl"))
+        study.check()
+        folder.mkdir(parents=True, exist_ok=True)
         if not given.report:
+            if warning := made_otherwise(study.finished()):
+                print(f"bench-quality: {warning}", file=sys.stderr)
             with BenchProgress() as progress:
                 conduct(study, folder, given.jobs, progress.tell)
     except (InputError, OSError) as error:
@@ -72,20 +81,21 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench.quality", description=__doc__, formatter_class=shown, allow_abbrev=False
     )
 
-    def add(name: str, default: Any, help: str, metavar: str, kind: Any = int, many: bool = False) -> None:
-        parser.add_argument(name, default=default, type=kind, nargs="*" if many else None, help=help, metavar=metavar)
+    def add(name: str, default: Any, help: str, metavar: str, kind: Any = _count, **more: Any) -> None:
+        parser.add_argument(name, default=default, type=kind, help=help, metavar=metavar, **more)
 
     add("--data", "synthetic", "as for train", "DATA", str)
     add("--out", "bench_quality", "folder of finished runs, towers, tables and plot", "DIR", str)
-    add("--jobs", 2, "runs at a time, one core each", "N")
-    add("--models", ["dlrm", "dcn"], "over-archs", "M", str, many=True)
-    add("--towers", [2, 4, 8], "numbers of towers", "T", many=True)
-    add("--compressions", [1.0, 2.0, 4.0, 8.0], "compressions", "CR", float, many=True)
-    add("--partitions", list(PARTITIONS), "how towers are chosen", "P", str, many=True)
-    add("--payloads", ["bf16", "fp8"], "formats of peer rows that trained towers are scored with", "F", str, many=True)
-    add("--train-payloads", [], "formats that towers are also trained with", "F", str, many=True)
+    add("--jobs", len(os.sched_getaffinity(0)), "runs at a time, one core each", "N")
+    add("--models", ["dlrm", "dcn"], "over-archs", "M", str, nargs="+")
+    add("--towers", [2, 4, 8], "numbers of towers", "T", nargs="+")
+    add("--compressions", [1.0, 2.0, 4.0, 8.0], "compressions", "CR", float, nargs="+")
+    rules = list(dict.fromkeys([*GROUPINGS, *STRATEGIES]))
+    add("--partitions", list(PARTITIONS), "how towers are chosen", "P", str, nargs="+", choices=rules)
+    formats = {"kind": str, "nargs": "*", "choices": FORMATS}
+    add("--payloads", ["bf16", "fp8"], "formats of peer rows to score with; finished runs keep theirs", "F", **formats)
+    add("--train-payloads", [], "formats that towers are also trained with", "F", **formats)
     add("--trials", 20, "random trials, for each over-arch, flat and multi-tower", "N")
-    add("--trial-epochs", 4, "their epochs at most", "N")
     parser.add_argument(
         "--tune-at",
         type=_tower_and_compression,
@@ -95,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--epochs", 20, "of a run at most", "N")
     add("--patience", 2, "epochs without a better validation AUC that end a run", "N")
+    add("--trial-epochs", None, "of a trial at most (--epochs); fewer are a bias against what converges late", "N")
     add("--least", 3, "seeds", "N")
     add("--most", 20, "seeds", "N")
     add("--half-width", 0.0004, "of the confidence interval of a difference: no seeds are added below", "AUC", float)
@@ -105,19 +116,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
+
+
 def _tower_and_compression(text: str) -> tuple[int, float]:
     towers, _, compression = text.partition(",")
-    return int(towers), float(compression)
+    return _count(towers), float(compression)
 
 
 def _option(text: str) -> tuple[str, Any]:
-    """A field of `TrainConfig` and its value, by the type of its default."""
+    """A field of `TrainConfig` and its value, as ``train`` itself reads it."""
     name, _, value = text.partition("=")
-    name = name.replace("-", "_")
-    default = getattr(TrainConfig(), name)
-    if isinstance(default, bool):
-        return name, value.lower() in ("1", "true", "yes")
-    return name, type(default)(value) if isinstance(default, (int, float)) else value
+    field = name.replace("-", "_")
+    if field in CHOSEN_HERE:
+        raise argparse.ArgumentTypeError(f"{name} is what the bench itself chooses")
+    given = [f"{flag(field)}={value}"]
+    if isinstance(getattr(TrainConfig, field, None), bool):
+        if value not in ("true", "false"):
+            raise argparse.ArgumentTypeError(f"{name} is true or false, not {value!r}")
+        given = [flag(field)] if value == "true" else []
+    try:
+        return field, vars(build_parser().parse_args(["train", *given]))[field]
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -80,14 +80,17 @@ class Plan:
         Multi-tower models, the most valuable first.
     tuned : mapping of str to Cell
         The multi-tower model whose trials choose the options of all of its over-arch.
-    trials, trial_epochs : int
-        Random trials for each over-arch, flat and multi-tower, and their epochs at most.
+    trials : int
+        Random trials for each over-arch, flat and multi-tower.
     epochs, patience : int
-        Epochs at most, and how many without a better validation AUC end a run.
+        Epochs at most, and how many without a better validation AUC end a run or a trial.
     least, most : int
         Seeds.
     half_width : float
         Of the confidence interval below which no seeds are added.
+    trial_epochs : int or None
+        Of trials at most; None: those of a run. Fewer choose options for whichever model converges sooner, which is as
+        a rule the flat one: a bias against towers.
     payloads : sequence of str
         That trained multi-tower models are scored with.
     options, tower_options : dict
@@ -98,12 +101,12 @@ class Plan:
     cells: Sequence[Cell]
     tuned: dict[str, Cell]
     trials: int = 20
-    trial_epochs: int = 4
     epochs: int = 20
     patience: int = 2
     least: int = 3
     most: int = 20
     half_width: float = 0.0004
+    trial_epochs: int | None = None
     payloads: Sequence[str] = ()
     options: Options = field(default_factory=dict)
     tower_options: Options = field(default_factory=dict)
@@ -115,7 +118,7 @@ class Plan:
 
     def trial(self, cell: Cell, drawn: Options) -> Record:
         """One of the trials that choose the options of `cell`."""
-        return self._spec(cell, {**drawn, "epochs": self.trial_epochs}, TUNING_SEED, ())
+        return self._spec(cell, {**drawn, "epochs": self.trial_epochs or self.epochs}, TUNING_SEED, ())
 
     def run(self, cell: Cell, drawn: Options, seed: int) -> Record:
         """A run with the options that were found best."""
@@ -137,9 +140,10 @@ def grid(
     payloads: Sequence[str],
 ) -> list[Cell]:
     """All combinations; those of the first partition come before all others, and payloads narrower than fp32 last."""
-    return [
+    cells = [
         Cell(model, t, compression, partition, payload)
         for payload, partition, t, compression, model in itertools.product(
             ["fp32", *payloads], partitions, towers, compressions, models
         )
     ]
+    return list(dict.fromkeys(cells))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -22,9 +25,6 @@ def choose_towers(strategy: str, config: TrainConfig, seed: int, folder: Path) -
     if strategy in STRATEGIES:
         return strategy
     assert config.towers is not None
-    path = folder / f"{strategy}-{config.towers}-{seed}.json"
-    if path.exists():
-        return str(path)
     plain = TrainConfig(
         data=config.data,
         tables=config.tables,
@@ -33,6 +33,9 @@ def choose_towers(strategy: str, config: TrainConfig, seed: int, folder: Path) -
         steps=AFFINITY_STEPS,
         seed=seed,
     )
+    path = folder / f"{strategy}-{config.towers}-{seed}-{_digest(plain)}.json"
+    if path.exists():
+        return str(path)
     setup = flat_setup(plain)
     _, lookups = sample_ids(setup.dataset, setup.plan.partition.features)
     matrix = find_affinity(setup, "alignment") if strategy in BY_AFFINITY else None
@@ -41,3 +44,8 @@ def choose_towers(strategy: str, config: TrainConfig, seed: int, folder: Path) -
     found.partition.save(unfinished)
     unfinished.rename(path)
     return str(path)
+
+
+def _digest(plain: TrainConfig) -> str:
+    """Of all that towers depend on besides what their file's name says: a folder may serve several benches."""
+    return hashlib.sha256(json.dumps(dataclasses.asdict(plain), sort_keys=True).encode()).hexdigest()[:12]

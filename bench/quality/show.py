@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bench.quality.provenance import made_otherwise
 from bench.quality.records import Record
 from bench.quality.statistics import Estimate, estimate
 from bench.quality.study import Study
@@ -22,7 +23,8 @@ PLOT, TABLES = "differences.png", "tables.md"
 
 def tables(study: Study) -> list[Table | str]:
     """What was chosen, the flat models, the differences, and what payloads cost."""
-    return ["", _chosen(study), "", _flat(study), "", _differences(study), "", _payloads(study)]
+    parts = [_chosen(study), _flat(study), _differences(study), _payloads(study)]
+    return [line for part in parts for line in ("", part)] + ["", made_otherwise(study.finished())]
 
 
 def write(study: Study, folder: Path) -> None:
@@ -33,7 +35,9 @@ def write(study: Study, folder: Path) -> None:
 
 
 def _chosen(study: Study) -> Table:
-    table = _table("chosen of the trials", "valid AUC", "of the first trial, the defaults", "options")
+    epochs = study.plan.trial_epochs
+    heading = "chosen of the trials" + (f", {epochs} epochs at most" if epochs else "")
+    table = _table(heading, "valid AUC", "of the first trial, the defaults", "options")
     for cell in [*study.plan.twins, *study.plan.tuned.values()]:
         records = [study.records.find(spec) for spec in study.trials(cell)]
         finished = [record["valid_auc"] for record in records if record is not None and "failed" not in record]
@@ -41,7 +45,8 @@ def _chosen(study: Study) -> Table:
             options = ", ".join(f"{name} {value}" for name, value in drawn.items()) or "the defaults"
             first = records[0]
             shown = "failed" if first is None or "failed" in first else f"{first['valid_auc']:.4f}"
-            table.add_row(str(cell), f"{max(finished):.4f}", shown, options)
+            best = (f"{max(finished):.4f}", shown, options) if finished else ("-", shown, "-")
+            table.add_row(str(cell), *best)
     return table
 
 
@@ -104,10 +109,11 @@ def _payloads(study: Study) -> Table:
         for model in study.plan.tuned:
             cells = [cell for cell in study.plan.cells if cell.model == model and cell.payload == "fp32"]
             runs = [run for cell in cells for run in study.runs(cell).values()]
-            losses = [run["payloads"][payload] - run["auc"] for run in runs]
-            if losses:
-                interval = _interval(estimate(losses), digits=5)
-                table.add_row(f"{model}, scored with {payload}", str(len(losses)), interval, f"{min(losses):+.5f}")
+            losses = [run["payloads"][payload] - run["auc"] for run in runs if payload in run["payloads"]]
+            if runs:
+                count = str(len(runs)) if len(losses) == len(runs) else f"{len(losses)} of {len(runs)}"
+                shown = [_interval(estimate(losses), digits=5), f"{min(losses):+.5f}"] if losses else ["-", "-"]
+                table.add_row(f"{model}, scored with {payload}", count, *shown)
     for cell in study.plan.cells:
         exact = dataclasses.replace(cell, payload="fp32")
         losses = [run["auc"] - other["auc"] for run, other in study.pairs(cell, exact)]

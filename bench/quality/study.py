@@ -12,7 +12,7 @@ from bench.quality.grid import Cell, Options, Plan
 from bench.quality.records import Record, Records
 from bench.quality.space import draw_trials
 from bench.quality.statistics import Estimate, estimate, needs_more
-from bench.quality.training import run
+from bench.quality.training import config_of, run
 
 Job = tuple[str, Record]  # what it is called, and what is run
 
@@ -31,6 +31,18 @@ class Study:
 
     plan: Plan
     records: Records
+
+    def check(self) -> None:
+        """Try the options of every model before any of them is trained.
+
+        Raises
+        ------
+        InputError
+            Naming what cannot be trained with.
+        """
+        for cell in [*self.plan.twins, *self.plan.tuned.values(), *self.plan.cells]:
+            for spec in (self.plan.trial(cell, {}), self.plan.run(cell, {}, 0)):
+                config_of(spec)
 
     def trials(self, cell: Cell) -> list[Record]:
         """What runs to choose the options of `cell` by."""
@@ -60,6 +72,14 @@ class Study:
     def difference(self, cell: Cell) -> Estimate:
         """Test AUC of a multi-tower model minus that of its flat twin."""
         return estimate([run["auc"] - flat["auc"] for run, flat in self.pairs(cell, cell.twin)])
+
+    def finished(self) -> list[Record]:
+        """All that the tables are made of: trials, then seeds."""
+        sources = [*self.plan.twins, *self.plan.tuned.values()]
+        trials = [self.records.find(spec) for source in sources for spec in self.trials(source)]
+        cells = [*self.plan.twins, *self.plan.cells]
+        runs = [run for cell in cells for run in self.runs(cell).values()]
+        return [trial for trial in trials if trial is not None] + runs
 
     def next_jobs(self) -> list[Job]:
         """What can run now, in order: trials of everything, or else another seed of what is not known well enough."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from bench.quality.partitions import choose_towers
+from bench.quality.provenance import code
 from bench.quality.records import Record
 from dmt_kernels.train.assemble import Setup, build_model, make_loader, set_up
 from dmt_kernels.train.config import TrainConfig, resolve_topology
@@ -37,12 +38,19 @@ class FollowedTrainer(Trainer):
 
     def _log(self, line: dict[str, Any]) -> None:
         if "valid_auc" in line:
-            test = evaluate(self.model, self.loaders["test"], None)
+            test = evaluate(self.model, self.loaders["test"], None, amp=self.config.amp)
             self.curve.append({"valid": line["valid_auc"], "test": test.auc, "seconds": round(self._seconds, 2)})
+
+
+def config_of(spec: Record) -> TrainConfig:
+    """Options of a run, checked, but for the towers' features."""
+    return resolve_topology(TrainConfig(local=True, **spec["options"]), None, None)
 
 
 def run(spec: Record, folder: Path) -> Record:
     """Train what `spec` says and return its record; where training diverged it has ``failed`` instead of figures.
+
+    Under ``code`` it says what made it.
 
     Parameters
     ----------
@@ -53,7 +61,8 @@ def run(spec: Record, folder: Path) -> Record:
         Where chosen towers are kept.
     """
     torch.set_num_threads(1)
-    config = resolve_topology(TrainConfig(local=True, **spec["options"]), None, None)
+    made = {"spec": spec, "code": code()}
+    config = config_of(spec)
     if spec["partition"] is not None:
         strategy, seed = spec["partition"]
         config = dataclasses.replace(config, partition=choose_towers(strategy, config, seed, folder))
@@ -63,15 +72,18 @@ def run(spec: Record, folder: Path) -> Record:
         summary = trainer.run()
         payloads = {payload: _auc_with(trainer, payload) for payload in spec["payloads"]}
     except FloatingPointError as error:
-        return {"spec": spec, "failed": str(error)}
+        return {**made, "failed": str(error)}
     kept = ("auc", "logloss", "valid_auc", "best_auc", "best_epoch", "compression", "dense_params", "step_ms_median")
-    return {"spec": spec, **{name: summary[name] for name in kept}, "payloads": payloads, "curve": trainer.curve}
+    return {**made, **{name: summary[name] for name in kept}, "payloads": payloads, "curve": trainer.curve}
 
 
 def _auc_with(trainer: Trainer, payload: str) -> float | None:
     """Test AUC of the trained weights when rows travel as `payload`."""
-    setup = dataclasses.replace(trainer.setup, config=dataclasses.replace(trainer.config, payload=payload))
+    world, batch_size = trainer.setup.plan.topology.world, trainer.config.batch_size
+    batch_size = max(1, batch_size // world) * world  # one that the ranks whose rows it rounds can share
+    config = dataclasses.replace(trainer.config, payload=payload, batch_size=batch_size)
+    setup = dataclasses.replace(trainer.setup, config=config)
     model = build_model(setup, None)
     model.load_state_dict(trainer.model.state_dict())
     device = next(model.parameters()).device
-    return evaluate(model, make_loader(setup, "test", None, device), None).auc
+    return evaluate(model, make_loader(setup, "test", None, device), None, amp=trainer.config.amp).auc

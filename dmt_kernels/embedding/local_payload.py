@@ -17,7 +17,8 @@ from dmt_kernels.spec import Payloads, Topology, WireFormat, derive_seed
 class LocalPayload:
     """The peer stage's rounding of a global batch, bit for bit that of ranks whose batches are not cut into chunks.
 
-    Every rank has an equal run of the batch's samples; what its own tower makes of them stays as it is.
+    Every rank has an equal run of the batch's samples (the ranks are to divide their number); what its own tower makes
+    of them stays as it is.
 
     Parameters
     ----------

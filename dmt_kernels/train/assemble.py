@@ -68,8 +68,12 @@ def set_up(config: TrainConfig) -> Setup:
     splits = {} if config.split == "auto" else {table.name: config.split for table in tables}
     topology = Topology(config.towers, config.members)
     setup = Setup(config, dataset, place(tables, partition, topology, splits, mean_lookups(dataset)))
-    if not config.local and config.batch_size % topology.world:
-        raise InputError(f"--batch-size {config.batch_size} cannot be shared out evenly to {topology.world} ranks")
+    # Towers in one process need no shares, unless they round rows as ranks would.
+    if config.batch_size % topology.world and not (config.local and config.payload == "fp32"):
+        whose = f"that --payload {config.payload} rounds for" if config.local else ""
+        raise InputError(
+            f"--batch-size {config.batch_size} cannot be shared out evenly to {topology.world} ranks {whose}".rstrip()
+        )
     with torch.device("meta"):
         modules = _tower_modules(setup)
         _over_arch(setup, _Widths([module.out_width for module in modules.values()]))

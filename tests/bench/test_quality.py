@@ -1,18 +1,23 @@
 """The quality bench: its statistics, its space, what it runs next, and a tiny grid from end to end."""
 
+import contextlib
+import dataclasses
 import json
 import math
 from pathlib import Path
 
 import pytest
 
-from bench.quality.__main__ import main
+from bench.quality.__main__ import _parser, main
 from bench.quality.grid import Cell, Plan, grid
+from bench.quality.partitions import choose_towers
+from bench.quality.provenance import code, made_otherwise
 from bench.quality.records import Records
 from bench.quality.show import first_epoch_at, tables
 from bench.quality.space import draw_trials
 from bench.quality.statistics import Estimate, estimate, needs_more
 from bench.quality.study import Study
+from bench.quality.training import run
 from dmt_kernels.train.config import TrainConfig
 
 CELL = Cell("dlrm", 2, 2.0, "coherent")
@@ -68,6 +73,22 @@ def test_a_line_that_was_cut_off_is_forgotten(tmp_path):
     assert [json.loads(line)["spec"]["a"] for line in path.read_text().splitlines()] == [1, 2]
 
 
+def test_towers_are_kept_for_what_they_were_chosen_for(tmp_path):
+    config = TrainConfig(data="synthetic:512", towers=2)
+    first = choose_towers("random", config, 0, tmp_path)
+    assert choose_towers("random", dataclasses.replace(config, dense_lr=0.1), 0, tmp_path) == first
+    others = [{"data": "synthetic:1024"}, {"embedding_dim": 8}, {"hash_rows": 10}, {"towers": 4}]
+    found = [choose_towers("random", dataclasses.replace(config, **other), 0, tmp_path) for other in others]
+    assert len({first, *found}) == len(list(tmp_path.iterdir())) == 5
+
+
+def test_runs_of_other_sources_are_named():
+    runs = [{}, {"code": {"revision": "abc", "sources": "0"}}, {"code": code()}]
+    assert made_otherwise(runs[2:]) == made_otherwise([]) == ""
+    assert "2 of 3" in made_otherwise(runs)
+    assert "1 of unknown, 1 of abc" in made_otherwise(runs)
+
+
 @pytest.fixture
 def study(tmp_path):
     plan = Plan(
@@ -88,7 +109,7 @@ def study(tmp_path):
 def record(spec, auc, valid_auc=0.7):
     curve = [{"valid": valid_auc, "test": auc, "seconds": 1.0}]
     figures = {"auc": auc, "valid_auc": valid_auc, "best_auc": None, "best_epoch": 1, "compression": 2.0}
-    return {"spec": spec, **figures, "curve": curve, "payloads": dict.fromkeys(spec["payloads"], auc)}
+    return {"spec": spec, "code": code(), **figures, "curve": curve, "payloads": dict.fromkeys(spec["payloads"], auc)}
 
 
 def tune(study):
@@ -109,6 +130,8 @@ def test_flat_and_towers_get_the_same_trials_and_the_best_by_validation_wins(stu
         assert {spec["options"]["embedding_dim"] for _, spec in (flat, towers)} == {8}
         assert towers[1]["options"]["compression"] == 3.0
         TrainConfig(**towers[1]["options"])
+    assert {spec["options"]["epochs"] for _, spec in jobs} == {study.plan.epochs}
+    assert {spec["options"]["early_stop"] for _, spec in jobs} == {study.plan.patience}
     assert study.tuned(CELL) is None
     tune(study)
     assert study.tuned(CELL)["dense_lr"] == study.tuned(CELL.twin)["dense_lr"] == drawn
@@ -124,7 +147,7 @@ def test_seeds_are_added_in_pairs_while_the_difference_is_uncertain(study):
             study.records.add(record(spec, auc))
     assert done == [[f"dlrm flat seed {seed}", f"{CELL} seed {seed}"] for seed in range(4)]
     assert study.difference(CELL).mean == pytest.approx(0.005)
-    assert len(tables(study)) == 8
+    assert len(tables(study)) == 10
 
 
 def test_seeds_end_when_the_difference_is_known(study):
@@ -143,6 +166,17 @@ def test_a_run_that_failed_is_not_run_again(study):
     study.records.add({"spec": towers, "failed": "NaN"})
     assert [name for name, _ in study.next_jobs()] == ["dlrm flat seed 1", f"{CELL} seed 1"]
     assert study.difference(CELL).count == 0
+
+
+def test_another_payload_trains_nothing_again(study):
+    tune(study)
+    while jobs := study.next_jobs():
+        for _, spec in jobs:
+            study.records.add(record(spec, 0.8))
+    wider = dataclasses.replace(study, plan=dataclasses.replace(study.plan, payloads=["fp8", "int8"]))
+    assert wider.next_jobs() == []
+    shown = [list(column.cells) for column in tables(wider)[7].columns]
+    assert shown[1:3] == [["2", "0 of 2"], ["+0.00000 ± 0.00000", "-"]]
 
 
 def test_the_epoch_that_reaches_an_auc():
@@ -174,8 +208,55 @@ def test_a_tiny_grid_from_end_to_end_that_is_killed_on_the_way(tmp_path, capsys)
     assert capsys.readouterr().out.count(" seed ") == 1
     again = Path(tmp_path / "runs.jsonl").read_text().splitlines()
     assert json.loads(again[-1])["auc"] == json.loads(lines[-1])["auc"]
+    (tmp_path / "runs.jsonl").write_text("\n".join(again).replace(code()["sources"], "others") + "\n")
     assert main([*command, "--report"]) == 0
-    assert " seed " not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert " seed " not in shown
+    assert "8 of 8 finished runs were made by other sources" in shown
+
+
+def test_a_run_is_scored_as_it_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.set_num_threads", lambda number: None)  # what a process of its own may do
+    options = {"data": "synthetic:512", "towers": 2, "tower_module": "dlrm", "epochs": 1, "early_stop": 1, "amp": True}
+    found = run({"options": options, "partition": ["random", 0], "payloads": ["fp32"]}, tmp_path)
+    assert found["auc"] == found["curve"][0]["test"] == found["payloads"]["fp32"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--trials 0", "0 is below 1"),
+        ("--tune-at 0,2", "0 is below 1"),
+        ("--partitions", "at least one argument"),
+        ("--partitions alike", "'alike'"),
+        ("--payloads fp7", "'fp7'"),
+        ("--option nonsense=1", "--nonsense=1"),
+        ("--option members=two", "'two'"),
+        ("--option amp=maybe", "amp is true or false, not 'maybe'"),
+        ("--option seed=3", "seed is what the bench itself chooses"),
+        ("--models dlrm tlrm", "'tlrm'"),
+        ("--compressions 2 0", "--compression 0"),
+        ("--tower-option tower-payload=int7", "'int7'"),
+        ("--option steps=100", "--epochs and --steps exclude each other"),
+    ],
+)
+def test_what_cannot_be_trained_with_is_said_before_anything_is(words, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("bench.quality.__main__.conduct", None)
+    with contextlib.suppress(SystemExit):
+        assert main([*words.split(), "--out", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_options_are_read_as_train_reads_them():
+    given = _parser().parse_args(["--option", "members=2", "--option", "amp=true", "--option", "table-lr=1e-2"])
+    assert dict(given.option) == {"members": 2, "amp": True, "table_lr": 0.01}
+
+
+def test_a_model_whose_trials_all_failed_is_shown(study):
+    for _, spec in study.next_jobs():
+        study.records.add({"spec": spec, "failed": "NaN"})
+    chosen = tables(study)[1]
+    assert [list(column.cells) for column in chosen.columns][1:] == [["-", "-"], ["failed", "failed"], ["-", "-"]]
 
 
 def test_bad_input_is_a_sentence(tmp_path, capsys):
