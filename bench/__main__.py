@@ -22,7 +22,8 @@ from dmt_kernels.train.launch import launched, speaks
 
 BUDGET_S = {QUICK: 0.6, DEFAULT: 1.5}  # of timing, per case
 
-OWN_ROADS = {"ops": ("two passes",), "comm": ("flat", "op", "member"), "train": ("flat",)}  # other ways of ours to do the same
+# Other ways of ours to do the same.
+OWN_ROADS = {"ops": ("two passes",), "comm": ("flat", "op", "member"), "train": ("flat",)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
