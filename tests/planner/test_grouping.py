@@ -59,6 +59,16 @@ def test_excess_of_unlike_loads_is_proven() -> None:
     assert 0 < excess.sum() <= bound * (1 + GAP)
 
 
+def test_one_load_alone_can_be_kept_within_its_limits() -> None:
+    loads = tower_loads(_tables([1] * 6), 2)[:1]
+    excess, bound = smallest_excess(loads, np.ones((6, 2), bool))
+    assert excess == pytest.approx([0], abs=1e-6) and bound == pytest.approx(0, abs=1e-6)
+    pinned = np.ones((6, 2), bool)
+    pinned[:4, 1] = False
+    excess, bound = smallest_excess(loads, pinned)
+    assert excess == pytest.approx([bound]) and bound == pytest.approx(loads[0].excess(np.array([0] * 4 + [1] * 2), 2))
+
+
 def test_the_solver_prints_nothing(capfd: pytest.CaptureFixture) -> None:
     with silence():
         os.write(1, b"from below\n")
