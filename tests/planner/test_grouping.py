@@ -1,7 +1,6 @@
 """Towers of alike features, within limits."""
 
 import itertools
-import os
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from dmt_kernels.planner import alignment, group_features, load_affinity, mutual_information, tower_loads
 from dmt_kernels.planner.assignment import assign
 from dmt_kernels.planner.excess import smallest_excess
-from dmt_kernels.planner.program import GAP, silence
+from dmt_kernels.planner.program import GAP
 from dmt_kernels.spec import InputError, Table
 
 
@@ -67,13 +66,6 @@ def test_one_load_alone_can_be_kept_within_its_limits() -> None:
     pinned[:4, 1] = False
     excess, bound = smallest_excess(loads, pinned)
     assert excess == pytest.approx([bound]) and bound == pytest.approx(loads[0].excess(np.array([0] * 4 + [1] * 2), 2))
-
-
-def test_the_solver_prints_nothing(capfd: pytest.CaptureFixture) -> None:
-    with silence():
-        os.write(1, b"from below\n")
-    print("from here")
-    assert capfd.readouterr().out == "from here\n"
 
 
 def test_coherent_finds_planted_groups_and_diverse_spreads_them() -> None:
