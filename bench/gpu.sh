@@ -71,7 +71,7 @@ step() {
 
 tests() { step "$1" "$2" python -m pytest -q -p no:cacheprovider "${@:3}"; }
 
-rm -rf "$out"/run_*
+rm -rf "$out"/run_{cpu,cuda}
 rm -f "$out"/{steps.txt,auc.txt,report.md,gpu.md,gpu.json}
 : > "$out/steps.txt"
 report 'under way'
@@ -90,8 +90,8 @@ train cpu
 python - "$out" << 'AUC' | tee "$out/auc.txt"
 import json, pathlib, sys
 
-paths = sorted(pathlib.Path(sys.argv[1]).glob("run_*/summary.json"))
-auc = {path.parent.name.removeprefix("run_"): json.loads(path.read_text())["auc"] for path in paths}
+paths = {name: pathlib.Path(sys.argv[1], f"run_{name}", "summary.json") for name in ("cpu", "cuda")}
+auc = {name: json.loads(path.read_text())["auc"] for name, path in paths.items() if path.is_file()}
 for name, value in auc.items():
     print(f"- AUC of the demo on {name}: {value:.5f}")
 if len(auc) == 2:

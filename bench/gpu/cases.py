@@ -154,12 +154,12 @@ class Cases:
             return ops.tower_pool(tables, ids, offsets, weight, bounds="none", product_dtype=torch.bfloat16)
 
         def unfused() -> Tensor:
-            pooled = ops.embedding_bag(tables, ids, offsets, bounds="none")
-            return (pooled.bfloat16() @ rounded.t()).to(dtype)
+            pooled = ops.embedding_bag(tables, ids, offsets, bounds="none", out_dtype=torch.bfloat16)
+            return peers.product(pooled, rounded.t(), dtype)
 
         def torchs() -> Tensor:
-            pooled = peers.torch_bags(tables, ids, s.tower_samples, length)
-            return (pooled.bfloat16() @ rounded.t()).to(dtype)
+            pooled = peers.torch_bags(tables, ids, s.tower_samples, length, out_dtype=torch.bfloat16)
+            return peers.product(pooled, rounded.t(), dtype)
 
         written = s.tower_samples * s.out_width * dtype.itemsize
         moving = self._lookup_floor(tables[0], ids, offsets, written)
@@ -171,8 +171,8 @@ class Cases:
         if self.no_fbgemm is None:
 
             def fbgemm() -> Run:
-                pool = peers.fbgemm_bags(tables, ids, offsets)
-                return lambda: (pool().bfloat16() @ rounded.t()).to(dtype)
+                pool = peers.fbgemm_bags(tables, ids, offsets, out_dtype=torch.bfloat16)
+                return lambda: peers.product(pool(), rounded.t(), dtype)
 
             others["FBGEMM and cuBLAS"] = fbgemm
         twin = peers.triton_twin("tower_pool", tables, ids, offsets, weight, product_dtype=torch.bfloat16)
@@ -190,7 +190,7 @@ class Cases:
         width = s.tower_features * s.dim
         weight = (self.device.random(s.out_width, width) / width**0.5).to(dtype)
         grad = self.device.random(s.tower_samples, s.out_width)
-        kept = ops.embedding_bag(tables, ids, offsets, bounds="none").bfloat16()
+        kept = ops.embedding_bag(tables, ids, offsets, bounds="none", out_dtype=torch.bfloat16)
         rounded = weight.bfloat16()
 
         def ours() -> tuple[Tensor, Tensor]:
@@ -199,7 +199,7 @@ class Cases:
 
         def unfused() -> tuple[Tensor, Tensor]:
             factor = grad.bfloat16()
-            return (factor.t() @ kept).to(dtype), (factor @ rounded).float()
+            return peers.product(factor.t(), kept, dtype), peers.product(factor, rounded, torch.float32)
 
         moved = 2 * grad.nbytes + s.tower_samples * width * 4
         product = 4.0 * s.tower_samples * width * s.out_width / self.device.product_rate

@@ -20,10 +20,28 @@ from bench.gpu.device import Run
 from dmt_kernels.ops._library import cuda_kernels
 
 
-def torch_bags(tables: Sequence[Tensor], ids: Tensor, samples: int, length: int, **options: Any) -> Tensor:
-    """``nn.EmbeddingBag`` of every table, side by side."""
+def torch_bags(
+    tables: Sequence[Tensor],
+    ids: Tensor,
+    samples: int,
+    length: int,
+    out_dtype: torch.dtype | None = None,
+    **options: Any,
+) -> Tensor:
+    """``nn.EmbeddingBag`` of every table, side by side; in another dtype, without a gradient, by the same pass."""
     bags = ids.view(len(tables), samples, length)
-    return torch.cat([F.embedding_bag(bags[f], t, mode="sum", **options) for f, t in enumerate(tables)], dim=1)
+    pooled = [F.embedding_bag(bags[f], t, mode="sum", **options) for f, t in enumerate(tables)]
+    if out_dtype in (None, tables[0].dtype):
+        return torch.cat(pooled, dim=1)
+    out = torch.empty(samples, sum(t.shape[1] for t in tables), dtype=out_dtype, device=ids.device)
+    return torch.cat(pooled, dim=1, out=out)
+
+
+def product(a: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
+    """``a @ b`` of bfloat16, in another dtype without a pass of its own, which torch can do on CUDA."""
+    if a.is_cuda and a.dtype != out_dtype:
+        return torch.mm(a, b, out_dtype=out_dtype)
+    return (a @ b).to(out_dtype)
 
 
 def torch_update(tables: list[Tensor], grad: Tensor, ids: Tensor, samples: int, length: int) -> Run:
@@ -55,8 +73,8 @@ def why_no_fbgemm() -> str | None:
     return None if has_kernel else "this fbgemm_gpu has no CUDA kernels"
 
 
-def fbgemm(tables: list[Tensor]) -> Any:
-    """A module of tables like these, with their values."""
+def fbgemm(tables: list[Tensor], out_dtype: torch.dtype | None = None) -> Any:
+    """A module of tables like these, with their values, that pools to their dtype or another one."""
     from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
@@ -68,7 +86,7 @@ def fbgemm(tables: list[Tensor]) -> Any:
     module = SplitTableBatchedEmbeddingBagsCodegen(
         [(*table.shape, EmbeddingLocation.DEVICE, ComputeDevice.CUDA) for table in tables],
         weights_precision=kind,
-        output_dtype=kind,
+        output_dtype=kind if out_dtype is None else SparseType.from_dtype(out_dtype),
         optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
         pooling_mode=PoolingMode.SUM,
         stochastic_rounding=False,
@@ -80,8 +98,8 @@ def fbgemm(tables: list[Tensor]) -> Any:
     return module
 
 
-def fbgemm_bags(tables: list[Tensor], ids: Tensor, offsets: Tensor) -> Run:
-    module = fbgemm(tables)
+def fbgemm_bags(tables: list[Tensor], ids: Tensor, offsets: Tensor, out_dtype: torch.dtype | None = None) -> Run:
+    module = fbgemm(tables, out_dtype)
 
     @torch.no_grad()
     def run() -> Tensor:

@@ -208,6 +208,11 @@ class TableShards(nn.Module):
         if self.step is not None:
             self.step += 1
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if self.step is not None:  # states of before 16-bit tables were rounded at random do not count steps
+            state_dict.setdefault(prefix + "step", torch.zeros_like(self.step))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def _rounding(self) -> dict[str, Any]:
         if self.step is None or self.optimizer.rounding == "nearest":
             return {}

@@ -32,8 +32,10 @@ def smallest_excess(loads: Sequence[Load], allowed: np.ndarray, *, seconds: floa
     bound : float
         No solution has a smaller sum of them.
     """
+    if len(loads) == 1:
+        return _solve(loads, allowed, np.ones((1, 1)), np.zeros(1), seconds)
     weights = np.eye(len(loads))
-    weights[:, 0] = 1 / max(1, len(loads) - 1)
+    weights[:, 0] = 1 / (len(loads) - 1)
     least = np.zeros(len(loads))
     for k in range(1, len(loads)):
         pair = [loads[0], loads[k]]

@@ -1,10 +1,6 @@
 """Integer programs over columns, a table in a tower each: their rows, and HiGHS, which solves them."""
 
-import contextlib
-import ctypes
-import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,32 +59,13 @@ def solve(
     from scipy.optimize import Bounds, milp
 
     whole = np.arange(len(cost)) < len(cost) - parts
-    with silence():
-        solved: Any = milp(
-            cost,
-            constraints=constraints,
-            integrality=whole,
-            bounds=Bounds(0, np.where(whole, 1, np.inf)),
-            options={"mip_rel_gap": gap, "time_limit": max(seconds, 1.0)},
-        )
+    solved: Any = milp(
+        cost,
+        constraints=constraints,
+        integrality=whole,
+        bounds=Bounds(0, np.where(whole, 1, np.inf)),
+        options={"mip_rel_gap": gap, "time_limit": max(seconds, 1.0)},
+    )
     if solved.status == 2:
         return None, np.inf
     return solved.x, -np.inf if solved.mip_dual_bound is None else float(solved.mip_dual_bound)
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Keep what HiGHS prints, whatever it is told, off standard output."""
-    sys.stdout.flush()
-    libc = ctypes.CDLL(None)
-    libc.fflush(None)
-    kept = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    try:
-        yield
-    finally:
-        libc.fflush(None)
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)

@@ -11,12 +11,14 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from dmt_kernels.comm import Mesh
 from dmt_kernels.ops.groups import naming_failures
 from dmt_kernels.spec import InputError
 
 EXCHANGE = "exchange."  # whose part of the state a model has under this name
+STEP = EXCHANGE + "shards.step"  # which shards start without where what is loaded has none
 
 
 def save(model: nn.Module, folder: Path, mesh: Mesh | None) -> None:
@@ -51,8 +53,14 @@ def load(model: nn.Module, folder: Path, mesh: Mesh | None) -> None:
     if not (folder / ".metadata").is_file():
         raise InputError(f"{folder} holds no finished model")
     state = _whole_state(model)
-    with _no_warning():
-        dcp.load(state, checkpoint_id=folder, process_group=_group(mesh), no_dist=mesh is None)
+    if STEP not in dcp.FileSystemReader(folder).read_metadata().state_dict_metadata:
+        state.pop(STEP, None)
+    try:
+        with _no_warning():
+            dcp.load(state, checkpoint_id=folder, process_group=_group(mesh), no_dist=mesh is None)
+    except CheckpointException as error:  # no Exception, so nobody else would catch it
+        failure, _ = next(iter(error.failures.values()))
+        raise InputError(f"{folder} cannot be read into this model: {failure}") from error
     exchange: Any = model.exchange
     of_exchange, rest = _split(state)
     exchange.load_whole_state(of_exchange)

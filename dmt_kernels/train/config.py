@@ -148,7 +148,7 @@ class TrainConfig:
 
     @classmethod
     def load(cls, path: Path) -> "TrainConfig":
-        """Read what :meth:`save` wrote.
+        """Read what :meth:`save` wrote, or a version before it.
 
         Raises
         ------
@@ -156,7 +156,8 @@ class TrainConfig:
             If the file is missing or holds something else.
         """
         try:
-            return cls(**json.loads(path.read_text()))
+            # Files that do not name the over-arch's width are of before there was a choice.
+            return cls(**{"over_arch_width": "towers", **json.loads(path.read_text())})
         except FileNotFoundError:
             raise InputError(f"{path.parent} holds no finished run: {path.name} is missing") from None
         except (ValueError, TypeError) as error:

@@ -1,5 +1,10 @@
 """The ``partition`` command: towers of a data set's features, their loads, and pictures of why."""
 
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from dmt_kernels.planner import BY_AFFINITY, Grouping, check_grouping, group_features
@@ -46,9 +51,10 @@ def partition(
     lookups = mean_lookups(setup.dataset)
     check_grouping(tables, towers, strategy, lookups, slack, pins)  # before the training
     matrix = find_affinity(setup, affinity) if strategy in BY_AFFINITY else None
-    grouping = group_features(
-        tables, towers, strategy, affinity=matrix, lookups=lookups, slack=slack, pins=pins, seed=config.seed
-    )
+    with silence():
+        grouping = group_features(
+            tables, towers, strategy, affinity=matrix, lookups=lookups, slack=slack, pins=pins, seed=config.seed
+        )
     grouping.partition.save(path)
     show_loads(grouping, tables)
     if matrix is not None:
@@ -56,3 +62,23 @@ def partition(
             print(f"picture: {picture}")
     print(f"towers:  {path}")
     return grouping
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Keep what HiGHS prints, whatever it is told, off standard output, if there is one.
+
+    It is the whole process's, other threads' with it: for a command, not for a library.
+    """
+    with contextlib.ExitStack() as undo:
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # there is none, or it is closed
+            sys.stdout.flush()
+            kept = os.fdopen(os.dup(1), "wb")
+            undo.enter_context(kept)
+            nowhere = undo.enter_context(open(os.devnull, "wb"))
+            libc = ctypes.CDLL(None)
+            libc.fflush(None)
+            os.dup2(nowhere.fileno(), 1)
+            undo.callback(os.dup2, kept.fileno(), 1)
+            undo.callback(libc.fflush, None)
+        yield

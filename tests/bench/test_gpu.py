@@ -1,11 +1,16 @@
 """What the bench of a GPU makes of a trace and of a run that is cut off; that it runs is for `gpu.sh --cpu`."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from bench.gpu.__main__ import write
+from bench.gpu.__main__ import measure, write
+from bench.gpu.cases import Case
 from bench.gpu.graph import gaps
+
+GPU = SimpleNamespace(device=torch.device("cuda"), seconds=lambda run: run())  # runs say how long they take
 
 
 def event(start, duration, category="kernel"):
@@ -29,3 +34,27 @@ def test_results_are_whole_after_every_case(tmp_path):
     with pytest.raises(TypeError):
         write(tmp_path, record)
     assert len(json.loads((tmp_path / "gpu.json").read_text())["cases"]) == 2
+
+
+def refuse():
+    raise RuntimeError("no such kernel")
+
+
+@pytest.mark.parametrize(
+    ("peers", "of_floor", "met"),
+    [
+        ({"one": 2.0}, 0.5, "yes"),
+        ({"one": 1.0}, 0.5, "no"),
+        ({"one": 2.0}, 0.9, "no"),
+        ({"one": 2.0, "two": None}, 0.5, "unknown"),
+        ({"one": 1.0, "two": None}, 0.5, "no"),
+        ({"one": 2.0, "no goal": None}, None, "yes"),
+        ({"no goal": 2.0}, None, "unknown"),
+    ],
+    ids=str,
+)
+def test_goals_are_met_that_were_measured(peers, of_floor, met):
+    makes = {name: refuse if s is None else lambda s=s: lambda: s for name, s in peers.items()}
+    goals = {"one": 1.5, "two": 1.5, "takes no part": 1.5}
+    case = Case("1", "any", lambda: 1.0, lambda: None, 0.6, of_floor, makes, goals)
+    assert measure(GPU, lambda: case)["met"] == met

@@ -54,6 +54,11 @@ def test_a_run_that_goes_on_draws_the_same_numbers() -> None:
     assert state["shards.step"] == 2
     second = build(WORLD, "sptt", None)
     second.load_whole_state(state)
+    old = {name: value.clone() for name, value in state.items() if name != "shards.step"}
+    third = build(WORLD, "sptt", None)
+    third.load_whole_state(state)
+    third.load_whole_state(old)
+    assert third.whole_state()["shards.step"] == 0, "states of before there were steps begin at none"
     for exchange in (first, second):
         train(WORLD, exchange, range(2, 4))
     expected, resumed = tables(WORLD, first), tables(WORLD, second)

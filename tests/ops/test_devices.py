@@ -1,6 +1,9 @@
 """What carries tests to another device: copies of arguments, results and gradients back (from the CPU to itself)."""
 
+import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dmt_kernels.ops import embedding_bag, embedding_update_
 from tests.devices import there
@@ -16,6 +19,12 @@ def test_results_and_gradients_come_back():
         assert torch.equal(a, b)
 
 
+def test_sparse_gradients_come_back():
+    batch = random_bags(features=[0, 1]).leaves()
+    there(embedding_bag, "cpu")(*batch.args, **batch.options, sparse=True).sum().backward()
+    assert all(table.grad.is_sparse for table in batch.tables)
+
+
 def test_changes_come_back():
     batch = random_bags()
     tables, twins = ([table.clone() for table in batch.tables] for _ in range(2))
@@ -26,12 +35,12 @@ def test_changes_come_back():
     assert not torch.equal(tables[0], batch.tables[0])
 
 
-def test_float64_stays_here():
-    seen = []
+def test_float64_is_skipped_and_not_run_here():
+    with pytest.raises(pytest.skip.Exception, match="float64"):
+        there(embedding_bag, "cpu")(*random_bags(dtype=torch.float64).args)
 
-    def op(tensors):
-        seen.extend(tensors)
 
-    tensors = [torch.zeros(1), torch.zeros(1, dtype=torch.float64)]
-    there(op, "cpu")(tensors)
-    assert all(a is b for a, b in zip(seen, tensors, strict=True))
+@given(st.sampled_from([torch.float32, torch.float64]))
+def test_of_examples_those_with_float64_are(dtype):
+    there(embedding_bag, "cpu")(*random_bags(dtype=dtype).args)
+    assert dtype == torch.float32

@@ -15,7 +15,18 @@ def test_json_round_trip(tmp_path):
     assert TrainConfig.load(tmp_path / "config.json") == config
 
 
-@pytest.mark.parametrize("content", [None, "{", json.dumps({"colour": "red"})], ids=["missing", "no JSON", "foreign"])
+def test_a_run_of_before_over_archs_had_a_choice_of_width_has_the_narrow_one(tmp_path):
+    path = tmp_path / "config.json"
+    TrainConfig(tower_module="dcn", compression=4).save(path)
+    old = json.loads(path.read_text())
+    del old["over_arch_width"]
+    path.write_text(json.dumps(old))
+    assert TrainConfig.load(path) == TrainConfig(tower_module="dcn", compression=4, over_arch_width="towers")
+
+
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", json.dumps({"colour": "red"})], ids=["missing", "no JSON", "a list", "foreign"]
+)
 def test_not_a_config(content, tmp_path):
     path = tmp_path / "config.json"
     if content is not None:

@@ -1,10 +1,14 @@
 """The `partition` command, from rows to a file that `train` reads."""
 
+import io
 import json
+import os
+import sys
 
 import pytest
 
 from dmt_kernels.cli import main
+from dmt_kernels.train.partition import silence
 
 
 @pytest.mark.parametrize("affinity", ["alignment", "ids"])
@@ -40,3 +44,19 @@ def test_bad_input_is_one_sentence(arguments: list[str], culprit: str, tmp_path,
     said = capsys.readouterr().err
     assert culprit in said and said.count("\n") == 1
     assert not out.exists()
+
+
+def test_the_solver_prints_nothing(capfd) -> None:
+    with silence():
+        os.write(1, b"from below\n")
+    print("from here")
+    assert capfd.readouterr().out == "from here\n"
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["none", "closed"])
+def test_without_standard_output_the_solver_goes_on(closed: bool, monkeypatch) -> None:
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr(sys, "stdout", stream if closed else None)
+    with silence():
+        pass
