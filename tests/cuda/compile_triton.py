@@ -14,7 +14,7 @@ TYPES = {
     "weight": "*bf16", "weight_stride": "i32", "weight_step": "i32", "grad": "*fp32",
     "keys": "*i64", "places": "*i64", "scales": "*fp32", "partials": "*fp32", "refused": "*i32", "levels": "i32",
     "sample_bits": "i32", "feature_bits": "i32", "lr": "fp32", "eps": "fp32", "weight_decay": "fp32",
-    "key": "i64", "first_row": "i64", "row_bytes": "i32", "message_stride": "i32", "values": "*fp16",
+    "step": "*i64", "key": "i64", "first_row": "i64", "row_bytes": "i32", "message_stride": "i32", "values": "*fp16",
     "message": "*u8", "stride": "i32", "dim": "i32", "payload_bytes": "i32",
 }  # fmt: skip
 MODES = {"IS_SHARD": True, "WEIGHTED": True}
@@ -46,7 +46,9 @@ for ones in ({}, ONES):
     for optimizer in range(3):
         constants = ROWS | ones | {"OPTIMIZER": optimizer, "DECAYS": True, "STRETCH": 16}
         compile_kernel(embedding_update.update_kernel, constants)
-compile_kernel(embedding_update.update_kernel, constants | {"DECAYS": False, "SCALED": False, "scales": None})
+unused = {"DECAYS": False, "SCALED": False, "scales": None, "step": None}
+compile_kernel(embedding_update.update_kernel, constants | unused)
+compile_kernel(embedding_update.update_kernel, constants, like="*fp16")
 compile_kernel(tower_pool_gradients.pooled_kernel, TILE, out="*fp32")
 compile_kernel(wire_codec.encode_kernel, FP8 | {"RANDOM": True})
 compile_kernel(wire_codec.decode_kernel, FP8)

@@ -78,6 +78,10 @@ def check_updates() -> None:
         case = problem(seed, **shapes, **given)
         test_embedding_update.assert_same_as_on_the_cpu(triton_op, case, optimizer, **options)
     test_embedding_update.test_wide_rows(triton_op, 700)
+    for dtype in (torch.float16, torch.bfloat16):
+        test_embedding_update.test_any_weight_is_rounded_as_on_the_cpu(triton_op, dtype)
+    for optimizer, dtype in zip(test_embedding_update.OPTIMIZERS, DTYPES, strict=True):
+        test_embedding_update.test_weights_are_rounded_at_random(triton_op, dtype, optimizer)
 
 
 def check_records() -> None:

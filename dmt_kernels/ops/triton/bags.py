@@ -11,14 +11,20 @@ from torch import Tensor
 
 from dmt_kernels.ops.bag_arguments import Ints, on_device
 
-_FIELDS = tl.constexpr(11)  # of a feature
+_FIELDS = tl.constexpr(13)  # of a feature
 EXACT = {"enable_fp_fusion": False}  # products are rounded before they are added, as everywhere
 
 
 def describe(
-    tables: Sequence[Tensor], feature_tables: Ints, poolings: Ints, row_starts: Ints, states: Sequence[Tensor] = ()
+    tables: Sequence[Tensor],
+    feature_tables: Ints,
+    poolings: Ints,
+    row_starts: Ints,
+    states: Sequence[Tensor] = (),
+    seeds: Ints = None,
+    column_starts: Ints = None,
 ) -> tuple[Tensor, int]:
-    """Return what ``feature_at`` and its kin read, int64 ``[F, 11]`` on the device, and D."""
+    """Return what ``feature_at`` and its kin read, int64 ``[F, 13]`` on the device, and D."""
     features = range(len(tables)) if feature_tables is None else feature_tables
     first_rows = [0]
     for table in tables:
@@ -32,7 +38,8 @@ def describe(
         is_mean = 0 if poolings is None else poolings[f]
         state = (states[t].data_ptr(), states[t].stride(0)) if states else (0, 0)
         place = (table.data_ptr(), table.stride(0), table.size(0), start, table.size(1), column, is_mean)
-        rows.append((*place, t, first_rows[t], *state))
+        random = (0 if seeds is None else seeds[t], 0 if column_starts is None else column_starts[t])
+        rows.append((*place, t, first_rows[t], *state, *random))
         column += table.size(1)
     return on_device(tuple(rows), tables[0].device), column
 
@@ -72,9 +79,10 @@ def feature_at(features, f, like):
 
 @triton.jit
 def feature_fields(features, f):
-    """Where rows, start, dim, column, is_mean, the table's number, its first row among all tables' and its state lie.
+    """Where rows, start, dim, column, is_mean, the table's number and its first row among all tables' lie.
 
-    In this order from here on; the state's stride is the last, the table's and the table itself are before.
+    In this order from here on; then state, its stride, the seed of random rounding and the column of the whole table
+    that is the first here. Before are the table and its stride.
     """
     return features + f * _FIELDS + 2
 

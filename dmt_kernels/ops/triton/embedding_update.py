@@ -25,6 +25,7 @@ from dmt_kernels.ops.triton.bags import (
     missing_ids,
     record_missing,
 )
+from dmt_kernels.ops.triton.random_rounding import at_random, mix_bits, random_words
 
 RUN = 256
 STRETCH = 16  # keys of a program
@@ -152,7 +153,7 @@ def run_kernel(
 
 @triton.jit
 def update_kernel(
-    keys, places, scales, features, grad, order, partials, refused, like, count, num_rows, width, samples,
+    keys, places, scales, features, grad, order, partials, refused, like, step, count, num_rows, width, samples,
     sample_bits, feature_bits, lr, eps, weight_decay,
     OPTIMIZER: tl.constexpr, DECAYS: tl.constexpr, SCALED: tl.constexpr, COLUMNS: tl.constexpr, RUN: tl.constexpr,
     STRETCH: tl.constexpr,
@@ -187,17 +188,18 @@ def update_kernel(
                     i += 4
                     goes_on = row_at(keys, i, i < count, low_bits) == row
                 apply_to_row(
-                    features, like, tl.load(keys + head) & ((1 << feature_bits) - 1), row, sums, lr, eps, weight_decay,
+                    features, like, step, tl.load(keys + head) & ((1 << feature_bits) - 1), row, sums,
+                    lr, eps, weight_decay,
                     OPTIMIZER, DECAYS, COLUMNS,
                 )  # fmt: skip
 
 
 @triton.jit
 def apply_to_row(
-    features, like, f, row, grads, lr, eps, weight_decay,
+    features, like, step, f, row, grads, lr, eps, weight_decay,
     OPTIMIZER: tl.constexpr, DECAYS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The arithmetic of csrc/kernels/row_update.h."""
+    """The arithmetic of csrc/kernels/row_update.h. `step`: None, or what weights are rounded at random by."""
     fields = feature_fields(features, f)
     table, stride, dim = tl.load(fields - 2).to(like.dtype), tl.load(fields - 1), tl.load(fields + 2)
     state, state_stride = tl.load(fields + 7).to(tl.pointer_type(tl.float32)), tl.load(fields + 8)
@@ -223,7 +225,13 @@ def apply_to_row(
         weights = weights - tl.div_rn(lr * decayed, tl.sqrt_rn(squares) + eps)
     else:
         weights = weights - lr * decayed
-    tl.store(at, as_element(weights, like), mask=here)
+    if step is None:
+        tl.store(at, as_element(weights, like), mask=here)
+    else:
+        key = mix_bits(mix_bits(tl.load(fields + 9).to(tl.uint64)) + tl.load(step).to(tl.uint64))
+        row_key = mix_bits(key + (tl.load(fields + 1) + row).to(tl.uint64))
+        words = random_words(row_key, tl.load(fields + 10) + columns)
+        tl.store(at, at_random(weights, words, like), mask=here)
 
 
 def embedding_update_(
@@ -250,14 +258,14 @@ def embedding_update_(
     """As ``torch.ops.dmt.embedding_update_``."""
     if row_mean_squares is not None:
         raise RuntimeError("embedding_update_: row_mean_squares, of tables split by columns, is for CPUs only")
-    if seeds is not None:
-        raise RuntimeError("embedding_update_: the Triton kernels round to nearest only; build the CUDA library")
+    if (seeds is None) != (step is None):
+        raise RuntimeError("embedding_update_: seeds and step belong together")
     bags, num_ids, count = offsets.numel() - 1, ids.numel(), max((table.size(1) for table in tables), default=0)
     if not grad.numel() or not num_ids:
         return
     if count > WIDEST:
         raise RuntimeError(f"embedding_update_: a row of {count} columns is too wide")
-    features, width = describe(tables, feature_tables, poolings, row_starts, states)
+    features, width = describe(tables, feature_tables, poolings, row_starts, states, seeds, column_starts)
     order = block_rows(block_order, ids.device)
     samples = bags // (len(order) * len(features))
     num_rows = sum(table.size(0) for table in tables)
@@ -303,7 +311,7 @@ def embedding_update_(
     if len(partials):
         run_kernel[(len(partials),)](*sorted_bags, *sizes, **options)
     update_kernel[(triton.cdiv(num_ids, STRETCH),)](
-        *sorted_bags, tables[0], *sizes, lr, eps, weight_decay,
+        *sorted_bags, tables[0], step if tables[0].itemsize == 2 else None, *sizes, lr, eps, weight_decay,
         OPTIMIZER=optimizer, DECAYS=weight_decay != 0, STRETCH=STRETCH, **options,
     )  # fmt: skip
 
