@@ -4,7 +4,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dmt_kernels.ops.triton import embedding_bag, embedding_update, tower_pool, tower_pool_gradients, wire_codec
+from dmt_kernels.ops.triton import bags, embedding_bag, embedding_update, tower_pool, tower_pool_gradients, wire_codec
 
 TYPES = {
     "features": "*i64", "like": "*bf16", "ids": "*i64", "offsets": "*i64", "weights": "*fp32", "order": "*i64",
@@ -27,7 +27,7 @@ ONES = dict.fromkeys(
 FP8 = {"FORMAT": 3, "BYTES": 1, "COLUMNS": 128}
 
 
-def compile_kernel(kernel, constants: dict[str, object], **types: str) -> None:
+def compile_kernel(kernel, constants: dict[str, object], **types: str | tuple[str, ...]) -> None:
     names = kernel.arg_names
     constants = {name: value for name, value in constants.items() if name in names}
     signature = {name: "constexpr" if name in constants else (TYPES | types)[name] for name in names}
@@ -50,6 +50,8 @@ for ones in ({}, ONES):
 unused = {"DECAYS": False, "SCALED": False, "scales": None, "step": None, "ranks": None, "statistic": None}
 compile_kernel(embedding_update.update_kernel, constants | unused | {"OPTIMIZER": 2})
 compile_kernel(embedding_update.update_kernel, constants | {"OPTIMIZER": 0}, like="*fp16")
+compile_kernel(bags.address_kernel, {"states": ()}, tables=("*bf16",) * 3, first="i32")
+compile_kernel(bags.address_kernel, {}, tables=("*bf16",) * 3, states=("*fp32",) * 3, first="i32")
 compile_kernel(tower_pool_gradients.pooled_kernel, TILE, out="*fp32")
 compile_kernel(wire_codec.encode_kernel, FP8 | {"RANDOM": True})
 compile_kernel(wire_codec.decode_kernel, FP8)

@@ -4,6 +4,7 @@ import itertools
 
 import torch
 
+from dmt_kernels.ops.bag_arguments import on_device
 from dmt_kernels.ops.reference import check_ids
 from dmt_kernels.ops.triton import bags, embedding_bag, embedding_update, tower_pool, tower_pool_gradients, wire_codec
 from dmt_kernels.spec import WireFormat
@@ -89,6 +90,20 @@ def check_updates() -> None:
         test_embedding_update.test_weights_are_rounded_at_random(triton_op, dtype, optimizer)
 
 
+def check_addresses() -> None:
+    """They are of this call's tensors, and no cache holds them: it would grow, or lose what a graph reads."""
+    misses = set()
+    for _ in range(3):
+        tables = [torch.zeros(5, 4)[i:] for i in range(3)]
+        states = [torch.zeros(5)[i:] for i in range(3)]
+        for given in ([], states):
+            features, width = bags.describe(tables, [1, 0, 2, 1], None, None, given)
+            assert features[:, 0].tolist() == [tables[t].data_ptr() for t in (1, 0, 2, 1)] and width == 16
+            assert features[:, 9].tolist() == ([given[t].data_ptr() for t in (1, 0, 2, 1)] if given else [0] * 4)
+        misses.add(on_device.cache_info().misses)
+    assert len(misses) == 1
+
+
 def check_missing_ids() -> None:
     for seed, blocks in itertools.product(range(4), [1, 2]):
         case = random_bags(seed=seed, dims=(5, 40), rows=(11, 7), blocks=blocks, missing=seed % 2 == 0)
@@ -127,6 +142,7 @@ check_updates()
 for lengths in ([300, 257, 1], [256, 3, 520]):
     test_embedding_update.test_rows_that_are_hit_very_often(triton_op, lengths)
 check_records()
+check_addresses()
 check_missing_ids()
 check_codecs()
 print("all agree")

@@ -45,7 +45,7 @@ def cuda(name: str, function=None):
 
 def triton(name: str):
     """The same on Triton's kernels, whichever the op runs on there."""
-    from dmt_kernels.ops.reference import check_ids
+    from dmt_kernels.ops.reference import check_ids, embedding_bag_blocks
     from dmt_kernels.ops.triton import (
         bags,
         embedding_bag,
@@ -55,7 +55,16 @@ def triton(name: str):
         wire_codec,
     )
 
-    modules = (check_ids, bags, embedding_bag, embedding_update, tower_pool, tower_pool_gradients, wire_codec)
+    modules = (
+        check_ids,
+        embedding_bag_blocks,
+        bags,
+        embedding_bag,
+        embedding_update,
+        tower_pool,
+        tower_pool_gradients,
+        wire_codec,
+    )
     return cuda(name, next(getattr(module, name) for module in modules if hasattr(module, name)))
 
 
