@@ -51,7 +51,8 @@ def build_exchange(
     tower_modules : mapping of int to TowerModule, optional
         One for every tower, on every rank (a rank keeps its own tower's); None passes through.
     bounds : {"error", "warn", "none"}
-        What becomes of ids outside their table.
+        What becomes of ids outside their table. Without a mesh, on CUDA, ``error`` raises only where
+        :func:`~dmt_kernels.ops.raise_missing_ids` is called, as ``TrainStep`` does in its way.
     dtype : dtype
         Of tables and embeddings.
     init_scale : float, optional

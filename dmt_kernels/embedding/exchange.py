@@ -28,7 +28,12 @@ class EmbeddingExchange(nn.Module):
     tower_modules : mapping of int to TowerModule, or None
         A module for every tower; None passes the embeddings through.
     bounds : {"error", "warn", "none"}
-        What an id outside its table is: an error, a missing id that is counted and warned of, or a missing id.
+        What an id outside its table is: an error, a missing id that is counted and warned of, or a missing id. With
+        all towers in one process on CUDA, ``error`` does not wait for the device: until
+        :func:`~dmt_kernels.ops.raise_missing_ids` or a :class:`~dmt_kernels.ops.MissingIdWatch` raises (``TrainStep``
+        has one, a loop of one's own calls either), such ids are missing, and steps that meet them update no table.
+        That error numbers features and tables in the order in which they are looked up, and calls an id -1 that its
+        type, or a table's split by rows, would take for another.
 
     Raises
     ------
@@ -83,7 +88,8 @@ class EmbeddingExchange(nn.Module):
         Raises
         ------
         InputError
-            If an id is outside its table (``bounds="error"``) or the bags are no whole number of samples.
+            If an id is outside its table (``bounds="error"``; in one process on CUDA see `bounds`) or the bags are no
+            whole number of samples.
         """
         return self.finish(self.start(sparse))
 
@@ -147,7 +153,7 @@ class EmbeddingExchange(nn.Module):
         samples = (sparse.offsets.numel() - 1) // len(self.features)
         bag = missing.feature * samples + missing.sample
         return (
-            f"id {int(sparse.ids[sparse.offsets[bag] + missing.position])} of feature {feature!r} "
+            f"id {int(sparse.ids[sparse.offsets[bag].clamp(min=0) + missing.position])} of feature {feature!r} "
             f"(sample {missing.sample}, position {missing.position}) "
             f"is outside table {table.name!r} with {table.rows} rows"
         )

@@ -68,19 +68,28 @@ class LocalExchange(EmbeddingExchange):
         return in_flight
 
     def _checked(self, sparse: Jagged, samples: int) -> tuple[Jagged, str]:
-        """Ids of which none is wild, and what the ops do about missing ones."""
+        """Ids of which none is taken for another, and what the ops do about missing ones."""
         ids, bounds = sparse.ids, "none"
+        is_clean = False
         if ids.is_cuda and self.bounds == "error":  # the host does not wait for an answer: the ops record missing ids
-            bounds, is_clean = "error", False
-        elif ids.is_cuda and self.bounds == "none":
-            is_clean = False
-        else:
-            missing = ops.check_ids(ids.cpu(), sparse.offsets.cpu(), self._rows)
+            bounds = "error"
+        elif not ids.is_cuda or self.bounds == "warn":
+            missing = ops.check_ids(ids, sparse.offsets, self._rows)
             is_clean = not missing.count
             if missing.count:
                 self._refuse_missing(sparse, missing)
-        if samples and not is_clean:
-            rows = on_device(tuple(self._rows), ids.device)
-            rows = rows.repeat_interleave(sparse.offsets[::samples].diff(), output_size=ids.numel())
-            ids = torch.where((ids >= 0) & (ids < rows), ids, -1)
-        return Jagged(ids.to(self._id_dtype), sparse.offsets, sparse.weights), bounds
+        ids = ids.to(self._id_dtype) if is_clean or not samples else self._narrowed(ids, sparse.offsets, samples)
+        return Jagged(ids, sparse.offsets, sparse.weights), bounds
+
+    def _narrowed(self, ids: Tensor, offsets: Tensor, samples: int) -> Tensor:
+        """Ids in the type that is looked up; -1 for those that the type, or a shard, would take for others.
+
+        The rest stay as they are, for whoever reports them. Offsets may be wild, as on a device nobody looks.
+        """
+        narrow = ids.to(self._id_dtype)
+        is_kept = narrow == ids
+        if self.shards.splits_rows:  # what is beyond the table is another shard's to each of its shards
+            ends = offsets[samples:-1:samples].contiguous()  # of features but the last
+            features = torch.searchsorted(ends, torch.arange(ids.numel(), device=ids.device), right=True)
+            is_kept &= ids < on_device(tuple(self._rows), ids.device)[features]
+        return torch.where(is_kept, narrow, -1)

@@ -72,8 +72,12 @@ class TableShards(nn.Module):
         self._column_starts = [shard.col_start for shard in self.shards]
         self._feature_tables = [self.shards.index(lookup.shard) for lookup in lookups]
         self._poolings = [lookup.shard.table.pooling for lookup in lookups]
-        row_split = any(shard.splits_rows for shard in self.shards)
-        self._row_starts = [shard.row_start for shard in self.shards] if row_split else None
+        self._row_starts = [shard.row_start for shard in self.shards] if self.splits_rows else None
+
+    @property
+    def splits_rows(self) -> bool:
+        """Whether any table is split by rows: then the ops take an id that is not here for another shard's."""
+        return any(shard.splits_rows for shard in self.shards)
 
     def forward(self, received: Jagged, samples: int, block_order: Sequence[int], *, bounds: str = "none") -> Tensor:
         """Look up and pool; the backward pass of the result updates the shards.

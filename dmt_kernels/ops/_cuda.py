@@ -13,6 +13,10 @@ def _implement(module: ModuleType, *names: str) -> None:
         implement_on("CUDA", name, getattr(module, name))
 
 
+if cuda_kernels != "compiled":
+    from dmt_kernels.ops.reference import check_ids
+
+    _implement(check_ids, "check_ids")
 if cuda_kernels == "triton":
     from dmt_kernels.ops.triton import (
         bags,
@@ -25,7 +29,7 @@ if cuda_kernels == "triton":
 
     _implement(bags, "take_missing_ids")
     _implement(embedding_bag, "embedding_bag", "embedding_bag_", "embedding_bag_weights_backward")
-    _implement(embedding_update, "embedding_update_", "embedding_bag_backward")
+    _implement(embedding_update, "embedding_update_", "embedding_row_squares", "embedding_bag_backward")
     _implement(tower_pool, "tower_pool")
     _implement(tower_pool_gradients, "tower_pool_weight_backward", "tower_pool_pooled_backward")
     _implement(wire_codec, *_CODEC)

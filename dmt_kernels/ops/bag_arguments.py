@@ -61,7 +61,9 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@functools.lru_cache(maxsize=256)
+@functools.cache
 def on_device(numbers: tuple[int, ...] | tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """Numbers on the device. Kept: a step asks for the same ones every time, and a captured step may not copy."""
+    """Numbers on the device, for good: a step asks for the same ones every time, a captured step may not copy, and its
+    graph reads them whenever it is replayed. So they are constants of a model, and no addresses.
+    """
     return torch.tensor(numbers, dtype=torch.int64, device=device)

@@ -96,10 +96,10 @@ class MissingIdWatch:
         if self._device.type != "cuda":
             return
         asked, self._asked = self._asked, None
-        last = _take(self._device).cpu()  # once this is here, so is what was asked for before
-        if asked is not None:
-            _raise_recorded(asked[0], self._device)
-        _raise_recorded(last, self._device)
+        record = _take(self._device).cpu()  # once this is here, so is what was asked for before
+        if asked is not None and asked[0][0]:
+            record = torch.cat([asked[0][:1] + record[:1], asked[0][1:]])  # of both, with the place of the earlier
+        _raise_recorded(record, self._device)
 
 
 def _take(device: torch.device | str) -> Tensor:

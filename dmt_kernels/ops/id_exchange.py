@@ -300,8 +300,9 @@ def reorder_features(sparse: Jagged, features: int, route: Sequence[int]) -> Jag
     moved = torch.nn.functional.pad(lengths[order].flatten().cumsum(0), (1, 0))
     sizes = lengths.sum(1)
     ends, moved_ends = sizes.cumsum(0), sizes[order].cumsum(0)
-    shifts = (ends[order] - moved_ends).repeat_interleave(sizes[order], output_size=sparse.ids.numel())
-    places = shifts + torch.arange(len(shifts), device=shifts.device)
+    moved_to = torch.arange(sparse.ids.numel(), device=order.device)
+    of = torch.searchsorted(moved_ends[:-1], moved_to, right=True)  # whatever the offsets say, a feature
+    places = (moved_to + (ends[order] - moved_ends)[of]).clamp(0, max(0, len(moved_to) - 1))
     return Jagged(sparse.ids[places], moved, None if sparse.weights is None else sparse.weights[places])
 
 

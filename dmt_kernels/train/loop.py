@@ -108,6 +108,7 @@ class Trainer:
                 self._log({"epoch": epoch + 1, "step": self.step, "loss": loss, "samples_per_s": rate})
                 self.progress.step(self.step, f"loss {loss:.4f}")
                 losses, samples, began = [], 0, time.perf_counter()
+        self.train_step.missing_ids.wait()  # or an epoch would be scored and kept that has left out batches
         self.sent.update(traffic.sent_bytes())
 
     def _batches(self, epoch: int) -> Iterator[tuple[Batch, Batch | None]]:

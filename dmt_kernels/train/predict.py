@@ -23,7 +23,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], mesh: Mesh | None, *, a
     Raises
     ------
     RuntimeError
-        On CUDA: ids are out of range, of these batches or of those trained on before.
+        On CUDA: ids are out of range, of these batches or of those trained on before that no watch has asked for.
     """
     model.eval()
     shares = [

@@ -4,9 +4,11 @@ import itertools
 
 import torch
 
+from dmt_kernels.ops.bag_arguments import on_device
+from dmt_kernels.ops.reference import check_ids
 from dmt_kernels.ops.triton import bags, embedding_bag, embedding_update, tower_pool, tower_pool_gradients, wire_codec
 from dmt_kernels.spec import WireFormat
-from tests.cuda import test_embedding_bag, test_embedding_update, test_tower_pool
+from tests.cuda import test_check_ids, test_embedding_bag, test_embedding_update, test_tower_pool
 from tests.cuda.test_embedding_bag import arguments
 from tests.ops.bags import random_bags
 from tests.ops.updates import MANY, problem
@@ -78,6 +80,37 @@ def check_updates() -> None:
         case = problem(seed, **shapes, **given)
         test_embedding_update.assert_same_as_on_the_cpu(triton_op, case, optimizer, **options)
     test_embedding_update.test_wide_rows(triton_op, 700)
+    for seed, dtype in enumerate(DTYPES):
+        case = problem(seed, **{**MANY, "samples": 3, "missing": 0.2, "longest": 9}, dtype=dtype, weighted=True)
+        test_embedding_update.check_row_statistic(triton_op, case, [0.01, 0.0, 0.01][seed])
+    test_embedding_update.test_rows_without_a_statistic_show(triton_op)
+    for dtype in (torch.float16, torch.bfloat16):
+        test_embedding_update.test_any_weight_is_rounded_as_on_the_cpu(triton_op, dtype)
+    for optimizer, dtype in zip(test_embedding_update.OPTIMIZERS, DTYPES, strict=True):
+        test_embedding_update.test_weights_are_rounded_at_random(triton_op, dtype, optimizer)
+
+
+def check_addresses() -> None:
+    """They are of this call's tensors, and no cache holds them: it would grow, or lose what a graph reads."""
+    misses = set()
+    for _ in range(3):
+        tables = [torch.zeros(5, 4)[i:] for i in range(3)]
+        states = [torch.zeros(5)[i:] for i in range(3)]
+        for given in ([], states):
+            features, width = bags.describe(tables, [1, 0, 2, 1], None, None, given)
+            assert features[:, 0].tolist() == [tables[t].data_ptr() for t in (1, 0, 2, 1)] and width == 16
+            assert features[:, 9].tolist() == ([given[t].data_ptr() for t in (1, 0, 2, 1)] if given else [0] * 4)
+        misses.add(on_device.cache_info().misses)
+    assert len(misses) == 1
+
+
+def check_missing_ids() -> None:
+    for seed, blocks in itertools.product(range(4), [1, 2]):
+        case = random_bags(seed=seed, dims=(5, 40), rows=(11, 7), blocks=blocks, missing=seed % 2 == 0)
+        given = (case.ids, case.offsets, [11, 7 - seed], blocks)
+        assert torch.equal(triton_op("check_ids")(*given), torch.ops.dmt.check_ids(*given))
+    test_check_ids.test_long_bags(triton_op)
+    test_check_ids.test_wild_offsets_read_nothing_else(triton_op)
 
 
 def check_records() -> None:
@@ -102,12 +135,14 @@ def check_codecs() -> None:
             close(wire_codec.wire_decode(wide, 37, wire_format.code, dtype), expected, 0)
 
 
-TWINS = [bags, embedding_bag, embedding_update, tower_pool, tower_pool_gradients, wire_codec]
+TWINS = [check_ids, bags, embedding_bag, embedding_update, tower_pool, tower_pool_gradients, wire_codec]
 check_bags()
 check_pieces_of_samples()
 check_updates()
 for lengths in ([300, 257, 1], [256, 3, 520]):
     test_embedding_update.test_rows_that_are_hit_very_often(triton_op, lengths)
 check_records()
+check_addresses()
+check_missing_ids()
 check_codecs()
 print("all agree")

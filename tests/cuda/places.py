@@ -45,6 +45,7 @@ def cuda(name: str, function=None):
 
 def triton(name: str):
     """The same on Triton's kernels, whichever the op runs on there."""
+    from dmt_kernels.ops.reference import check_ids, embedding_bag_blocks
     from dmt_kernels.ops.triton import (
         bags,
         embedding_bag,
@@ -54,20 +55,17 @@ def triton(name: str):
         wire_codec,
     )
 
-    modules = (bags, embedding_bag, embedding_update, tower_pool, tower_pool_gradients, wire_codec)
-    twin = next((getattr(module, name) for module in modules if hasattr(module, name)), None)
-    if twin is None:
-        pytest.skip(f"{name} has no twin in Triton")
-
-    def call(*arguments):
-        try:
-            return twin(*arguments)
-        except RuntimeError as error:
-            if "the Triton kernels" not in str(error):
-                raise
-            pytest.skip(str(error))
-
-    return cuda(name, call)
+    modules = (
+        check_ids,
+        embedding_bag_blocks,
+        bags,
+        embedding_bag,
+        embedding_update,
+        tower_pool,
+        tower_pool_gradients,
+        wire_codec,
+    )
+    return cuda(name, next(getattr(module, name) for module in modules if hasattr(module, name)))
 
 
 # op("wire_encode")(...): arguments are on the CPU, wherever it runs.

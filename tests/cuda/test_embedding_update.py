@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.cuda.places import assert_same_bits, places
+from tests.cuda.places import assert_same_bits, cuda, places, simt
 from tests.ops.bags import bags
 from tests.ops.updates import MANY, OPTIMIZERS, Problem, all_updated, new_states, problem, problems
 
@@ -95,11 +95,14 @@ def on_the_cpu(name: str):
 @given(problems(), st.sampled_from([0.0, 0.01]))
 def test_row_statistic(op, case, weight_decay):
     """What column shards exchange, and the update by what they make of it."""
-    if case.tables[0].dtype == torch.float64:
-        return
+    if case.tables[0].dtype != torch.float64:
+        check_row_statistic(op, case, weight_decay)
+
+
+def check_row_statistic(op, case, weight_decay):
     expected = row_squares(on_the_cpu, case, weight_decay)
     for a, b in zip(row_squares(op, case, weight_decay), expected, strict=True):
-        assert_same_bits(a, b)
+        torch.testing.assert_close(a, b, rtol=0 if op in (simt, cuda) else 1e-14, atol=0)  # Triton sums in its order
     means = torch.cat(expected) / 7
     assert_same_as_on_the_cpu(op, case, "rowwise_adagrad", weight_decay=weight_decay, row_mean_squares=means)
 

@@ -8,6 +8,7 @@ import torch
 from dmt_kernels.comm import build_mesh
 from dmt_kernels.embedding import EmbeddingExchange, build_exchange
 from dmt_kernels.ops import raise_missing_ids
+from dmt_kernels.ops.id_exchange import reorder_features
 from dmt_kernels.planner import partition_features, place
 from dmt_kernels.spec import InputError, Jagged, Table, TableOptimizer, Topology
 from tests.devices import on_cuda
@@ -96,3 +97,26 @@ def test_a_gpu_records_and_computes_what_a_cpu_refuses(device: str, bounds: str)
         raise_missing_ids(device)
     for name, table in _exchange("none", False).state_dict().items():
         assert torch.equal(there.state_dict()[name].cpu(), table), "updated"
+
+
+@pytest.mark.parametrize("split", ["whole", "rows"])
+def test_what_is_not_taken_for_another_id_stays_whatever_the_offsets(split: str) -> None:
+    """So an error on a GPU, where nobody looks at ids and offsets before the ops do, names what was given."""
+    topology = Topology(1, 2)
+    plan = place(TABLES, partition_features(TABLES, 1), topology, {"users": "whole", "words": split})
+    exchange = build_exchange("flat", plan, optimizer=TableOptimizer("sgd"), seed=1)
+    assert exchange.features == ("user", "word", "title")
+    ids = torch.tensor([3, -7, 2**40, 300, -(2**40), 11, 11])
+    rows = [11, 11, 11, 300, 300, 300, 300]
+    narrow = exchange._narrowed(ids, torch.tensor([0, 1, 3, 4, 4, 7, 7]), 2)
+    is_kept = [abs(id) < 2**31 and (split == "whole" or id < end) for id, end in zip(ids.tolist(), rows, strict=True)]
+    assert narrow.tolist() == torch.where(torch.tensor(is_kept), ids, -1).tolist()
+    for offsets in ([-9, 4, 10**12, 10**12, 0, 0, 8], [0] * 7, [50] * 7):
+        narrow = exchange._narrowed(ids, torch.tensor(offsets), 2)
+        assert ((narrow == ids) | (narrow == -1)).all()
+
+
+def test_moved_features_are_read_inside_the_ids_whatever_the_offsets() -> None:
+    for offsets in ([0, 9, 10**12], [5, 2, 9], [-4, 0, 2]):
+        moved = reorder_features(Jagged(torch.arange(3), torch.tensor(offsets)), 2, [1, 0])
+        assert set(moved.ids.tolist()) <= {0, 1, 2}

@@ -115,6 +115,12 @@ def test_where_the_host_waits_all_of_it_is_raised(monkeypatch):
         with pytest.raises(RuntimeError, match="^id 5 of"):
             watch.wait()
         watch.wait()
+    device.meet(5)
+    watch.poll()
+    device.meet(6)
+    with pytest.raises(RuntimeError, match=r"^id 5 of .* met 2 such ids$"):
+        watch.wait()
+    watch.wait()
     device.meet(6)
     with pytest.raises(RuntimeError, match="^id 6 of"):
         raise_missing_ids("cuda")

@@ -11,14 +11,21 @@ from torch import Tensor
 
 from dmt_kernels.ops.bag_arguments import Ints, on_device
 
-_FIELDS = tl.constexpr(11)  # of a feature
+_FIELDS = tl.constexpr(13)  # of a feature
+TABLES = 128  # of one launch: parameters of kernels have 4 KB
 EXACT = {"enable_fp_fusion": False}  # products are rounded before they are added, as everywhere
 
 
 def describe(
-    tables: Sequence[Tensor], feature_tables: Ints, poolings: Ints, row_starts: Ints, states: Sequence[Tensor] = ()
+    tables: Sequence[Tensor],
+    feature_tables: Ints,
+    poolings: Ints,
+    row_starts: Ints,
+    states: Sequence[Tensor] = (),
+    seeds: Ints = None,
+    column_starts: Ints = None,
 ) -> tuple[Tensor, int]:
-    """Return what ``feature_at`` and its kin read, int64 ``[F, 11]`` on the device, and D."""
+    """Return what ``feature_at`` and its kin read, int64 ``[F, 13]`` on the device, and D."""
     features = range(len(tables)) if feature_tables is None else feature_tables
     first_rows = [0]
     for table in tables:
@@ -30,11 +37,16 @@ def describe(
         table = tables[t]
         start = 0 if row_starts is None else row_starts[t]
         is_mean = 0 if poolings is None else poolings[f]
-        state = (states[t].data_ptr(), states[t].stride(0)) if states else (0, 0)
-        place = (table.data_ptr(), table.stride(0), table.size(0), start, table.size(1), column, is_mean)
-        rows.append((*place, t, first_rows[t], *state))
+        place = (0, table.stride(0), table.size(0), start, table.size(1), column, is_mean)
+        state = (0, states[t].stride(0) if states else 0)
+        random = (0 if seeds is None else seeds[t], 0 if column_starts is None else column_starts[t])
+        rows.append((*place, t, first_rows[t], *state, *random))
         column += table.size(1)
-    return on_device(tuple(rows), tables[0].device), column
+    described = on_device(tuple(rows), tables[0].device).clone()
+    for first in range(0, len(tables), TABLES):
+        some = slice(first, first + TABLES)
+        address_kernel[(len(rows),)](described, tuple(tables[some]), tuple(states[some]), first, num_warps=1)
+    return described, column
 
 
 def block_rows(block_order: Ints, device: torch.device) -> Tensor:
@@ -61,6 +73,21 @@ def take_missing_ids(like: Tensor) -> Tensor:
 
 
 @triton.jit
+def address_kernel(features, tables, states, first):
+    """Write into a feature where its table and state lie, if they are among these: from `first` on.
+
+    Addresses come as parameters, since tensors may be others in every call, and copies would wait for the device.
+    """
+    at = features + tl.program_id(0) * _FIELDS
+    table = tl.load(at + 7)
+    for i in tl.static_range(len(tables)):
+        if table == first + i:
+            tl.store(at, tables[i].to(tl.int64))
+            if len(states) > 0:
+                tl.store(at + 9, states[i].to(tl.int64))
+
+
+@triton.jit
 def feature_at(features, f, like):
     """(table, stride, rows, start, dim, column, is_mean) of feature f. `like`: any table."""
     at = features + f * _FIELDS
@@ -72,9 +99,10 @@ def feature_at(features, f, like):
 
 @triton.jit
 def feature_fields(features, f):
-    """Where rows, start, dim, column, is_mean, the table's number, its first row among all tables' and its state lie.
+    """Where rows, start, dim, column, is_mean, the table's number and its first row among all tables' lie.
 
-    In this order from here on; the state's stride is the last, the table's and the table itself are before.
+    In this order from here on; then state, its stride, the seed of random rounding and the column of the whole table
+    that is the first here. Before are the table and its stride.
     """
     return features + f * _FIELDS + 2
 

@@ -6,6 +6,7 @@ more often, so that many programs share it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -13,10 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmt_kernels.ops.bag_arguments import Ints
+from dmt_kernels.ops.bag_arguments import Ints, on_device
 from dmt_kernels.ops.triton.bags import (
     EXACT,
-    as_element,
     block_rows,
     describe,
     feature_fields,
@@ -25,13 +25,13 @@ from dmt_kernels.ops.triton.bags import (
     missing_ids,
     record_missing,
 )
+from dmt_kernels.ops.triton.row_update import ROWWISE, SQUARES, apply_to_row
 
 RUN = 256
 STRETCH = 16  # keys of a program
 POSITIONS = 256  # of ids, of a program
 WIDEST = 8192  # columns that a program can hold
 _NO_ROW = tl.constexpr(2**63 - 1)  # the key of ids that no row belongs to
-_ADAGRAD, _ROWWISE = tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
@@ -152,8 +152,8 @@ def run_kernel(
 
 @triton.jit
 def update_kernel(
-    keys, places, scales, features, grad, order, partials, refused, like, count, num_rows, width, samples,
-    sample_bits, feature_bits, lr, eps, weight_decay,
+    keys, places, scales, features, grad, order, partials, refused, like, step, ranks, statistic, statistic_size,
+    count, num_rows, width, samples, sample_bits, feature_bits, lr, eps, weight_decay,
     OPTIMIZER: tl.constexpr, DECAYS: tl.constexpr, SCALED: tl.constexpr, COLUMNS: tl.constexpr, RUN: tl.constexpr,
     STRETCH: tl.constexpr,
 ):  # fmt: skip
@@ -186,44 +186,12 @@ def update_kernel(
                     sums = sums + a + b + c + d
                     i += 4
                     goes_on = row_at(keys, i, i < count, low_bits) == row
+                rank = tl.load(ranks + head) if ranks is not None else head
                 apply_to_row(
-                    features, like, tl.load(keys + head) & ((1 << feature_bits) - 1), row, sums, lr, eps, weight_decay,
+                    features, like, step, tl.load(keys + head) & ((1 << feature_bits) - 1), row, sums,
+                    rank, statistic, statistic_size, lr, eps, weight_decay,
                     OPTIMIZER, DECAYS, COLUMNS,
                 )  # fmt: skip
-
-
-@triton.jit
-def apply_to_row(
-    features, like, f, row, grads, lr, eps, weight_decay,
-    OPTIMIZER: tl.constexpr, DECAYS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """The arithmetic of csrc/kernels/row_update.h."""
-    fields = feature_fields(features, f)
-    table, stride, dim = tl.load(fields - 2).to(like.dtype), tl.load(fields - 1), tl.load(fields + 2)
-    state, state_stride = tl.load(fields + 7).to(tl.pointer_type(tl.float32)), tl.load(fields + 8)
-    row -= tl.load(fields + 6)
-    columns = tl.arange(0, COLUMNS)
-    here = columns < dim
-    at, state_at = table + row * stride + columns, state + row * state_stride
-    weights = tl.load(at, mask=here, other=0).to(tl.float32)
-    decayed = grads
-    if DECAYS:
-        decayed = grads + weight_decay * weights
-    if OPTIMIZER == _ROWWISE:
-        exact = tl.where(here, decayed, 0.0).to(tl.float64)
-        mean = tl.sum(exact * exact, axis=0) / dim.to(tl.float64)
-        squares = tl.load(state_at) + mean.to(tl.float32)
-        tl.store(state_at, squares)
-        multiplier = tl.div_rn(lr, tl.sqrt_rn(squares) + eps)
-        correction = 1.0 - multiplier * weight_decay
-        weights = correction * weights - multiplier * grads
-    elif OPTIMIZER == _ADAGRAD:
-        squares = tl.load(state_at + columns, mask=here, other=0) + decayed * decayed
-        tl.store(state_at + columns, squares, mask=here)
-        weights = weights - tl.div_rn(lr * decayed, tl.sqrt_rn(squares) + eps)
-    else:
-        weights = weights - lr * decayed
-    tl.store(at, as_element(weights, like), mask=here)
 
 
 def embedding_update_(
@@ -248,16 +216,69 @@ def embedding_update_(
     column_starts: Ints = None,
 ) -> None:
     """As ``torch.ops.dmt.embedding_update_``."""
-    if row_mean_squares is not None:
-        raise RuntimeError("embedding_update_: the Triton kernels take no row_mean_squares, of tables split by columns")
-    if seeds is not None:
-        raise RuntimeError("embedding_update_: the Triton kernels round to nearest only; build the CUDA library")
+    if row_mean_squares is not None and optimizer != ROWWISE.value:
+        raise RuntimeError("embedding_update_: row_mean_squares belongs to rowwise_adagrad only")
+    if (seeds is None) != (step is None):
+        raise RuntimeError("embedding_update_: seeds and step belong together")
+    layout = (per_sample_weights, feature_tables, poolings, row_starts, block_order)
+    rounding = (seeds, step, column_starts)
+    _run(
+        tables, states, grad, ids, offsets, *layout, bounds, optimizer, lr, eps, weight_decay,
+        row_mean_squares, rounding,
+    )  # fmt: skip
+
+
+def embedding_row_squares(
+    tables: Sequence[Tensor],
+    grad: Tensor,
+    ids: Tensor,
+    offsets: Tensor,
+    per_sample_weights: Tensor | None = None,
+    feature_tables: Ints = None,
+    poolings: Ints = None,
+    row_starts: Ints = None,
+    block_order: Ints = None,
+    weight_decay: float = 0.0,
+) -> list[Tensor]:
+    """As ``torch.ops.dmt.embedding_row_squares``, to the last places of float64. Waits for the device."""
+    layout = (per_sample_weights, feature_tables, poolings, row_starts, block_order)
+    squares = ids.new_zeros(ids.numel(), dtype=torch.float64)
+    keyed = _run(tables, [], grad, ids, offsets, *layout, 2, SQUARES.value, 0.0, 0.0, weight_decay, squares)
+    if keyed is None:
+        return [squares[:0].clone() for _ in tables]
+    rows, ranks = keyed
+    table_ends = on_device(tuple(itertools.accumulate(table.size(0) for table in tables)), ids.device)
+    ends = torch.nn.functional.pad(ranks + 1, (1, 0))[torch.searchsorted(rows, table_ends)].tolist()
+    return [squares[begin:end].clone() for begin, end in itertools.pairwise([0, *ends])]
+
+
+def _run(
+    tables: Sequence[Tensor],
+    states: Sequence[Tensor],
+    grad: Tensor,
+    ids: Tensor,
+    offsets: Tensor,
+    per_sample_weights: Tensor | None,
+    feature_tables: Ints,
+    poolings: Ints,
+    row_starts: Ints,
+    block_order: Ints,
+    bounds: int,
+    optimizer: int,
+    lr: float,
+    eps: float,
+    weight_decay: float,
+    statistic: Tensor | None = None,
+    rounding: tuple[Ints, Tensor | None, Ints] = (None, None, None),
+) -> tuple[Tensor, Tensor] | None:
+    """Update, or write the statistic. With one: the ids' rows, sorted, and how many begin before each's end, less 1."""
+    seeds, step, column_starts = rounding
     bags, num_ids, count = offsets.numel() - 1, ids.numel(), max((table.size(1) for table in tables), default=0)
     if not grad.numel() or not num_ids:
-        return
+        return None
     if count > WIDEST:
         raise RuntimeError(f"embedding_update_: a row of {count} columns is too wide")
-    features, width = describe(tables, feature_tables, poolings, row_starts, states)
+    features, width = describe(tables, feature_tables, poolings, row_starts, states, seeds, column_starts)
     order = block_rows(block_order, ids.device)
     samples = bags // (len(order) * len(features))
     num_rows = sum(table.size(0) for table in tables)
@@ -276,17 +297,9 @@ def embedding_update_(
         scales, counts = ids.new_empty(num_ids, dtype=torch.float32), ids.new_empty(bags, dtype=torch.float32)
     if is_mean:
         count_kernel[(bags,)](
-            features,
-            ids,
-            offsets,
-            counts,
-            num_ids,
-            len(features),
-            samples,
-            IS_SHARD=is_shard,
-            POSITIONS=32,
-            num_warps=1,
-        )
+            features, ids, offsets, counts, num_ids, len(features), samples,
+            IS_SHARD=is_shard, POSITIONS=32, num_warps=1,
+        )  # fmt: skip
     keys, refused = ids.new_empty(num_ids, dtype=torch.int64), ids.new_zeros(1, dtype=torch.int32)
     key_kernel[(triton.cdiv(num_ids, POSITIONS),)](
         features, ids, offsets, weights, counts, missing_ids(ids.device), keys, scales, refused,
@@ -296,6 +309,12 @@ def embedding_update_(
     keys, places = keys.sort(stable=True)
 
     columns = triton.next_power_of_2(count)
+    rows = ranks = None
+    if statistic is not None:  # rows have numbers
+        rows = keys >> (sample_bits + feature_bits)
+        begins = torch.ones_like(rows, dtype=torch.bool)
+        begins[1:] = rows[1:] != rows[:-1]
+        ranks = (begins & (rows < num_rows)).cumsum(0) - 1
     partials = ids.new_empty(num_ids // RUN, columns, dtype=torch.float32)
     sorted_bags = (keys, places, scales, features, grad, order, partials, refused)
     sizes = (num_ids, num_rows, width, samples, sample_bits, feature_bits)
@@ -303,9 +322,11 @@ def embedding_update_(
     if len(partials):
         run_kernel[(len(partials),)](*sorted_bags, *sizes, **options)
     update_kernel[(triton.cdiv(num_ids, STRETCH),)](
-        *sorted_bags, tables[0], *sizes, lr, eps, weight_decay,
+        *sorted_bags, tables[0], step if tables[0].itemsize == 2 else None,
+        ranks, statistic, 0 if statistic is None else len(statistic), *sizes, lr, eps, weight_decay,
         OPTIMIZER=optimizer, DECAYS=weight_decay != 0, STRETCH=STRETCH, **options,
     )  # fmt: skip
+    return None if rows is None or ranks is None else (rows, ranks)
 
 
 def embedding_bag_backward(

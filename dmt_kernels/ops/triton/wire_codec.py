@@ -9,37 +9,11 @@ from torch import Tensor
 
 from dmt_kernels.ops.reference.wire_codec import message_key
 from dmt_kernels.ops.triton.bags import as_element
+from dmt_kernels.ops.triton.random_rounding import bits_of, float_of, mix_bits, random_words
 from dmt_kernels.spec import WireFormat
 
 _FORMATS = list(WireFormat)
 _FP32, _BF16, _FP16, _FP8, _INT8 = map(tl.constexpr, range(5))
-
-
-@triton.jit
-def bits_of(x):
-    return x.to(tl.uint32, bitcast=True)
-
-
-@triton.jit
-def float_of(bits):
-    return bits.to(tl.uint32).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def mix_bits(x):
-    x += 0x9E3779B97F4A7C15
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
-    return x ^ (x >> 31)
-
-
-@triton.jit
-def random_words(key, columns):
-    x = columns.to(tl.uint32) + (key & 0xFFFFFFFF).to(tl.uint32)
-    x = (x ^ (x >> 16)) * 0x21F0AAAD
-    x ^= (key >> 32).to(tl.uint32)
-    x = (x ^ (x >> 15)) * 0xD35A2D97
-    return x ^ (x >> 15)
 
 
 @triton.jit
