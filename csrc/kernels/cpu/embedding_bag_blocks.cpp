@@ -42,7 +42,7 @@ struct BlocksPool {
   }
 
   __attribute__((noinline)) void encode(const T* sums, int64_t count, uint8_t* message, int64_t stride) const {
-    if (stride == 0) return;  // rows of no columns and no scale need no memory, and have none
+    if (wire_row_bytes(format, bags.width) == 0) return;  // such rows have no memory
     with_payload(format, [&](auto payload) {
       for (int64_t i = 0; i < count; ++i) {
         encode_row<decltype(payload)>(sums + i * bags.width, bags.width, Nearest{}, message + i * stride);
