@@ -10,6 +10,7 @@ mkdir -p "$1"
 out=$(cd "$1" && pwd)
 cpu=${2:-}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=$(command -v python || command -v python3)
 export PYTHONPATH=$PWD:$PWD/build/peers DMT_CUDA=on DMT_TESTS=$PWD/build/tests PYTHONUNBUFFERED=1
 device=cuda marked=cuda
 if [ "$cpu" = --cpu ]; then DMT_CUDA=off device=cpu marked='not cuda'; fi
@@ -69,25 +70,25 @@ step() {
   report 'under way'
 }
 
-tests() { step "$1" "$2" python -m pytest -q -p no:cacheprovider "${@:3}"; }
+tests() { step "$1" "$2" "$python" -m pytest -q -p no:cacheprovider "${@:3}"; }
 
 rm -rf "$out"/run_{cpu,cuda}
 rm -f "$out"/{steps.txt,auc.txt,report.md,gpu.md,gpu.json}
 : > "$out/steps.txt"
 report 'under way'
-step 10 machine bash -c 'nvidia-smi; nvcc --version; python --version; true'
-step 200 build python setup.py -q build_ext --inplace
-step 20 info python -m dmt_kernels info
+step 10 machine bash -c 'nvidia-smi; nvcc --version; "$0" --version; true' "$python"
+step 200 build "$python" setup.py -q build_ext --inplace
+step 20 info "$python" -m dmt_kernels info
 tests 60 kernels tests/cuda -m "$marked" -k 'not triton'
-step 150 bench python -m bench.gpu --out "$out" $cpu
+step 150 bench "$python" -m bench.gpu --out "$out" $cpu
 # The same model, data and seeds: both AUCs belong to within some thousandths.
 train() {
-  step 60 "train_$1" python -m dmt_kernels train --data synthetic:40000 --local --towers 2 --members 2 --exchange sptt \
+  step 60 "train_$1" "$python" -m dmt_kernels train --data synthetic:40000 --local --towers 2 --members 2 --exchange sptt \
     --tower-module dlrm --batch-size 512 --epochs 1 --device "$1" --out "$out/run_$1" --overwrite
 }
 [ $device = cpu ] || train cuda
 train cpu
-python - "$out" << 'AUC' | tee "$out/auc.txt"
+"$python" - "$out" << 'AUC' | tee "$out/auc.txt"
 import json, pathlib, sys
 
 paths = {name: pathlib.Path(sys.argv[1], f"run_{name}", "summary.json") for name in ("cpu", "cuda")}
@@ -106,7 +107,7 @@ if [ $device = cuda ]; then
   for tool in memcheck racecheck; do
     if [ -n "$sanitizer" ]; then
       step 45 "sanitize_$tool" "$sanitizer" --tool $tool --error-exitcode 1 \
-        python -m pytest -q tests/cuda -m cuda -k "not triton and (wide_rows or slices or strides or one_behind)" -p no:cacheprovider
+        "$python" -m pytest -q tests/cuda -m cuda -k "not triton and (wide_rows or slices or strides or one_behind)" -p no:cacheprovider
     else
       step 5 "sanitize_$tool" echo 'no compute-sanitizer on this machine'
     fi

@@ -116,7 +116,6 @@ def main() -> None:
         "bf16 product, TFLOP/s": device.product_rate / 1e12,
         "FBGEMM": cases.no_fbgemm or "takes part",
         "TorchRec": "takes no part: bench/gpu/peers.py says why",
-        "codecs within the pooling": "not there",
     }
 
     def add(make_row: Callable[[], dict[str, Any]], label: str) -> None:

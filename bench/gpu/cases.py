@@ -64,6 +64,7 @@ class Cases:
         yield lambda: self.tower(f32, short, 1.5)
         yield lambda: self.tower_backward(bf16, short, 1.3)
         yield lambda: self.codec(WireFormat.INT8, True)
+        yield lambda: self.encoded_lookup(WireFormat.FP8, long)
         yield lambda: self.lookup(f32, short)
         yield lambda: self.lookup(f32, longest)
         yield lambda: self.tower(bf16, long, 1.1)
@@ -74,6 +75,8 @@ class Cases:
             for encodes in (True, False):
                 if (wire_format, encodes) != (WireFormat.INT8, True):
                     yield partial(self.codec, wire_format, encodes)
+        yield lambda: self.encoded_lookup(WireFormat.BF16, long)
+        yield lambda: self.encoded_lookup(WireFormat.FP8, short)
         yield lambda: self.lookup(bf16, long)
         yield lambda: self.tower_backward(f32, short, 1.3)
         yield lambda: self.lookup(bf16, short)
@@ -227,3 +230,34 @@ class Cases:
         name = f"wire_{'encode' if encodes else 'decode'} {wire_format.value}"
         floor = (x.nbytes + message.nbytes) / self.device.copy_rate
         return Case("4", name, encode if encodes else decode, check, floor, 0.85)
+
+    def encoded_lookup(self, wire_format: WireFormat, length: int) -> Case:
+        """Against the same lookup into rows, which writes more: what the codec within it costs."""
+        s = self.sizes
+        tables = self.device.tables(s.tower_features, torch.float32)
+        ids, offsets = self.device.bags(s.tower_features, s.tower_samples, length)
+        width = s.tower_features * s.dim
+        message = torch.empty(
+            s.tower_samples, wire_format.row_bytes(width), dtype=torch.uint8, device=self.device.device
+        )
+
+        def ours() -> Tensor:
+            ops.embedding_bag_blocks_([message], tables, ids, offsets, format=wire_format, bounds="none")
+            return message
+
+        def rows() -> Tensor:
+            return ops.embedding_bag(tables, ids, offsets, bounds="none")
+
+        def two_passes() -> Tensor:
+            return ops.wire_encode(rows(), wire_format)
+
+        def check() -> None:
+            assert torch.equal(ours(), two_passes()), "not the bytes of two passes"
+
+        peers: dict[str, Callable[[], Run]] = {
+            "embedding_bag": lambda: rows,
+            "embedding_bag and wire_encode": lambda: two_passes,
+        }
+        floor = self._lookup_floor(tables[0], ids, offsets, message.nbytes)
+        name = f"embedding_bag_blocks_ {wire_format.value} L={length}"
+        return Case("4", name, ours, check, floor, None, peers, {"embedding_bag": 0.95})
