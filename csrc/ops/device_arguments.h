@@ -52,8 +52,8 @@ class DeviceBags {
   DeviceBags(const DeviceBags&) = delete;
   DeviceBags& operator=(const DeviceBags&) = delete;
 
-  // For plans, which write into the features before they are uploaded.
-  std::vector<cuda::Feature>& features() { return features_; }
+  const std::vector<cuda::Feature>& features() const { return features_; }
+  int64_t widest_dim() const;
   void upload(cudaStream_t stream);
 
   const cuda::Bags& layout() const { return layout_; }

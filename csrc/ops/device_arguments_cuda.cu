@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
+#include <algorithm>
 
 #include <map>
 #include <mutex>
@@ -102,7 +103,6 @@ void DeviceBags::describe(const cpu::BagLayout& all, const Tensor& like) {
         .row_start = all.row_starts != nullptr ? all.row_starts[t] : 0,
         .column = all.feature_column[f],
         .first_key = first_keys[t],
-        .first_block = 0,
         .dim = static_cast<int32_t>(all.table_dims[t]),
         .table_index = static_cast<int32_t>(t),
         .is_mean = all.feature_is_mean[f],
@@ -129,6 +129,12 @@ void DeviceBags::describe(const cpu::BagLayout& all, const Tensor& like) {
   layout_.features = static_cast<const cuda::Feature*>(buffer_.const_data_ptr());
   layout_.block_order =
       reinterpret_cast<const int64_t*>(static_cast<const char*>(buffer_.const_data_ptr()) + feature_bytes);
+}
+
+int64_t DeviceBags::widest_dim() const {
+  int64_t widest = 0;
+  for (const cuda::Feature& feature : features_) widest = std::max<int64_t>(widest, feature.dim);
+  return widest;
 }
 
 void DeviceBags::upload(cudaStream_t stream) {

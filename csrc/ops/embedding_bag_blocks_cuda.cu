@@ -29,11 +29,9 @@ void embedding_bag_blocks_(std::vector<Tensor> blocks, const std::vector<Tensor>
   const int64_t target_bytes = static_cast<int64_t>(targets.size() * sizeof(cuda::PooledBlock));
   const Tensor uploaded = device_bytes(ids, target_bytes);
   cuda::upload(uploaded.mutable_data_ptr(), targets.data(), target_bytes, device.stream());
-  int64_t widest_dim = 0;
-  for (const cuda::Feature& feature : on_device.features()) widest_dim = std::max<int64_t>(widest_dim, feature.dim);
   cuda::embedding_bag_blocks(on_device.layout(), on_device.dtype(),
-                             static_cast<const cuda::PooledBlock*>(uploaded.const_data_ptr()), wire, widest_dim,
-                             device.stream());
+                             static_cast<const cuda::PooledBlock*>(uploaded.const_data_ptr()), wire,
+                             on_device.widest_dim(), device.stream());
 }
 
 }  // namespace

@@ -11,10 +11,9 @@ namespace {
 void pool_into(const char* op, const Tensor& out, const TableArguments& rows, const BagArguments& bags,
                const Tensor& ids, Bounds mode, const OnDevice& device) {
   DeviceBags on_device(op, rows, bags, ids, mode == Bounds::error);
-  const int64_t blocks = cuda::plan_embedding_bag(on_device.layout(), on_device.dtype(), on_device.features());
   on_device.upload(device.stream());
-  cuda::embedding_bag(on_device.layout(), on_device.dtype(), out.mutable_data_ptr(),
-                      out.scalar_type() == ScalarType::Float, blocks, device.stream());
+  cuda::embedding_bag(on_device.layout(), on_device.dtype(), on_device.widest_dim(), out.mutable_data_ptr(),
+                      device_dtype(op, "outputs", out.scalar_type()), device.stream());
 }
 
 Tensor embedding_bag(const std::vector<Tensor>& tables, const Tensor& ids, const Tensor& offsets,
@@ -29,11 +28,10 @@ Tensor embedding_bag(const std::vector<Tensor>& tables, const Tensor& ids, const
                           feature_tables, poolings, row_starts, block_order);
   const ScalarType out_type = out_dtype.value_or(rows.dtype());
   check_floating(op, "out_dtype", out_type);
-  device_dtype(op, "outputs", out_type);
-  const ScalarType pooled_type = out_type == rows.dtype() ? out_type : ScalarType::Float;
-  const Tensor out = torch::stable::new_empty(ids, {bags.out_rows(), bags.width()}, pooled_type);
+  device_dtype(op, "outputs", out_type);  // before anything is allocated
+  const Tensor out = torch::stable::new_empty(ids, {bags.out_rows(), bags.width()}, out_type);
   pool_into(op, out, rows, bags, ids, mode, device);
-  return out_type == pooled_type ? out : torch::stable::to(out, out_type);
+  return out;
 }
 
 void embedding_bag_(const Tensor& out, const std::vector<Tensor>& tables, const Tensor& ids, const Tensor& offsets,
@@ -66,11 +64,10 @@ Tensor embedding_bag_weights_backward(const Tensor& grad, const std::vector<Tens
   const Tensor sums_grad = pooled_grad(op, grad, bags, ScalarType::Float);
   const Tensor weight_grad = torch::stable::new_zeros(sums_grad, {bags.layout().num_ids});
   DeviceBags on_device(op, rows, bags, ids, false);
-  const int64_t blocks = cuda::plan_embedding_bag(on_device.layout(), on_device.dtype(), on_device.features());
   on_device.upload(device.stream());
-  cuda::embedding_bag_weights_backward(on_device.layout(), on_device.dtype(),
+  cuda::embedding_bag_weights_backward(on_device.layout(), on_device.dtype(), on_device.widest_dim(),
                                        static_cast<const float*>(sums_grad.const_data_ptr()),
-                                       static_cast<float*>(weight_grad.mutable_data_ptr()), blocks, device.stream());
+                                       static_cast<float*>(weight_grad.mutable_data_ptr()), device.stream());
   return weight_grad;
 }
 

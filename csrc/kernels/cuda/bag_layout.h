@@ -14,13 +14,12 @@ struct alignas(16) Feature {
   int64_t stride;
   int64_t rows;
   int64_t row_start;
-  int64_t column;       // first one in the pooled matrix
-  int64_t first_key;    // how many rows the tables before this one have
-  int64_t first_block;  // what each kernel makes of it: where its work begins
+  int64_t column;     // first one in the pooled matrix
+  int64_t first_key;  // how many rows the tables before this one have
   int32_t dim;
   int32_t table_index;
   int32_t is_mean;
-  int32_t unused[3];
+  int32_t unused;
 };
 
 // The first id out of range that was seen, where ids out of range are errors. The host reads it at the step's end.

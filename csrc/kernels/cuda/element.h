@@ -126,6 +126,24 @@ DMT_DEVICE Pack<T> load_pack(const T* source, int count, bool aligned) {
   return pack;
 }
 
+// In one piece, also where the compiler sees that another path writes the same, element by element, and merges the two.
+DMT_DEVICE void store_words(void* target, const uint4& words) {
+#if defined(__CUDACC__)
+  asm volatile("st.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
+#else
+  *static_cast<uint4*>(target) = words;
+#endif
+}
+
+DMT_DEVICE void store_words(void* target, const uint2& words) {
+#if defined(__CUDACC__)
+  asm volatile("st.v2.b32 [%0], {%1, %2};" ::"l"(target), "r"(words.x), "r"(words.y) : "memory");
+#else
+  *static_cast<uint2*>(target) = words;
+#endif
+}
+
 // How store_values makes its element i of a float.
 struct ToNearest {
   template <class T>
@@ -146,7 +164,7 @@ DMT_DEVICE void store_values(T* target, const float (&values)[kCount], int count
       } half;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) round(i, values[i], half.values[i]);
-      *reinterpret_cast<uint2*>(target) = bit_cast<uint2>(half);
+      store_words(target, bit_cast<uint2>(half));
       return;
     }
   } else if constexpr (kCount >= kPackSize<T>) {
@@ -160,7 +178,7 @@ DMT_DEVICE void store_values(T* target, const float (&values)[kCount], int count
           round(first + i, values[first + i], value);
           pack.set(i, value);
         }
-        *reinterpret_cast<uint4*>(target + first) = pack.words;
+        store_words(target + first, pack.words);
       }
       return;
     }

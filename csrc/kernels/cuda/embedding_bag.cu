@@ -8,61 +8,61 @@ namespace dmt::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRowsInFlight = 8;  // of each lane: 16 bytes
+constexpr int kTogether = 8;  // rows of a group on their way
 
-// A block works on one feature; so many lanes as its columns have packs, at most a warp, share a run of bags.
-template <class T>
-DMT_BOTH int lanes_for(int64_t dim) {
-  int lanes = 1;
-  while (lanes < 32 && lanes * kPackSize<T> < dim) lanes *= 2;
-  return lanes;
-}
-
-// Enough of them that a lane has some rows to ask for at once.
-DMT_BOTH int bags_per_run(int64_t num_ids, int64_t num_bags) {
+// Enough bags for a group that it has some rows to ask for at once.
+int bags_per_run(int64_t num_ids, int64_t num_bags) {
   return num_ids <= 2 * num_bags ? 8 : num_ids <= 8 * num_bags ? 4 : 2;
 }
 
-// Where a block works.
-struct Place {
-  int64_t block;    // k
-  int64_t feature;  // f
-  int64_t piece;    // of the samples
+// How bags are shared out: groups take `run` bags of a feature each, blocks of threads one of `pieces` of its samples.
+// (Where features differ in width, the narrow ones' last pieces are empty.)
+struct Shares {
+  int run;
+  unsigned pieces;
 };
 
-DMT_DEVICE Place place_of_block(const Bags& bags, int64_t blocks_per_source) {
-  const unsigned k = blockIdx.x / static_cast<unsigned>(blocks_per_source);
-  const int64_t rest = blockIdx.x % static_cast<unsigned>(blocks_per_source);
-  int64_t low = 0;
-  int64_t high = bags.num_features;  // the last feature that begins at `rest` or before
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (bags.features[middle].first_block <= rest ? low : high) = middle;
-  }
-  return {k, low, rest - bags.features[low].first_block};
+// The bags of a group: [first, first + count) of block k and feature f.
+struct Run {
+  int64_t k;
+  int64_t f;
+  int64_t first;
+  int count;
+};
+
+DMT_DEVICE Run run_of_group(const Bags& bags, const Shares& shares, const LaneGroup& group, unsigned place) {
+  const unsigned rest = place / shares.pieces;
+  const unsigned features = static_cast<unsigned>(bags.num_features);
+  const int64_t first =
+      ((place % shares.pieces) * static_cast<int64_t>(kThreads >> group.bits) + (threadIdx.x >> group.bits)) *
+      shares.run;
+  const int64_t left = bags.num_samples - first;
+  return {rest / features, rest % features, first, static_cast<int>(left < shares.run ? left : shares.run)};
 }
 
-template <class T, class Out>
-__global__ void __launch_bounds__(kThreads, 3) pool(const Bags bags, Out* out, int64_t blocks_per_source) {
-  __shared__ uint4 fetched[kRowsInFlight * kThreads];
-  const Place place = place_of_block(bags, blocks_per_source);
-  const Feature feature = bags.features[place.feature];
-  const int lanes = lanes_for<T>(feature.dim);
-  const int run = bags_per_run(bags.num_ids, bags.num_blocks * bags.num_features * bags.num_samples);
-  const int lane = static_cast<int>(threadIdx.x) % lanes;
-  const int64_t first = (place.piece * (kThreads / lanes) + static_cast<int>(threadIdx.x) / lanes) * run;
-  if (first >= bags.num_samples) return;
-  const int count = static_cast<int>(bags.num_samples - first < run ? bags.num_samples - first : run);
-  const int64_t first_bag = (place.block * bags.num_features + place.feature) * bags.num_samples + first;
-  const int64_t first_row = bags.block_order[place.block] * bags.num_samples + first;
-  for (int64_t column = 0; column == 0 || column < feature.dim; column += lanes * kPackSize<T>) {
-    const LaneColumns mine = lane_columns<T>(feature, column, feature.dim - column, lane);
-    const bool reports = bags.errors != nullptr && lane == 0 && column == 0;
-    const auto store = [&](int bag, const float (&sums)[kPackSize<T>]) {
-      Out* const target = out + (first_row + bag) * bags.width + feature.column + mine.column;
-      store_values(target, sums, mine.count, is_aligned(target, 0));
-    };
-    pool_run<T, kRowsInFlight, kThreads>(bags, feature, first_bag, count, mine, reports, fetched + threadIdx.x, store);
+DMT_DEVICE int64_t feature_of_block(const Bags& bags, const Shares& shares) {
+  return blockIdx.x / shares.pieces % static_cast<unsigned>(bags.num_features);
+}
+
+template <class T, class Out, bool kIsWeighted>
+__global__ void __launch_bounds__(kThreads, 3) pool(const Bags bags, Out* out, const Shares shares) {
+  __shared__ int64_t places[kRowPlaces<kThreads>];
+  const Feature& feature = bags.features[feature_of_block(bags, shares)];
+  const LaneGroup group = lane_group(lane_bits<T>(feature.dim));
+  const Run run = run_of_group(bags, shares, group, blockIdx.x);
+  if (run.count <= 0) return;
+  const int64_t first_bag = (run.k * bags.num_features + run.f) * bags.num_samples + run.first;
+  const int64_t first_row = bags.block_order[run.k] * bags.num_samples + run.first;
+  for (int64_t column = 0; column == 0 || column < feature.dim; column += group.lanes() * kPackSize<T>) {
+    const LaneColumns mine = lane_columns<T>(feature, column, feature.dim - column, group);
+    Out* target = out + first_row * bags.width + feature.column + mine.column;
+    const bool aligned = is_aligned(target, bags.width);
+    const bool reports = bags.errors != nullptr && column == 0;
+    pool_run<T, kTogether, kIsWeighted>(bags, feature, first_bag, run.count, mine, group, reports, places,
+                                        [=, &bags](const float (&sums)[kPackSize<T>]) mutable {
+                                          store_values(target, sums, mine.count, aligned);
+                                          target += bags.width;
+                                        });
   }
 }
 
@@ -75,19 +75,15 @@ DMT_DEVICE int64_t counted_ids(const Bags& bags, const Feature& feature, int64_t
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    weights_backward(const Bags bags, const float* grad, float* weight_grads, int64_t blocks_per_source) {
-  const Place place = place_of_block(bags, blocks_per_source);
-  const Feature feature = bags.features[place.feature];
-  const int lanes = lanes_for<T>(feature.dim);
-  const int run = bags_per_run(bags.num_ids, bags.num_blocks * bags.num_features * bags.num_samples);
-  const int lane = static_cast<int>(threadIdx.x) % lanes;
-  const unsigned group = lanes == 32 ? kAllLanes : ((1u << lanes) - 1) << (threadIdx.x % 32 / lanes * lanes);
-  const int64_t first = (place.piece * (kThreads / lanes) + static_cast<int>(threadIdx.x) / lanes) * run;
+    weights_backward(const Bags bags, const float* grad, float* weight_grads, const Shares shares) {
+  const Feature& feature = bags.features[feature_of_block(bags, shares)];
+  const LaneGroup group = lane_group(lane_bits<T>(feature.dim));
+  const Run run = run_of_group(bags, shares, group, blockIdx.x);
   const T* const table = static_cast<const T*>(feature.table);
-  for (int64_t sample = first; sample < first + run && sample < bags.num_samples; ++sample) {
-    const int64_t bag = (place.block * bags.num_features + place.feature) * bags.num_samples + sample;
+  for (int64_t sample = run.first; sample < run.first + run.count; ++sample) {
+    const int64_t bag = (run.k * bags.num_features + run.f) * bags.num_samples + sample;
     const float* const source =
-        grad + (bags.block_order[place.block] * bags.num_samples + sample) * bags.width + feature.column;
+        grad + (bags.block_order[run.k] * bags.num_samples + sample) * bags.width + feature.column;
     const int64_t begin = load_offset(bags, bag);
     const int64_t end = load_offset(bags, bag + 1);
     const float count = feature.is_mean ? static_cast<float>(counted_ids(bags, feature, begin, end)) : 1;
@@ -95,52 +91,50 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t row = row_of(bags, feature, load_id(bags, p));
       if (row < 0) continue;
       float product = 0;
-      for (int64_t c = lane; c < feature.dim; c += lanes) {
+      for (int64_t c = group.lane; c < feature.dim; c += group.lanes()) {
         product += to_float(table[row * feature.stride + c]) * source[c];
       }
-      for (int distance = lanes / 2; distance > 0; distance /= 2) {
-        product += __shfl_xor_sync(group, product, distance);
+      for (int distance = group.lanes() / 2; distance > 0; distance /= 2) {
+        product += __shfl_xor_sync(group.mask, product, distance);
       }
-      if (lane == 0) weight_grads[p] = feature.is_mean ? product / count : product;
+      if (group.lane == 0) weight_grads[p] = feature.is_mean ? product / count : product;
     }
   }
 }
 
-int64_t blocks_per_source(const Bags& bags, int64_t blocks) {
-  return bags.num_blocks > 0 ? blocks / bags.num_blocks : 0;
+// Of threads; 0 where there is nothing to do.
+template <class T>
+int64_t share_out(const Bags& bags, int64_t widest_dim, Shares& shares) {
+  const int64_t num_bags = bags.num_blocks * bags.num_features * bags.num_samples;
+  shares.run = bags_per_run(bags.num_ids, num_bags);
+  const int64_t groups = kThreads >> lane_bits<T>(widest_dim);
+  const int64_t pieces = ceil_div<int64_t>(bags.num_samples, groups * shares.run);
+  shares.pieces = static_cast<unsigned>(std::min<int64_t>(pieces, UINT32_MAX));  // more are too many to launch anyway
+  return pieces * bags.num_features * bags.num_blocks;
 }
 
 }  // namespace
 
-int64_t plan_embedding_bag(const Bags& bags, DType dtype, std::vector<Feature>& features) {
-  const int run = bags_per_run(bags.num_ids, bags.num_blocks * bags.num_features * bags.num_samples);
-  int64_t blocks = 0;
-  with_type(dtype, [&](auto element) {
-    for (Feature& feature : features) {
-      feature.first_block = blocks;
-      blocks += ceil_div<int64_t>(bags.num_samples, kThreads / lanes_for<decltype(element)>(feature.dim) * run);
-    }
-  });
-  return blocks * bags.num_blocks;
-}
-
-void embedding_bag(const Bags& bags, DType dtype, void* out, bool out_is_float, int64_t blocks, cudaStream_t stream) {
+void embedding_bag(const Bags& bags, DType dtype, int64_t widest_dim, void* out, DType out_dtype, cudaStream_t stream) {
   with_type(dtype, [&](auto element) {
     using T = decltype(element);
-    const int64_t per_source = blocks_per_source(bags, blocks);
-    if (out_is_float) {
-      launch(pool<T, float>, blocks, kThreads, 0, stream, bags, static_cast<float*>(out), per_source);
-    } else {
-      launch(pool<T, T>, blocks, kThreads, 0, stream, bags, static_cast<T*>(out), per_source);
-    }
+    Shares shares = {};
+    const int64_t blocks = share_out<T>(bags, widest_dim, shares);
+    with_type(out_dtype, [&](auto out_element) {
+      using Out = decltype(out_element);
+      launch(bags.weights != nullptr ? pool<T, Out, true> : pool<T, Out, false>, blocks, kThreads, 0, stream, bags,
+             static_cast<Out*>(out), shares);
+    });
   });
 }
 
-void embedding_bag_weights_backward(const Bags& bags, DType dtype, const float* grad, float* weight_grads,
-                                    int64_t blocks, cudaStream_t stream) {
+void embedding_bag_weights_backward(const Bags& bags, DType dtype, int64_t widest_dim, const float* grad,
+                                    float* weight_grads, cudaStream_t stream) {
   with_type(dtype, [&](auto element) {
-    launch(weights_backward<decltype(element)>, blocks, kThreads, 0, stream, bags, grad, weight_grads,
-           blocks_per_source(bags, blocks));
+    using T = decltype(element);
+    Shares shares = {};
+    const int64_t blocks = share_out<T>(bags, widest_dim, shares);
+    launch(weights_backward<T>, blocks, kThreads, 0, stream, bags, grad, weight_grads, shares);
   });
 }
 

@@ -9,8 +9,8 @@ namespace dmt::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRowsInFlight = 4;  // of each lane: 16 bytes
-constexpr int64_t kFetchedBytes = kRowsInFlight * kThreads * 16;
+constexpr int kTogether = 4;  // rows of a group on their way
+constexpr int64_t kPlacesBytes = kRowPlaces<kThreads> * 8;
 constexpr int64_t kMostRows = 8;          // that a block of threads pools
 constexpr int64_t kTileBytes = 80 << 10;  // of them together: two blocks of threads find room
 constexpr int64_t kMostShared = 200 << 10;
@@ -36,10 +36,10 @@ DMT_DEVICE void copy_row(const T* row, int64_t width, T* target) {
 
 template <class T, class Payload>
 __global__ void __launch_bounds__(kThreads, 2)
-    pool_blocks(const Bags bags, const PooledBlock* blocks, int64_t rows_together, int64_t pieces, int widest_lanes) {
+    pool_blocks(const Bags bags, const PooledBlock* blocks, int64_t rows_together, int64_t pieces, int bits) {
   DMT_DYNAMIC_SHARED(shared);
-  uint4* const fetched = reinterpret_cast<uint4*>(shared);
-  T* const tile = reinterpret_cast<T*>(shared + kFetchedBytes);
+  int64_t* const places = reinterpret_cast<int64_t*>(shared);
+  T* const tile = reinterpret_cast<T*>(shared + kPlacesBytes);
   const int64_t stride = tile_stride<T>(bags.width);
   const int64_t k = blockIdx.x / static_cast<unsigned>(pieces);
   const int64_t first = blockIdx.x % static_cast<unsigned>(pieces) * rows_together;
@@ -47,21 +47,23 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int count = static_cast<int>(left < rows_together ? left : rows_together);
 
   // Some lanes pool a feature of all these samples.
-  const int lanes = widest_lanes;
-  const int lane = static_cast<int>(threadIdx.x) % lanes;
-  for (int64_t f = static_cast<int>(threadIdx.x) / lanes; f < bags.num_features; f += kThreads / lanes) {
-    const Feature feature = bags.features[f];
+  const LaneGroup group = lane_group(bits);
+  for (int64_t f = static_cast<int>(threadIdx.x) >> bits; f < bags.num_features; f += kThreads >> bits) {
+    const Feature& feature = bags.features[f];
     const int64_t first_bag = (k * bags.num_features + f) * bags.num_samples + first;
-    for (int64_t column = 0; column == 0 || column < feature.dim; column += lanes * kPackSize<T>) {
-      const LaneColumns mine = lane_columns<T>(feature, column, feature.dim - column, lane);
-      const bool reports = bags.errors != nullptr && lane == 0 && column == 0;
-      if (mine.count == 0 && !reports) continue;
-      const auto store = [&](int bag, const float (&sums)[kPackSize<T>]) {
-        T* const target = tile + bag * stride + feature.column + mine.column;
+    for (int64_t column = 0; column == 0 || column < feature.dim; column += group.lanes() * kPackSize<T>) {
+      const LaneColumns mine = lane_columns<T>(feature, column, feature.dim - column, group);
+      const bool reports = bags.errors != nullptr && column == 0;
+      T* target = tile + feature.column + mine.column;
+      const auto store = [=](const float (&sums)[kPackSize<T>]) mutable {
         store_values(target, sums, mine.count, is_aligned(target, 0));
+        target += stride;
       };
-      pool_run<T, kRowsInFlight, kThreads>(bags, feature, first_bag, count, mine, reports, fetched + threadIdx.x,
-                                           store);
+      if (bags.weights != nullptr) {
+        pool_run<T, kTogether, true>(bags, feature, first_bag, count, mine, group, reports, places, store);
+      } else {
+        pool_run<T, kTogether, false>(bags, feature, first_bag, count, mine, group, reports, places, store);
+      }
     }
   }
   __syncthreads();
@@ -90,17 +92,15 @@ void embedding_bag_blocks(const Bags& bags, DType dtype, const PooledBlock* bloc
   if (bags.num_samples == 0) return;
   with_type(dtype, [&](auto element) {
     using T = decltype(element);
-    int lanes = 1;
-    while (lanes < 32 && lanes * kPackSize<T> < widest_dim) lanes *= 2;
     const int64_t row_bytes = std::max<int64_t>(tile_stride<T>(bags.width) * static_cast<int64_t>(sizeof(T)), 1);
-    if (row_bytes + kFetchedBytes > kMostShared) {
+    if (row_bytes + kPlacesBytes > kMostShared) {
       throw std::length_error("embedding_bag_blocks_: a row of " + std::to_string(bags.width) + " columns is too wide");
     }
     const int64_t together = std::clamp<int64_t>(kTileBytes / row_bytes, 1, kMostRows);
     const int64_t pieces = ceil_div(bags.num_samples, together);
     with_payload(format, [&](auto payload) {
-      launch(pool_blocks<T, decltype(payload)>, bags.num_blocks * pieces, kThreads,
-             kFetchedBytes + together * row_bytes, stream, bags, blocks, together, pieces, lanes);
+      launch(pool_blocks<T, decltype(payload)>, bags.num_blocks * pieces, kThreads, kPlacesBytes + together * row_bytes,
+             stream, bags, blocks, together, pieces, lane_bits<T>(widest_dim));
     });
   });
 }

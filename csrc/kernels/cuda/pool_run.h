@@ -5,80 +5,176 @@
 
 namespace dmt::cuda {
 
-// What a lane sums: `count` columns of a feature's rows from `column` on, at most a pack of them.
+// 2^bits lanes of a warp that share the columns of a feature, and so the rows that they read.
+struct LaneGroup {
+  int lane;
+  int bits;
+  unsigned mask;
+
+  DMT_MEMBER int lanes() const { return 1 << bits; }
+};
+
+DMT_DEVICE LaneGroup lane_group(int bits) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const unsigned lanes = 1u << bits;
+  return {thread & static_cast<int>(lanes - 1), bits,
+          bits == 5 ? kAllLanes : ((1u << lanes) - 1) << (thread % 32 >> bits << bits)};
+}
+
+// As many lanes as these columns have packs, at most a warp.
+template <class T>
+DMT_BOTH int lane_bits(int64_t columns) {
+  const int64_t packs = ceil_div<int64_t>(columns, kPackSize<T>);
+  return (packs > 1) + (packs > 2) + (packs > 4) + (packs > 8) + (packs > 16);
+}
+
+// What a lane sums: `count` columns of a feature's rows from `column` on, at most a pack of them, perhaps none.
+// `whole`: whatever the group's lanes sum are packs, and aligned; a lane that has none may then read what the first one
+// reads.
 struct LaneColumns {
   int64_t column;
   int count;
-  bool aligned;
+  bool whole;
 };
 
-// Of `columns` columns from `first` on, the pack of lane `lane`.
+// Of `columns` columns from `first` on, the pack of a lane.
 template <class T>
-DMT_DEVICE LaneColumns lane_columns(const Feature& feature, int64_t first, int64_t columns, int64_t lane) {
-  const int64_t begin = lane * kPackSize<T>;
+DMT_DEVICE LaneColumns lane_columns(const Feature& feature, int64_t first, int64_t columns, const LaneGroup& group) {
+  const int64_t begin = group.lane * kPackSize<T>;
   const int64_t left = columns - begin;
-  return {first + begin,
-          static_cast<int>(left < 0              ? 0
-                           : left < kPackSize<T> ? left
-                                                 : kPackSize<T>),
-          is_aligned(static_cast<const T*>(feature.table) + first, feature.stride)};
+  const int count = static_cast<int>(left <= 0 ? 0 : left < kPackSize<T> ? left : kPackSize<T>);
+  return {first + (count > 0 ? begin : 0), count,
+          columns > 0 && columns % kPackSize<T> == 0 &&
+              is_aligned(static_cast<const T*>(feature.table) + first, feature.stride)};
 }
 
-// Calls sink(i, sums) for the bags [first_bag, first_bag + count) of one block and feature, for a lane's columns. Rows
-// are added in the order of the ids. The next kInFlight of them are on their way meanwhile, across the ends of bags: to
-// shared memory, where a thread's rows lie kThreads places apart from `place` on, rather than to registers, of which
-// that would take as many. (Rows that are not aligned are read one by one, when their turn comes.)
-template <class T, int kInFlight, int kThreads, class Sink>
-DMT_DEVICE void pool_run(const Bags& bags, const Feature& feature, int64_t first_bag, int count,
-                         const LaneColumns& columns, bool reports, uint4* place, const Sink& sink) {
-  constexpr int kSize = kPackSize<T>;
-  const T* const table = static_cast<const T*>(feature.table) + columns.column;
-  const bool is_copied = columns.aligned && columns.count == kSize;
-  const int64_t first = load_offset(bags, first_bag);
-  const int64_t last = load_offset(bags, first_bag + count);
-  const auto fetch = [&](int64_t p) {
-    if (p < last && is_copied) {
-      const int64_t row = row_of(bags, feature, load_id(bags, p));
-      if (row >= 0) copy_async(place + (p - first) % kInFlight * kThreads, table + row * feature.stride, true);
+constexpr int kLeastWindow = 8;
+
+// Places for the rows of a block's groups.
+template <int kThreads>
+constexpr int kRowPlaces = kThreads * kLeastWindow;
+
+// Where a row begins, in bytes from the table on; or kElsewhere or kMissing.
+template <class T>
+DMT_DEVICE int64_t place_of_row(const Bags& bags, const Feature& feature, int64_t position) {
+  const int64_t row = row_of(bags, feature, load_id(bags, position));
+  return row >= 0 ? row * feature.stride * static_cast<int64_t>(sizeof(T)) : row;
+}
+
+// Reports the id there, which is out of range, with the bag that it is in.
+DMT_DEVICE void report_at(const Bags& bags, const Feature& feature, int64_t position, int64_t first_bag, int count) {
+  int64_t bag = first_bag;
+  while (bag + 1 < first_bag + count && load_offset(bags, bag + 1) <= position) ++bag;
+  report_missing(bags, feature, bag, load_id(bags, position));
+}
+
+// What pools the bags [first_bag, first_bag + count) of one block and feature, for a lane's columns.
+template <class T, bool kIsWeighted>
+struct PooledRun {
+  const Bags& bags;
+  const Feature& feature;  // read anew for every window of rows, rather than held in registers
+  int64_t first_bag;
+  int count;
+  LaneColumns columns;
+  LaneGroup group;
+  bool reports;
+  int64_t* places;  // the group's
+
+  // Where the rows of the window lie that begins at a position, counted from `first`.
+  DMT_MEMBER void place_rows(int64_t first, int base, int last, int window) const {
+    __syncwarp(group.mask);  // the places of the last window were read
+#pragma unroll 1
+    for (int i = group.lane; i < window; i += group.lanes()) {
+      const int64_t position = first + base + i;
+      const bool is_there = i < last - base;
+      const int64_t place = is_there ? place_of_row<T>(bags, feature, position) : kMissing;
+      places[i] = place;
+      if (reports && is_there && place == kMissing) report_at(bags, feature, position, first_bag, count);
     }
-    commit_copies();
-  };
-  int64_t end = load_offset(bags, first_bag + 1);
-  int64_t counted = 0;
-  int bag = 0;
-  float sums[kSize] = {};
-  for (int u = 0; u < kInFlight - 1; ++u) fetch(first + u);
-  for (int64_t p = first;;) {
-    if ((p < end && p < last) || (bag + 1 == count && p < last)) {
-      fetch(p + kInFlight - 1);  // to where the last row was
-      wait_for_copies<kInFlight - 1>();
-      const int64_t id = load_id(bags, p);
-      const int64_t row = row_of(bags, feature, id);
-      counted += row != kMissing;
-      if (row >= 0) {
-        const Pack<T> pack = is_copied ? Pack<T>{place[(p - first) % kInFlight * kThreads]}
-                                       : load_pack(table + row * feature.stride, columns.count, false);
-        const float weight = bags.weights != nullptr ? bags.weights[p] : 1.0f;  // 1 * x is x
-#pragma unroll
-        for (int c = 0; c < kSize; ++c) sums[c] += weight * pack[c];
-      } else if (reports && row == kMissing) {
-        report_missing(bags, feature, first_bag + bag, id);
-      }
-      ++p;
-      continue;
-    }
-    if (feature.is_mean && counted > 0) {
-#pragma unroll
-      for (int c = 0; c < kSize; ++c) sums[c] /= static_cast<float>(counted);
-    }
-    sink(bag, sums);
-    if (++bag == count) break;
-#pragma unroll
-    for (int c = 0; c < kSize; ++c) sums[c] = 0;
-    counted = 0;
-    end = load_offset(bags, first_bag + bag + 1);
+    __syncwarp(group.mask);
   }
-  wait_for_copies<0>();
+
+  // Calls sink(sums) for every bag, in order. Rows are added in the order of the ids, kTogether at a time, across the
+  // ends of bags.
+  template <int kTogether, bool kIsWhole, bool kIsMean, class Sink>
+  DMT_MEMBER void walk(int window, Sink& sink) const {
+    constexpr int kSize = kPackSize<T>;
+    const char* const table = reinterpret_cast<const char*>(static_cast<const T*>(feature.table) + columns.column);
+    const int64_t first = load_offset(bags, first_bag);
+    const int last = static_cast<int>(load_offset(bags, first_bag + count) - first);
+    // Where bags end; not clamped, since no row is read for it. The next one is there before it is wanted.
+    const int64_t* const ends = bags.offsets + first_bag + 1;
+    const auto end_of = [&](int bag) { return bag < count ? static_cast<int>(ends[bag] - first) : 0; };
+    int bag = 0;
+    int end = end_of(0);
+    int next_end = end_of(1);
+    int counted = 0;
+    float sums[kSize] = {};
+    const auto finish = [&] {
+      if constexpr (kIsMean) {
+        if (counted > 0) {
+#pragma unroll
+          for (int c = 0; c < kSize; ++c) sums[c] /= static_cast<float>(counted);
+        }
+        counted = 0;
+      }
+      sink(sums);
+#pragma unroll
+      for (int c = 0; c < kSize; ++c) sums[c] = 0;
+      ++bag;
+      end = next_end;
+      next_end = end_of(bag + 1);
+    };
+    for (int base = 0; base < last; base += window) {
+      place_rows(first, base, last, window);
+#pragma unroll 1
+      for (int begin = 0; begin < window && begin < last - base; begin += kTogether) {
+        uint4 rows[kTogether];
+        float weights[kTogether];
+#pragma unroll
+        for (int u = 0; u < kTogether; ++u) {
+          const int64_t place = places[begin + u];
+          rows[u] = {};
+          if (place >= 0) {
+            const T* const row = reinterpret_cast<const T*>(table + place);
+            rows[u] = load_pack(row, kIsWhole ? kSize : columns.count, kIsWhole).words;
+          }
+          if constexpr (kIsWeighted) weights[u] = place >= 0 ? bags.weights[first + base + begin + u] : 0.0f;
+        }
+#pragma unroll
+        for (int u = 0; u < kTogether; ++u) {
+#pragma unroll 1
+          while (base + begin + u >= end && bag + 1 < count) finish();
+          const Pack<T> pack = {rows[u]};  // zeros change no sum
+#pragma unroll
+          for (int c = 0; c < kSize; ++c) sums[c] += kIsWeighted ? weights[u] * pack[c] : pack[c];
+          if constexpr (kIsMean) counted += places[begin + u] != kMissing;
+        }
+      }
+    }
+    while (bag < count) finish();
+  }
+};
+
+// Calls sink(sums) for the bags [first_bag, first_bag + count) of one block and feature, in order, for a lane's
+// columns. All lanes of the group call it; they look up together where a window of rows lies, in `places`, which are
+// the block's. `kTogether` rows are on their way at once.
+template <class T, int kTogether, bool kIsWeighted, class Sink>
+DMT_DEVICE void pool_run(const Bags& bags, const Feature& feature, int64_t first_bag, int count,
+                         const LaneColumns& columns, const LaneGroup& group, bool reports, int64_t* places, Sink sink) {
+  const int window = group.lanes() < kLeastWindow ? kLeastWindow : group.lanes();
+  int64_t* const mine = places + (threadIdx.x >> group.bits) * static_cast<unsigned>(window);
+  const PooledRun<T, kIsWeighted> run = {bags, feature, first_bag, count, columns, group, reports, mine};
+  // What divides is long, and written for every row on its way.
+  if (columns.whole && feature.is_mean) {
+    run.template walk<kTogether / 2, true, true>(window, sink);
+  } else if (columns.whole) {
+    run.template walk<kTogether, true, false>(window, sink);
+  } else if (feature.is_mean) {
+    run.template walk<1, false, true>(window, sink);
+  } else {
+    run.template walk<1, false, false>(window, sink);
+  }
 }
 
 }  // namespace dmt::cuda

@@ -22,8 +22,8 @@ struct PooledRows {
     return bags.block_order[tile.block] * bags.num_samples + tile.first;
   }
   template <class E>
-  DMT_MEMBER void fill(const Tile& tile, int64_t begin, bool reports, E* target, uint4* copies) const {
-    pool_tile<T>(bags, tile, begin, reports && bags.errors != nullptr, target, copies);
+  DMT_MEMBER void fill(const Tile& tile, int64_t begin, bool reports, E* target, int64_t* places) const {
+    pool_tile<T>(bags, tile, begin, reports && bags.errors != nullptr, target, places);
   }
 };
 
@@ -36,7 +36,7 @@ struct MatrixRows {
   DMT_MEMBER int64_t num_samples() const { return rows; }
   DMT_MEMBER int64_t row_of(const Tile& tile) const { return tile.first; }
   template <class E>
-  DMT_MEMBER void fill(const Tile& tile, int64_t begin, bool, E* target, uint4*) const {
+  DMT_MEMBER void fill(const Tile& tile, int64_t begin, bool, E* target, int64_t*) const {
     copy_tile(data, tile.first, tile.count, begin, width, target);
   }
 };
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, kIsExact<E> ? 1 : 2)
   DMT_DYNAMIC_SHARED(shared);
   E* const tile = reinterpret_cast<E*>(shared);
   unsigned char* const factors = shared + kTileBytes<E>;
-  uint4* const copies = reinterpret_cast<uint4*>(factors + 2 * kColumns * kFactorStride);
+  int64_t* const places = reinterpret_cast<int64_t*>(factors + 2 * kColumns * kFactorStride);
   const unsigned chunk = blockIdx.x % chunks;  // neighbours pool the same rows: the second finds them in the cache
   const Tile samples = tile_at(blockIdx.x / chunks, rows.num_samples());
   const E* const columns = weight + static_cast<int64_t>(chunk) * kColumns * depth;
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, kIsExact<E> ? 1 : 2)
   fetch_factors(0);
   for (int64_t slice = 0; slice < depth; slice += kSlice) {
     __syncthreads();  // the last slice's tile is not needed any more
-    rows.fill(samples, slice, chunk == 0, tile, copies);
+    rows.fill(samples, slice, chunk == 0, tile, places);
     for (int k = 0; k < kSlice; k += kDepth<E>) {
       wait_for_copies<0>();
       __syncthreads();  // everybody's factors and rows are there, and the other place for factors is free
@@ -118,7 +118,7 @@ void multiply(const Rows& rows, int64_t tiles, const Matrix& weight, const void*
          packed);
   const int64_t chunks = width / kColumns;
   launch(multiply_rows<Rows, E, kColumns>, tiles * chunks, kThreads,
-         kTileBytes<E> + 2 * kColumns * kFactorStride + kCopiesBytes, stream, rows, packed, depth,
+         kTileBytes<E> + 2 * kColumns * kFactorStride + kPlacesBytes, stream, rows, packed, depth,
          static_cast<const Out*>(bias), static_cast<Out*>(out), weight.rows, static_cast<unsigned>(chunks));
 }
 
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   DMT_DYNAMIC_SHARED(shared);
   E* const pooled = reinterpret_cast<E*>(shared);
   E* const grads = reinterpret_cast<E*>(shared + kTileBytes<E>);
-  uint4* const copies = reinterpret_cast<uint4*>(shared + 2 * kTileBytes<E>);
+  int64_t* const places = reinterpret_cast<int64_t*>(shared + 2 * kTileBytes<E>);
   const int64_t chunk = blockIdx.x % static_cast<unsigned>(cut.chunks);
   const int64_t slice = blockIdx.x / static_cast<unsigned>(cut.chunks) % static_cast<unsigned>(cut.slices);
   const int64_t split = blockIdx.x / static_cast<unsigned>(cut.chunks) / static_cast<unsigned>(cut.slices);
@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncthreads();  // the last tiles are not needed any more
     const int64_t row = bags.block_order[samples.block] * bags.num_samples + samples.first;
     copy_tile(grad, row, samples.count, chunk * 128, out_width, grads);
-    pool_tile<T>(bags, samples, slice * kSlice, false, pooled, copies);
+    pool_tile<T>(bags, samples, slice * kSlice, false, pooled, places);
     __syncthreads();
     sums.add(grads, pooled);
   }
@@ -247,7 +247,7 @@ void tower_pool_weight_backward(const Bags& bags, DType dtype, const float* grad
     using T = decltype(element);
     with_products(products, [&](auto factor) {
       using E = decltype(factor);
-      launch(sum_products<T, E>, cut.splits * cut.slices * cut.chunks, kThreads, 2 * kTileBytes<E> + kCopiesBytes,
+      launch(sum_products<T, E>, cut.splits * cut.slices * cut.chunks, kThreads, 2 * kTileBytes<E> + kPlacesBytes,
              stream, bags, grad, out_width, cut, partials);
     });
     launch(add_splits<T>, ceil_div<int64_t>(out_width * bags.width, kThreads), kThreads, 0, stream, partials, cut,

@@ -9,7 +9,7 @@ constexpr int kTileThreads = 256;
 constexpr int kTileRows = 64;   // samples
 constexpr int kSlice = 128;     // columns
 constexpr int kBagsPerRun = 4;  // that one group of lanes pools in a row
-constexpr int kTileRowsInFlight = 4;
+constexpr int kTileRowsTogether = 4;
 
 // Elements between the rows of a tile: 16 bytes more than a slice, so that eight rows lie in different banks.
 template <class E>
@@ -18,7 +18,7 @@ constexpr int kTileStride = kSlice + kPackSize<E>;
 template <class E>
 constexpr int kTileBytes = kTileRows * kTileStride<E> * static_cast<int>(sizeof(E));
 
-constexpr int kCopiesBytes = kTileRowsInFlight * kTileThreads * 16;  // rows on their way
+constexpr int kPlacesBytes = kRowPlaces<kTileThreads> * 8;  // where rows lie
 
 // The samples [first, first + count) of one block.
 struct Tile {
@@ -47,7 +47,8 @@ DMT_DEVICE void clear_rest(E* tile, int rows, int64_t width) {
 
 // tile = columns [begin, begin + kSlice) of the pooled rows of these samples. All threads of the block call it.
 template <class T, class E>
-DMT_DEVICE void pool_tile(const Bags& bags, const Tile& samples, int64_t begin, bool reports, E* tile, uint4* copies) {
+DMT_DEVICE void pool_tile(const Bags& bags, const Tile& samples, int64_t begin, bool reports, E* tile,
+                          int64_t* places) {
   constexpr int kRuns = kTileRows / kBagsPerRun;
   const int64_t width = bags.width - begin;
   const int64_t end = begin + (width < kSlice ? width : kSlice);
@@ -68,30 +69,30 @@ DMT_DEVICE void pool_tile(const Bags& bags, const Tile& samples, int64_t begin, 
     const int64_t columns = (to < end ? to : end) - from;
     widest = columns > widest ? columns : widest;
   }
-  int lanes = 1;
-  while (lanes * kPackSize<T> < widest) lanes *= 2;
-
-  const int lane = static_cast<int>(threadIdx.x) % lanes;
-  const int groups = kTileThreads / lanes;
-  for (int64_t task = static_cast<int>(threadIdx.x) / lanes; task < (last - low) * kRuns; task += groups) {
+  const LaneGroup group = lane_group(lane_bits<T>(widest));
+  const int groups = kTileThreads >> group.bits;
+  for (int64_t task = static_cast<int>(threadIdx.x) >> group.bits; task < (last - low) * kRuns; task += groups) {
     const int first = static_cast<int>(task % kRuns) * kBagsPerRun;
     if (first >= samples.count) continue;
     const int64_t f = low + task / kRuns;
-    const Feature feature = bags.features[f];
+    const Feature& feature = bags.features[f];
     const int64_t from = feature.column < begin ? begin : feature.column;
     const int64_t to = feature.column + feature.dim < end ? feature.column + feature.dim : end;
-    const LaneColumns mine = lane_columns<T>(feature, from - feature.column, to - from, lane);
-    if (mine.count == 0) continue;
+    const LaneColumns mine = lane_columns<T>(feature, from - feature.column, to - from, group);
     const int64_t bag = (samples.block * bags.num_features + f) * bags.num_samples + samples.first + first;
     const int count = samples.count - first < kBagsPerRun ? samples.count - first : kBagsPerRun;
-    E* const target = tile + first * kTileStride<E> + (from - begin) + lane * kPackSize<T>;
-    const auto store = [&](int i, const float (&sums)[kPackSize<T>]) {
+    E* target = tile + first * kTileStride<E> + (from - begin) + group.lane * kPackSize<T>;
+    const auto store = [=](const float (&sums)[kPackSize<T>]) mutable {
       constexpr int kBytes = kPackSize<T> * static_cast<int>(sizeof(E)) < 16 ? 8 : 16;
-      E* const row = target + i * kTileStride<E>;
-      store_values(row, sums, mine.count, reinterpret_cast<uintptr_t>(row) % kBytes == 0);
+      store_values(target, sums, mine.count, reinterpret_cast<uintptr_t>(target) % kBytes == 0);
+      target += kTileStride<E>;
     };
-    pool_run<T, kTileRowsInFlight, kTileThreads>(
-        bags, feature, bag, count, mine, reports && lane == 0 && from == feature.column, copies + threadIdx.x, store);
+    const bool reporting = reports && from == feature.column;
+    if (bags.weights != nullptr) {
+      pool_run<T, kTileRowsTogether, true>(bags, feature, bag, count, mine, group, reporting, places, store);
+    } else {
+      pool_run<T, kTileRowsTogether, false>(bags, feature, bag, count, mine, group, reporting, places, store);
+    }
   }
 }
 
