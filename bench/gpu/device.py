@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -48,14 +49,19 @@ class Device:
         self.copy_rate = 2 * sizes.probe_bytes / self.seconds(lambda: target.copy_(source))
         square = torch.ones(sizes.probe_width, sizes.probe_width, dtype=torch.bfloat16, device=self.device)
         self.product_rate = 2 * sizes.probe_width**3 / self.seconds(lambda: square @ square)
-        uniform, _ = self.bags(1, min(sizes.rows, MOST_PROBED), 1)
+        uniform, _ = self.bags(1, MOST_PROBED if name == "cuda" else sizes.rows, 1)
         self.gather_rate = self.rate_of_rows(self.tables(1, torch.float32)[0], uniform)
 
     def rate_of_rows(self, table: Tensor, ids: Tensor) -> float:
-        """Bytes per second of a gather of these rows, read and written."""
+        """Bytes per second of the fastest gather of these rows at hand, read and written."""
         ids = ids[:MOST_PROBED]
         rows = torch.empty(len(ids), table.shape[1], dtype=table.dtype, device=self.device)
-        return 2 * rows.nbytes / self.seconds(lambda: torch.index_select(table, 0, ids, out=rows))
+        gathers: list[Run] = [lambda: torch.index_select(table, 0, ids, out=rows), lambda: table[ids]]
+        if self.device.type == "cuda" and find_spec("triton") is not None:
+            from bench.gpu.gather import gather
+
+            gathers.append(lambda: gather(table, ids, rows))
+        return 2 * rows.nbytes / min(map(self.seconds, gathers))
 
     def seconds(self, run: Run) -> float:
         """The median of some calls; what lies in the caches before is what the call before left there."""

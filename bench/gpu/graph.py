@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -31,20 +32,29 @@ def demo_step(device: str, data: str) -> tuple[TrainStep, Any]:
     return step, batch
 
 
-def gaps(trace: dict[str, Any]) -> dict[str, float]:
+def gaps(trace: dict[str, Any]) -> dict[str, Any]:
     """From a profiler's trace: kernels and copies of the device, the largest gap between two, and all gaps together."""
     spans = sorted(
-        (event["ts"], event["ts"] + event["dur"])
+        (event["ts"], event["ts"] + event["dur"], event["name"])
         for event in trace["traceEvents"]
         if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")
     )
+    if not spans:
+        return {"kernels": 0, "us": 0.0, "largest gap us": 0.0, "idle us": 0.0, "between": ""}
     largest = idle = 0.0
-    end = spans[0][0] if spans else 0.0
-    for start, stop in spans:
-        largest, idle = max(largest, start - end), idle + max(0.0, start - end)
-        end = max(end, stop)
-    span = end - spans[0][0] if spans else 0.0
-    return {"kernels": len(spans), "us": span, "largest gap us": largest, "idle us": idle}
+    (first, end, before), between = spans[0], ""
+    for start, stop, name in spans:
+        if start - end > largest:
+            largest, between = start - end, f"{short(before)} and {short(name)}"
+        idle += max(0.0, start - end)
+        if stop > end:
+            end, before = stop, name
+    return {"kernels": len(spans), "us": end - first, "largest gap us": largest, "idle us": idle, "between": between}
+
+
+def short(kernel: str) -> str:
+    """The name of a kernel without namespaces, templates and arguments."""
+    return re.sub(r"<.*|\(.*", "", kernel.removeprefix("void ").replace("(anonymous namespace)::", "")).split("::")[-1]
 
 
 def measure(device: str, data: str) -> dict[str, Any]:
@@ -78,5 +88,6 @@ def measure(device: str, data: str) -> dict[str, Any]:
             found.append(gaps(json.loads(path.read_text())))
     median = sorted(found, key=lambda one: one["largest gap us"])[len(found) // 2]
     row |= {"ms": median["us"] / 1e3, "met": "yes" if median["kernels"] and median["largest gap us"] <= 5 else "no"}
-    facts = ", ".join(f"{name} {value:.4g}" for name, value in median.items() if name != "us")
+    facts = ", ".join(f"{key} {value:.4g}" for key, value in median.items() if key not in ("us", "between"))
+    facts += f" (between {median['between']})"
     return row | {"note": f"{facts}; loss {first:.4f} to {loss.item():.4f}"}

@@ -86,6 +86,7 @@ def fbgemm(tables: list[Tensor], out_dtype: torch.dtype | None = None) -> Any:
     module = SplitTableBatchedEmbeddingBagsCodegen(
         [(*table.shape, EmbeddingLocation.DEVICE, ComputeDevice.CUDA) for table in tables],
         weights_precision=kind,
+        cache_precision=SparseType.FP32,  # there is no cache, but it refuses some others
         output_dtype=kind if out_dtype is None else SparseType.from_dtype(out_dtype),
         optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
         pooling_mode=PoolingMode.SUM,
