@@ -32,10 +32,10 @@ void update(const char* op, const std::vector<Tensor>& tables, const std::vector
     });
     key = updated.back().end_key;
   }
-  const bool grad_is_float = grad.scalar_type() == ScalarType::Float;
+  const cuda::Gradient gradient = {grad.const_data_ptr(), grad.scalar_type() == ScalarType::Float};
   int64_t workspace_bytes = 0;
   cuda::UpdatePlan plan = cuda::plan_update(on_device.layout(), on_device.features(), updated, on_device.dtype(),
-                                            grad_is_float, workspace_bytes);
+                                            gradient, workspace_bytes);
   on_device.upload(device.stream());
   const int64_t table_bytes = static_cast<int64_t>(updated.size() * sizeof(cuda::UpdatedTable));
   const Tensor uploaded = device_bytes(ids, table_bytes);
@@ -43,8 +43,7 @@ void update(const char* op, const std::vector<Tensor>& tables, const std::vector
   const Tensor workspace = device_bytes(ids, workspace_bytes);
   cuda::place_workspace(plan, workspace.mutable_data_ptr());
   cuda::run_update(on_device.layout(), plan, static_cast<const cuda::UpdatedTable*>(uploaded.const_data_ptr()),
-                   static_cast<int64_t>(updated.size()), on_device.dtype(), {grad.const_data_ptr(), grad_is_float},
-                   optimizer, settings,
+                   static_cast<int64_t>(updated.size()), on_device.dtype(), gradient, optimizer, settings,
                    step.has_value() ? static_cast<const int64_t*>(step->const_data_ptr()) : nullptr, statistic,
                    device.stream());
 }

@@ -75,10 +75,25 @@ def test_any_weight_is_rounded_as_on_the_cpu(op, dtype):
     assert_same_as_on_the_cpu(op, case, "sgd", lr=-1.0, seeds=[5], step=torch.tensor(1))
 
 
-@pytest.mark.parametrize("dim", [132, 700, 2000])
+@pytest.mark.parametrize("dim", [132, 257, 700, 2000])
 def test_wide_rows(op, dim):
     shape = {"shapes": [(40, dim)], "feature_tables": [0], "pooling": ["sum"], "samples": 20}
     assert_same_as_on_the_cpu(op, problem(3, **shape), "rowwise_adagrad")
+
+
+@pytest.mark.parametrize("shapes", [[(4, 0)], [(4, 0), (6, 5)], [(0, 3)]], ids=["alone", "beside others", "no rows"])
+def test_rows_of_nothing(op, shapes):
+    tables = [torch.ones(shape) for shape in shapes]
+    features, width = list(range(len(shapes))), sum(shape[1] for shape in shapes)
+    ids = torch.zeros(0 if shapes == [(0, 3)] else 5 * len(shapes), dtype=torch.int64)
+    offsets = torch.arange(5 * len(shapes) + 1).clamp(max=len(ids))
+    case = Problem(tables, features, ["sum"] * len(shapes), [0], 5, ids, offsets, None, torch.ones(5, width))
+    assert_same_as_on_the_cpu(op, case, "sgd")
+    sizes = ([table.shape[0] for table in tables], [table.shape[1] for table in tables])
+    arguments = (case.grad, ids, offsets, None, *sizes, torch.float32, features, [0] * len(shapes))
+    expected = on_the_cpu("embedding_bag_backward")(*arguments)
+    for a, b in zip(op("embedding_bag_backward")(*arguments), expected, strict=True):
+        assert_same_bits(a, b)
 
 
 def row_squares(op, case: Problem, weight_decay: float):
@@ -143,15 +158,17 @@ def summed_in_runs(case: Problem) -> torch.Tensor:
     return total
 
 
-@pytest.mark.parametrize("lengths", [[256, 257, 1], [1000, 3, 512, 513], [40, 2000], [255, 1, 256, 600]])
-def test_rows_that_are_hit_very_often(op, lengths):
+@pytest.mark.parametrize(
+    ("lengths", "dim"), [([256, 257, 1], 12), ([1000, 3, 512, 513], 128), ([40, 2000], 132), ([255, 1, 256, 600], 7)]
+)
+def test_rows_that_are_hit_very_often(op, lengths, dim):
     """A row's sum depends on its own contributions alone, wherever its keys lie among the others'."""
     generator = torch.Generator().manual_seed(0)
     count = sum(lengths)
     ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     ids = ids[torch.randperm(count, generator=generator)]
-    grad = torch.randn(count, 12, generator=generator)
-    table = torch.zeros(len(lengths), 12)
+    grad = torch.randn(count, dim, generator=generator)
+    table = torch.zeros(len(lengths), dim)
     case = Problem([table], [0], ["sum"], [0], count, ids, torch.arange(count + 1), None, grad)
     assert_same_bits(updated(op, case, "sgd", lr=-1.0)[0], summed_in_runs(case))
 

@@ -4,9 +4,11 @@
 #include <bit>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "row_ranks.h"
+#include "update_row.h"
 
 namespace dmt::cuda {
 namespace {
@@ -16,26 +18,28 @@ static_assert(kStretch <= kRun);  // a long row reaches beyond the stretch that 
 
 // ---- 1. Keys ------------------------------------------------------------------------------------------------------
 
-// `lanes` threads share a bag.
+// 2^lane_bits threads share a bag; `blocks_each` blocks the bags of a feature in a block of samples.
 __global__ void __launch_bounds__(kThreads)
-    list_ids(const Bags bags, const KeyBits bits, int lanes, uint64_t* keys, float* scales, int* refused) {
-  const int64_t thread = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
-  const int64_t bag = thread / lanes;
-  if (bag >= bags.num_blocks * bags.num_features * bags.num_samples) return;
-  const int lane = static_cast<int>(thread % lanes);
-  const unsigned group = lanes == 32 ? kAllLanes : ((1u << lanes) - 1) << (threadIdx.x % 32 / lanes * lanes);
-  const int64_t k = bag / bags.num_samples / bags.num_features;
-  const int64_t f = bag / bags.num_samples % bags.num_features;
-  const int64_t sample = k * bags.num_samples + bag % bags.num_samples;
-  const Feature feature = bags.features[f];
+    list_ids(const Bags bags, const KeyBits bits, int lane_bits, unsigned blocks_each, uint64_t* keys, float* scales,
+             int* accepted) {
+  const unsigned group = blockIdx.x / blocks_each;
+  const int64_t k = group / static_cast<unsigned>(bags.num_features);
+  const int64_t f = group % static_cast<unsigned>(bags.num_features);
+  const int64_t b = blockIdx.x % blocks_each * static_cast<int64_t>(kThreads >> lane_bits) + (threadIdx.x >> lane_bits);
+  if (b >= bags.num_samples) return;
+  const int lanes = 1 << lane_bits;
+  const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
+  const int64_t bag = group * bags.num_samples + b;
+  const Feature& feature = bags.features[f];
   const int64_t begin = load_offset(bags, bag);
   const int64_t end = load_offset(bags, bag + 1);
   int count = 0;
   if (feature.is_mean) {
+    const unsigned mask = (kAllLanes >> (32 - lanes)) << (threadIdx.x % 32 & ~(lanes - 1u));
     for (int64_t p = begin + lane; p < end; p += lanes) count += row_of(bags, feature, load_id(bags, p)) != kMissing;
-    for (int distance = lanes / 2; distance > 0; distance /= 2) count += __shfl_xor_sync(group, count, distance);
+    for (int distance = lanes / 2; distance > 0; distance /= 2) count += __shfl_xor_sync(mask, count, distance);
   }
-  const uint64_t source = static_cast<uint64_t>(sample) << bits.feature | static_cast<uint64_t>(f);
+  const uint64_t source = static_cast<uint64_t>(k * bags.num_samples + b) << bits.feature | static_cast<uint64_t>(f);
   for (int64_t p = begin + lane; p < end; p += lanes) {
     const int64_t id = load_id(bags, p);
     const int64_t row = row_of(bags, feature, id);
@@ -47,7 +51,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     } else if (row == kMissing && bags.errors != nullptr) {
       report_missing(bags, feature, bag, id);
-      *refused = 1;
+      *accepted = 0;
     }
   }
 }
@@ -56,15 +60,17 @@ __global__ void __launch_bounds__(kThreads)
 
 // partials[j] = the sum of the run, not the last one of its row, that begins among keys [j*kRun, (j+1)*kRun). There is
 // at most one: such a run reaches beyond them.
-template <class Grad>
-__global__ void __launch_bounds__(kThreads) sum_runs(const Work work) {
+template <class Grad, class Shape>
+__global__ void __launch_bounds__(kThreads, 2) sum_runs(const Work work) {
+  constexpr int kLanes = Shape::kLanes;
+  constexpr int kSize = Shape::template kSize<Grad>;
   DMT_DYNAMIC_SHARED(shared);
-  const Group<Grad> group(work, shared);
+  const Group<Grad, Shape> group(work, shared);
   const Sorted& sorted = work.sorted;
-  const int64_t groups = static_cast<int64_t>(blockDim.x) / work.lanes;
-  const int64_t j = blockIdx.x * groups + static_cast<int>(threadIdx.x) / work.lanes;
+  // Runs of one row on different multiprocessors.
+  const int64_t j = static_cast<int64_t>(threadIdx.x / kLanes) * gridDim.x + blockIdx.x;
   const int64_t beyond = (j + 1) * kRun;
-  if (beyond >= sorted.count || *work.refused) return;
+  if (beyond >= sorted.count || !*work.accepted) return;
   const int64_t row = row_at(sorted, beyond);
   if (row >= sorted.num_rows || row_at(sorted, beyond - 1) != row) return;
   const int64_t head = first_of_row(sorted, row, 0, beyond);
@@ -72,186 +78,130 @@ __global__ void __launch_bounds__(kThreads) sum_runs(const Work work) {
   const int64_t begin = head >= first ? head : head + ceil_div(first - head, kRun) * kRun;
   const int64_t end = begin + kRun;
   if (end >= sorted.count || row_at(sorted, end) != row) return;
-  const int64_t dim = table_of_row(work, row).dim;
-  group.clear(dim);
-  group.fetch_first(begin, end, dim);
-  for (int64_t i = begin; i < end; ++i) group.add(i, end, dim);
-  float* const partial = work.partials + j * work.widest;
-  constexpr int kSize = kPackSize<Grad>;
-  for (int64_t pack = group.lane; pack * kSize < dim; pack += work.lanes) {
-    for (int c = 0; c < kSize && pack * kSize + c < dim; ++c) partial[pack * kSize + c] = group.sums[pack * kSize + c];
-  }
+  const int dim = feature_of_key(work, sorted.keys[begin]).dim;
+  group.template add_row<16>(kLanes, kLanes, begin, end, row, dim, true);
+  float* const partial = work.partials + j * work.sum_width;
+  group.for_columns(dim, [&](int c) {
+    float sum[kSize];
+    load_values(group.sums + c, sum, kSize, Shape::kIsPacked);
+    store_values(partial + c, sum, kSize, Shape::kIsPacked);
+  });
 }
 
-// In 32 chains, by column, which are then added up as pairs: the order of the CPU's kernel, and as there in double.
-template <class T>
-DMT_DEVICE double sum_of_squares(const T* row, const float* g, int64_t dim, float weight_decay, int lane, int lanes,
-                                 unsigned mask) {
-  const auto chain = [&](int first) {
-    double sum = 0;
-    for (int64_t c = first; c < dim; c += 32) {
-      const float weight = weight_decay == 0.0f ? 0.0f : to_float(row[c]);
-      const double value = static_cast<double>(decayed_gradient(weight, g[c], weight_decay));
-      sum += value * value;
-    }
-    return sum;
-  };
-  double sum = chain(lane);
-  if (lanes == 16) sum += chain(lane + 16);
-  if (lanes == 8) sum = (sum + chain(lane + 16)) + (chain(lane + 8) + chain(lane + 24));
-  for (int distance = lanes / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(mask, sum, distance);
-  return sum;
-}
-
-// Weights of 16 bits, rounded by their place in the whole table.
-struct AtRandom {
-  uint64_t row;  // row_key()
-  uint32_t first_column;
-
-  DMT_MEMBER uint32_t word(int i) const { return random_word(row, first_column + static_cast<uint32_t>(i)); }
-  DMT_MEMBER void operator()(int i, float value, BFloat16& to) const { to.bits = bfloat16_at_random(value, word(i)); }
-  DMT_MEMBER void operator()(int i, float value, Half& to) const { to.bits = half_at_random(value, word(i)); }
-};
-
-// `rank`: of the row, if rows have numbers.
-template <bool kIsRanked, class T, class Grad>
-DMT_DEVICE void apply(const Group<Grad>& group, const UpdatedTable& table, int64_t row, int64_t rank) {
-  constexpr int kSize = kPackSize<T>;
+// Sums a row whose contributions begin with window[head], that of key begin + head, and perhaps go on beyond.
+template <class Group>
+DMT_DEVICE void sum_beyond(const Group& group, int64_t begin, int head, int64_t row, int dim) {
   const Work& work = group.work;
-  const OptimizerSettings<float>& settings = work.settings;
-  T* const weights = static_cast<T*>(table.data) + row * table.stride;
-  const bool aligned = is_aligned(weights, 0);
-  RowwiseFactors<float> factors = {};
-  if (kIsRanked && work.statistic.squares != nullptr) {
-    const double squares =
-        sum_of_squares(weights, group.sums, table.dim, settings.weight_decay, group.lane, work.lanes, group.mask);
-    if (group.lane == 0) work.statistic.squares[rank] = squares;
-    return;
-  }
-  if (work.optimizer == Optimizer::rowwise_adagrad) {
-    float* const state = table.state + row * table.state_stride;
-    float value = *state;
-    double mean_square;
-    if (kIsRanked) {
-      mean_square = rank < work.statistic.count ? work.statistic.mean_squares[rank] : nan("");
-    } else {
-      mean_square =
-          sum_of_squares(weights, group.sums, table.dim, settings.weight_decay, group.lane, work.lanes, group.mask) /
-          static_cast<double>(table.dim);
-    }
-    factors = rowwise_factors(static_cast<float>(mean_square), value, settings);
-    __syncwarp(group.mask);  // all have read it
-    if (group.lane == 0) *state = value;
-  }
-  uint64_t random_row = 0;
-  if (sizeof(T) == 2 && work.step != nullptr) {
-    random_row = row_key(message_key(table.seed, static_cast<uint64_t>(*work.step)),
-                         static_cast<uint64_t>(table.first_row + row));
-  }
-  for (int64_t c = group.lane * kSize; c < table.dim; c += work.lanes * kSize) {
-    const int count = static_cast<int>(table.dim - c < kSize ? table.dim - c : kSize);
-    float values[kSize];
-    load_values(weights + c, values, count, aligned);
-    if (work.optimizer == Optimizer::adagrad) {
-      float* const state = table.state + row * table.state_stride + c;
-      float states[kSize];
-      const bool aligned_state = is_aligned(state, 0);
-      load_values(state, states, count, aligned_state);
-#pragma unroll
-      for (int i = 0; i < kSize; ++i) {
-        if (i < count) values[i] = adagrad_weight(values[i], group.sums[c + i], states[i], settings);
-      }
-      store_values(state, states, count, aligned_state);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kSize; ++i) {
-        if (i >= count) continue;
-        values[i] = work.optimizer == Optimizer::sgd ? sgd_weight(values[i], group.sums[c + i], settings)
-                                                     : rowwise_weight(values[i], group.sums[c + i], factors);
-      }
-    }
-    if constexpr (sizeof(T) == 2) {
-      if (work.step != nullptr) {
-        const AtRandom at_random = {random_row, static_cast<uint32_t>(table.first_column + c)};
-        store_values(weights + c, values, count, aligned, at_random);
-        continue;
-      }
-    }
-    store_values(weights + c, values, count, aligned);
-  }
-}
-
-// Groups walk stretches of keys. A row belongs to the one in whose stretch it begins, which follows it beyond.
-template <class T, class Grad, bool kIsRanked>
-__global__ void __launch_bounds__(kThreads, 2) update_rows(const Work work) {
-  DMT_DYNAMIC_SHARED(shared);
-  const Group<Grad> group(work, shared);
   const Sorted& sorted = work.sorted;
-  const int64_t groups = static_cast<int64_t>(blockDim.x) / work.lanes;
-  const int64_t begin = (blockIdx.x * groups + static_cast<int>(threadIdx.x) / work.lanes) * kStretch;
-  if (begin >= sorted.count || *work.refused) return;
-  const int64_t end = begin + kStretch < sorted.count ? begin + kStretch : sorted.count;
-  int64_t rank = kIsRanked ? work.first_ranks[begin / kStretch] : 0;
-  int64_t i = begin;
-  if (begin > 0) {
-    const int64_t before = row_at(sorted, begin - 1);
-    while (i < end && row_at(sorted, i) == before) ++i;
+  const int64_t first = begin + head;
+  int64_t next = begin + Group::kLanes;
+  const bool is_long = first + kRun < sorted.count && row_at(sorted, first + kRun) == row;
+  if (is_long) {  // summed in runs, all but the last
+    const int64_t row_end = first_of_row(sorted, row + 1, first + kRun, sorted.count);
+    const int64_t runs = (row_end - first - 1) / kRun;
+    group.add_partials(work.partials + first / kRun * work.sum_width, runs, dim);
+    next = first + runs * kRun;
   }
-  while (i < end) {
-    // Rows of one table, whose gradients are copied ahead without regard to where a row ends.
-    const int64_t first_row = row_at(sorted, i);
-    if (first_row >= sorted.num_rows) return;
-    const UpdatedTable table = table_of_row(work, first_row);
-    const int64_t last_row = row_at(sorted, end - 1);
-    int64_t known_end = end;  // of what is for this group and of this table, but for the end of a long row
-    if (last_row >= table.end_key) {
-      known_end = first_of_row(sorted, table.end_key, i, end);
-    } else if (end < sorted.count && row_at(sorted, end) == last_row) {
-      known_end = first_of_row(sorted, last_row + 1, end, end + kRun < sorted.count ? end + kRun : sorted.count);
-    }
-    group.fetch_first(i, known_end, table.dim);
-    while (i < end) {
-      const int64_t row = row_at(sorted, i);
-      if (row >= table.end_key) break;
-      prefetch(static_cast<const T*>(table.data) + (row - table.first_key) * table.stride + group.lane * kPackSize<T>);
-      if (group.lane == 0 && table.state != nullptr) {
-        prefetch(table.state + (row - table.first_key) * table.state_stride);
+  constexpr int kTogether = Group::kSize == 8 ? 4 : 8;  // as registers allow
+  group.template add_row<kTogether>(is_long ? Group::kLanes : head, Group::kLanes, next, sorted.count, row, dim,
+                                    !is_long);
+}
+
+// Groups walk stretches of keys, a window of as many as they have lanes at a time. A row belongs to the one in whose
+// stretch it begins, which follows it beyond.
+template <class T, class Grad, class Shape>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 3) update_rows(const Work work) {
+  constexpr int kLanes = Shape::kLanes;
+  constexpr int kSize = Shape::template kSize<T>;
+  DMT_DYNAMIC_SHARED(shared);
+  const Group<Grad, Shape> group(work, shared);
+  const Sorted& sorted = work.sorted;
+  Target<T>* const targets = reinterpret_cast<Target<T>*>(group.sums + work.sum_width);  // of the window's rows
+  const int64_t stretch = blockIdx.x * static_cast<int64_t>(blockDim.x / kLanes) + threadIdx.x / kLanes;
+  if (stretch * kStretch >= sorted.count || !*work.accepted) return;
+  int64_t rank = work.first_ranks != nullptr ? work.first_ranks[stretch] : 0;
+  for (int64_t begin = stretch * kStretch; begin < (stretch + 1) * kStretch; begin += kLanes) {
+    const int64_t i = begin + group.lane;
+    const uint64_t key = group.key_at(i);
+    const int64_t row = row_of_key(sorted, key);
+    const bool is_there = row < sorted.num_rows;
+    unsigned heads = group.ballot(is_there && (i == 0 || row_at(sorted, i - 1) != row));
+    const int there = __popc(group.ballot(is_there));
+    AtRandom random = {};
+    if (is_there) {
+      group.decode(i, key);
+      const UpdatedTable& table = work.tables[feature_of_key(work, key).table_index];
+      const int64_t local = row - table.first_key;
+      targets[group.lane] = {static_cast<T*>(table.data) + local * table.stride,
+                             table.state + local * table.state_stride};
+      if (sizeof(T) == 2 && work.step != nullptr) {
+        random = {row_key(message_key(table.seed, static_cast<uint64_t>(*work.step)),
+                          static_cast<uint64_t>(table.first_row + local)),
+                  static_cast<uint32_t>(table.first_column)};
       }
-      group.clear(table.dim);
-      int64_t row_end = known_end;
-      if (i + kRun < sorted.count && row_at(sorted, i + kRun) == row) {  // long: summed in runs, all but the last
-        row_end = first_of_row(sorted, row + 1, i + kRun, sorted.count);
-        const int64_t runs = (row_end - i - 1) / kRun;
-        group.add_partials(work.partials + i / kRun * work.widest, runs, table.dim);
-        i += runs * kRun;
-        group.fetch_first(i, row_end, table.dim);
-      }
-      for (; i < sorted.count && row_at(sorted, i) == row; ++i) group.add(i, row_end, table.dim);
-      __syncwarp(group.mask);  // the sums of all lanes are there
-      apply<kIsRanked, T>(group, table, row - table.first_key, rank);
-      if (kIsRanked) ++rank;
-      __syncwarp(group.mask);  // and were read
     }
-    wait_for_copies<0>();
+    group.sync();
+    while (heads != 0) {
+      const int head = __ffs(static_cast<int>(heads)) - 1;
+      heads &= heads - 1;
+      const int end = heads != 0 ? __ffs(static_cast<int>(heads)) - 1 : there;
+      const Target<T> target = targets[head];
+      const int dim = group.window[head].dim;
+      // On their way while the gradient is summed.
+      float values[kSize] = {};
+      const int c = group.lane * kSize;
+      if (c < dim) load_values(target.weights + c, values, kSize, Shape::kIsPacked);
+      const float state = work.optimizer == Optimizer::rowwise_adagrad ? *target.state : 0.0f;
+      if (end < kLanes) {
+        group.template add<4>(head, end, dim, true);
+      } else {
+        sum_beyond(group, begin, head, group.shuffle(row, head), dim);
+      }
+      group.sync();  // the sums of all lanes are there
+      AtRandom its_random = {};
+      if (sizeof(T) == 2 && work.step != nullptr) {
+        its_random = {group.shuffle(random.row, head), group.shuffle(random.first_column, head)};
+      }
+      apply<Shape>(group, targets[head], dim, values, state, rank++, its_random);
+      group.sync();  // and were read
+    }
   }
 }
 
-int lanes_for(int64_t widest, int64_t grad_size) {
-  int lanes = 8;  // sum_of_squares knows no fewer
-  while (lanes < 32 && lanes * 16 < widest * grad_size) lanes *= 2;
-  return lanes;
+int sum_width(const UpdatePlan& plan) { return static_cast<int>(ceil_div<int64_t>(plan.widest, 8)) * 8; }
+
+// A window of contributions and of targets, and sums.
+int64_t group_bytes(const UpdatePlan& plan) { return plan.lanes * 32 + sum_width(plan) * int64_t{4}; }
+
+int groups_per_block(const UpdatePlan& plan) {
+  int groups = kThreads / plan.lanes;
+  while (groups > 32 / plan.lanes && groups * group_bytes(plan) > kSharedBytes) groups /= 2;
+  return groups;  // whole warps
 }
 
-int64_t group_bytes(const UpdatePlan& plan) {
-  const int64_t packs = ceil_div(plan.widest * plan.grad_size, int64_t{16});
-  return packs * 16 * kInFlight + packs * (16 / plan.grad_size) * 4;
+// Whether all rows are whole packs: of tables, of their states, and of the gradient.
+bool is_packed(const Bags& bags, const std::vector<Feature>& features, const std::vector<UpdatedTable>& tables,
+               int64_t size, const void* grad, int64_t grad_size) {
+  const auto is_whole = [](int64_t columns, int64_t bytes) { return columns * bytes % 16 == 0; };
+  return reinterpret_cast<uintptr_t>(grad) % 16 == 0 && is_whole(bags.width, grad_size) &&
+         std::all_of(features.begin(), features.end(),
+                     [&](const Feature& feature) { return is_whole(feature.column, grad_size); }) &&
+         std::all_of(tables.begin(), tables.end(), [&](const UpdatedTable& table) {
+           return reinterpret_cast<uintptr_t>(table.data) % 16 == 0 && is_whole(table.stride, size) &&
+                  is_whole(table.dim, size) && is_whole(table.dim, grad_size) &&
+                  (table.state_stride <= 1 ||
+                   (reinterpret_cast<uintptr_t>(table.state) % 16 == 0 && is_whole(table.state_stride, 4)));
+         });
 }
 
-int groups_per_block(const UpdatePlan& plan, int lanes) {
-  const int64_t fit = (plan.widest <= 256 ? kSharedBytes : kMostShared / 2) / group_bytes(plan);
-  int groups = kThreads / lanes;
-  while (groups > 1 && groups > fit) groups /= 2;
-  return std::max(groups, 32 / lanes);  // whole warps
+// Calls function(Shape<...>{}).
+template <class Function>
+void with_shape(const UpdatePlan& plan, const Function& function) {
+  if (!plan.is_packed) return function(Shape<false, false, 32>{});
+  if (!plan.is_narrow) return function(Shape<true, false, 32>{});
+  if (plan.lanes == 8) return function(Shape<true, true, 8>{});
+  if (plan.lanes == 16) return function(Shape<true, true, 16>{});
+  function(Shape<true, true, 32>{});
 }
 
 int64_t rounded(int64_t bytes) { return ceil_div<int64_t>(bytes, 256) * 256; }
@@ -259,7 +209,7 @@ int64_t rounded(int64_t bytes) { return ceil_div<int64_t>(bytes, 256) * 256; }
 }  // namespace
 
 UpdatePlan plan_update(const Bags& bags, const std::vector<Feature>& features, const std::vector<UpdatedTable>& tables,
-                       DType dtype, bool grad_is_float, int64_t& workspace_bytes) {
+                       DType dtype, const Gradient& grad, int64_t& workspace_bytes) {
   UpdatePlan plan = {};
   std::vector<int> uses(tables.size());
   for (const Feature& feature : features) {
@@ -269,7 +219,7 @@ UpdatePlan plan_update(const Bags& bags, const std::vector<Feature>& features, c
   plan.has_scales = plan.has_scales || bags.weights != nullptr;
   plan.num_rows = tables.empty() ? 0 : tables.back().end_key;
   for (const UpdatedTable& table : tables) plan.widest = std::max(plan.widest, table.dim);
-  plan.grad_size = grad_is_float || dtype == DType::f32 ? 4 : 2;
+  plan.grad_size = grad.is_float || dtype == DType::f32 ? 4 : 2;
   const int64_t samples = bags.num_blocks * bags.num_samples;
   if (samples > INT32_MAX) throw std::length_error("embedding_update_: more than 2^31 - 1 samples");
   plan.bits.row = std::bit_width(static_cast<uint64_t>(plan.num_rows));
@@ -282,7 +232,11 @@ UpdatePlan plan_update(const Bags& bags, const std::vector<Feature>& features, c
   // Ids of a table that one feature reads lie in the order of its samples already, and the sort is stable.
   const bool is_shared = std::any_of(uses.begin(), uses.end(), [](int count) { return count > 1; });
   plan.bits.begin_bit = is_shared ? 0 : plan.bits.sample + plan.bits.feature;
-  if (group_bytes(plan) * (32 / lanes_for(plan.widest, plan.grad_size)) > kMostShared) {
+  plan.is_packed = is_packed(bags, features, tables, dtype == DType::f32 ? 4 : 2, grad.data, plan.grad_size);
+  plan.lanes = plan.is_packed ? 8 : 32;  // sum_of_squares knows no fewer
+  while (plan.lanes < 32 && plan.lanes * 16 < plan.widest * plan.grad_size) plan.lanes *= 2;
+  plan.is_narrow = plan.lanes * 16 >= plan.widest * plan.grad_size;
+  if (plan.widest > kMostShared || group_bytes(plan) * (32 / plan.lanes) > kMostShared) {
     throw std::length_error("embedding_update_: a row of " + std::to_string(plan.widest) + " columns is too wide");
   }
   plan.buffers.count = bags.num_ids;
@@ -291,7 +245,7 @@ UpdatePlan plan_update(const Bags& bags, const std::vector<Feature>& features, c
   radix_sort(plan.buffers, plan.bits.begin_bit, plan.bits.row + plan.bits.sample + plan.bits.feature, nullptr,
              plan.scratch_bytes, nullptr);
   workspace_bytes = 256 + 2 * rounded(bags.num_ids * 8) + (plan.has_scales ? 2 : 0) * rounded(bags.num_ids * 4) +
-                    rounded(plan.scratch_bytes) + rounded(bags.num_ids / kRun * plan.widest * 4) +
+                    rounded(plan.scratch_bytes) + rounded(bags.num_ids / kRun * sum_width(plan) * 4) +
                     rounded((ceil_div(bags.num_ids, kStretch) + 1) * 8);
   return plan;
 }
@@ -299,7 +253,7 @@ UpdatePlan plan_update(const Bags& bags, const std::vector<Feature>& features, c
 void place_workspace(UpdatePlan& plan, void* workspace) {
   char* next = static_cast<char*>(workspace);
   const auto take = [&](int64_t bytes) { return std::exchange(next, next + rounded(bytes)); };
-  plan.refused = reinterpret_cast<int*>(take(1));
+  plan.accepted = reinterpret_cast<int*>(take(1));
   for (uint64_t*& keys : plan.buffers.keys) keys = reinterpret_cast<uint64_t*>(take(plan.buffers.count * 8));
   for (float*& values : plan.buffers.values) {
     values = plan.has_scales ? reinterpret_cast<float*>(take(plan.buffers.count * 4)) : nullptr;
@@ -314,20 +268,21 @@ void run_update(const Bags& bags, const UpdatePlan& plan, const UpdatedTable* ta
                 const int64_t* step, const RowStatistic& statistic, cudaStream_t stream) {
   const int64_t num_bags = bags.num_blocks * bags.num_features * bags.num_samples;
   if (bags.num_ids == 0 || num_bags == 0) return;
-  fill_bytes(plan.refused, 0, 256, stream);
-  fill_bytes(plan.buffers.keys[0], 0xFF, bags.num_ids * 8, stream);  // what belongs to no row
-  int lanes = 1;
-  while (lanes < 32 && lanes * num_bags < bags.num_ids) lanes *= 2;
-  launch(list_ids, ceil_div<int64_t>(num_bags * lanes, kThreads), kThreads, 0, stream, bags, plan.bits, lanes,
-         plan.buffers.keys[0], plan.buffers.values[0], plan.refused);
+  // Accepted, until an id is out of range; and keys that belong to no row.
+  fill_bytes(plan.accepted, 0xFF, 256 + bags.num_ids * 8, stream);
+  int lane_bits = 0;
+  while (lane_bits < 5 && (num_bags << lane_bits) < bags.num_ids) ++lane_bits;
+  const int64_t blocks_each = ceil_div<int64_t>(bags.num_samples << lane_bits, kThreads);
+  launch(list_ids, bags.num_blocks * bags.num_features * blocks_each, kThreads, 0, stream, bags, plan.bits, lane_bits,
+         static_cast<unsigned>(blocks_each), plan.buffers.keys[0], plan.buffers.values[0], plan.accepted);
   if (plan.num_rows == 0) return;
   int64_t scratch_bytes = plan.scratch_bytes;
   const int full = radix_sort(plan.buffers, plan.bits.begin_bit, plan.bits.row + plan.bits.sample + plan.bits.feature,
                               plan.scratch, scratch_bytes, stream);
 
-  const int row_lanes = lanes_for(plan.widest, plan.grad_size);
-  const int groups = groups_per_block(plan, row_lanes);
+  const int groups = groups_per_block(plan);
   const int64_t shared = groups * group_bytes(plan);
+  const bool is_ranked = statistic.mean_squares != nullptr || statistic.squares != nullptr;
   const Work work = {
       .bags = bags,
       .sorted = {plan.buffers.keys[full], plan.buffers.values[full], bags.num_ids, plan.num_rows, plan.bits},
@@ -335,18 +290,16 @@ void run_update(const Bags& bags, const UpdatePlan& plan, const UpdatedTable* ta
       .num_tables = num_tables,
       .grad = grad.data,
       .partials = plan.partials,
-      .first_ranks = plan.first_ranks,
+      .first_ranks = is_ranked ? plan.first_ranks : nullptr,
       .statistic = statistic,
-      .widest = plan.widest,
-      .refused = plan.refused,
+      .accepted = plan.accepted,
       .optimizer = optimizer,
       .settings = settings,
       .step = step,
-      .lanes = row_lanes,
+      .sum_width = sum_width(plan),
       .group_bytes = static_cast<int>(group_bytes(plan)),
   };
   const int64_t stretches = ceil_div(bags.num_ids, kStretch);
-  const bool is_ranked = statistic.mean_squares != nullptr || statistic.squares != nullptr;
   if (is_ranked) {
     launch(count_rows, ceil_div<int64_t>(stretches, kThreads), kThreads, 0, stream, work.sorted, plan.first_ranks);
     launch(add_counts, 1, kThreads, 0, stream, plan.first_ranks, stretches);
@@ -359,9 +312,11 @@ void run_update(const Bags& bags, const UpdatePlan& plan, const UpdatedTable* ta
   const auto sum_and_update = [&](auto weight, auto gradient) {
     using T = decltype(weight);
     using Grad = decltype(gradient);
-    launch(sum_runs<Grad>, run_blocks, groups * row_lanes, shared, stream, work);
-    launch(is_ranked ? update_rows<T, Grad, true> : update_rows<T, Grad, false>, row_blocks, groups * row_lanes, shared,
-           stream, work);
+    with_shape(plan, [&](auto shape) {
+      using Shape = decltype(shape);
+      launch(sum_runs<Grad, Shape>, run_blocks, groups * plan.lanes, shared, stream, work);
+      launch(update_rows<T, Grad, Shape>, row_blocks, groups * plan.lanes, shared, stream, work);
+    });
   };
   with_type(dtype, [&](auto element) {
     if (grad.is_float) {

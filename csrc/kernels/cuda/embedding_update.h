@@ -45,23 +45,26 @@ struct KeyBits {
   int begin_bit;  // from where on they are sorted
 };
 
+struct Gradient {
+  const void* data;  // [K*B, D]
+  bool is_float;     // or in the tables' dtype
+};
+
 struct UpdatePlan {
   KeyBits bits;
   bool has_scales;
   int64_t num_rows;     // of all tables
   int64_t widest;       // dim
   int64_t grad_size;    // bytes of an element
-  SortBuffers buffers;  // places in the workspace
+  bool is_packed;       // all rows are whole packs
+  bool is_narrow;       // and none is wider than all lanes' packs
+  int lanes;            // of a group
+  SortBuffers buffers;  // places in the workspace; keys[0] right behind `accepted`
   void* scratch;
   int64_t scratch_bytes;
   float* partials;
   int64_t* first_ranks;  // of the rows that begin in each stretch of keys, and behind it the number of all
-  int* refused;          // not zero: an id is out of range, and nothing is to be written
-};
-
-struct Gradient {
-  const void* data;  // [K*B, D]
-  bool is_float;     // or in the tables' dtype
+  int* accepted;         // zero: an id is out of range, and nothing is to be written
 };
 
 // The statistic of row-wise Adagrad over whole rows, one for every row that the batch touches, tables in order and rows
@@ -75,7 +78,7 @@ struct RowStatistic {
 
 // Sizes from shapes alone. `workspace_bytes` becomes what run_update needs; its address goes into place_workspace.
 UpdatePlan plan_update(const Bags& bags, const std::vector<Feature>& features, const std::vector<UpdatedTable>& tables,
-                       DType dtype, bool grad_is_float, int64_t& workspace_bytes);
+                       DType dtype, const Gradient& grad, int64_t& workspace_bytes);
 void place_workspace(UpdatePlan& plan, void* workspace);
 
 // `tables` and `step`: on the device. `step`: 16-bit weights are rounded at random; null: to nearest.

@@ -6,8 +6,7 @@
 namespace dmt::cuda {
 
 constexpr int kThreads = 256;
-constexpr int64_t kStretch = 64;  // keys that a group of lanes walks
-constexpr int kInFlight = 4;      // gradient rows on their way
+constexpr int64_t kStretch = 32;  // keys that a group of lanes walks
 
 // The sorted keys and what they stand for.
 struct Sorted {
@@ -24,21 +23,22 @@ struct Work {
   const UpdatedTable* tables;
   int64_t num_tables;
   const void* grad;
-  float* partials;  // [count / kRun, widest]
+  float* partials;  // [count / kRun, sum_width]
   const int64_t* first_ranks;
   RowStatistic statistic;
-  int64_t widest;
-  const int* refused;
+  const int* accepted;
   Optimizer optimizer;
   OptimizerSettings<float> settings;
   const int64_t* step;  // or null: weights are rounded to nearest
-  int lanes;
-  int group_bytes;  // of shared memory
+  int sum_width;        // columns of the widest row, rounded up to whole packs
+  int group_bytes;      // of shared memory
 };
 
-DMT_DEVICE int64_t row_at(const Sorted& sorted, int64_t i) {
-  return static_cast<int64_t>(sorted.keys[i] >> (sorted.bits.sample + sorted.bits.feature));
+DMT_DEVICE int64_t row_of_key(const Sorted& sorted, uint64_t key) {
+  return static_cast<int64_t>(key >> (sorted.bits.sample + sorted.bits.feature));
 }
+
+DMT_DEVICE int64_t row_at(const Sorted& sorted, int64_t i) { return row_of_key(sorted, sorted.keys[i]); }
 
 // The first of [low, high) whose row is at least `row`, or high.
 DMT_DEVICE int64_t first_of_row(const Sorted& sorted, int64_t row, int64_t low, int64_t high) {
@@ -53,127 +53,178 @@ DMT_DEVICE int64_t first_of_row(const Sorted& sorted, int64_t row, int64_t low, 
   return low;
 }
 
-DMT_DEVICE const UpdatedTable& table_of_row(const Work& work, int64_t row) {
-  int64_t low = 0;
-  int64_t high = work.num_tables;
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (work.tables[middle].first_key <= row ? low : high) = middle;
-  }
-  return work.tables[low];
+DMT_DEVICE const Feature& feature_of_key(const Work& work, uint64_t key) {
+  return work.bags.features[key & ((uint64_t{1} << work.sorted.bits.feature) - 1)];
 }
 
-DMT_DEVICE void prefetch(const void* address) {
-#if defined(__CUDACC__)
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
-#else
-  (void)address;
-#endif
-}
-
-// Lanes that sum a row's gradient in shared memory, and what of it is theirs there.
+// What a key adds to its row's gradient.
 template <class Grad>
+struct alignas(16) Contribution {
+  const Grad* from;
+  float scale;
+  int dim;
+};
+
+// What a lane reads of a row at once.
+template <class T, int kColumns>
+struct Columns {
+  static_assert(kColumns == kPackSize<T>);
+  Pack<T> pack;
+
+  DMT_MEMBER void load(const T* source) { pack = {__ldg(reinterpret_cast<const uint4*>(source))}; }
+  DMT_MEMBER float operator[](int i) const { return pack[i]; }
+};
+
+template <class T>
+struct Columns<T, 1> {
+  T value;
+
+  DMT_MEMBER void load(const T* source) { value = *source; }
+  DMT_MEMBER float operator[](int) const { return to_float(value); }
+};
+
+// How rows are shared out. Lanes take a pack each, or one column if not all rows are whole packs (kIsPacked); and if no
+// row is wider than all lanes' packs (kIsNarrow), then nothing more.
+template <bool kIsPacked_, bool kIsNarrow_, int kLanes_>
+struct Shape {
+  static constexpr bool kIsPacked = kIsPacked_;
+  static constexpr bool kIsNarrow = kIsNarrow_;
+  static constexpr int kLanes = kLanes_;
+
+  template <class T>
+  static constexpr int kSize = kIsPacked ? kPackSize<T> : 1;
+
+  // function(c) with the first of kColumns columns, for all that are this lane's.
+  template <int kColumns, class Function>
+  static DMT_MEMBER void for_columns(int lane, int dim, const Function& function) {
+    for (int c = lane * kColumns; c < dim; c += kLanes * kColumns) {
+      function(c);
+      if (kIsNarrow) break;
+    }
+  }
+};
+
+// Lanes that sum a row's gradient. Every lane makes out what one key stands for, and tells the others in shared memory.
+template <class Grad, class Shape>
 struct Group {
+  static constexpr bool kIsPacked = Shape::kIsPacked;
+  static constexpr int kSize = Shape::template kSize<Grad>;
+  static constexpr int kLanes = Shape::kLanes;
+
   const Work& work;
   int lane;
   unsigned mask;
-  float* sums;    // [widest, rounded up to whole packs]
-  uint4* copies;  // [kInFlight, widest in packs]
-  int64_t packs;
+  Contribution<Grad>* window;  // [kLanes], of keys in a row
+  float* sums;                 // [sum_width]
 
   DMT_MEMBER Group(const Work& all, unsigned char* shared) : work(all) {
-    lane = static_cast<int>(threadIdx.x) % work.lanes;
-    mask = work.lanes == 32 ? kAllLanes : ((1u << work.lanes) - 1) << (threadIdx.x % 32 / work.lanes * work.lanes);
-    packs = ceil_div<int64_t>(work.widest, kPackSize<Grad>);
-    unsigned char* const mine = shared + static_cast<int>(threadIdx.x) / work.lanes * work.group_bytes;
-    copies = reinterpret_cast<uint4*>(mine);
-    sums = reinterpret_cast<float*>(mine + kInFlight * packs * 16);
+    lane = static_cast<int>(threadIdx.x % kLanes);
+    mask = (kAllLanes >> (32 - kLanes)) << first_lane();
+    unsigned char* const mine = shared + static_cast<int>(threadIdx.x) / kLanes * work.group_bytes;
+    window = reinterpret_cast<Contribution<Grad>*>(mine);
+    sums = reinterpret_cast<float*>(window + kLanes);
   }
 
-  // Where the gradient of contribution i lies.
-  DMT_MEMBER const Grad* source(int64_t i) const {
+  static DMT_MEMBER unsigned first_lane() { return threadIdx.x % 32 / kLanes * kLanes; }
+  DMT_MEMBER void sync() const { __syncwarp(mask); }
+  DMT_MEMBER unsigned ballot(bool vote) const { return __ballot_sync(mask, vote) >> first_lane(); }
+  template <class Value>
+  DMT_MEMBER Value shuffle(Value value, int from) const {
+    return __shfl_sync(mask, value, from, kLanes);
+  }
+
+  template <class Function>
+  DMT_MEMBER void for_columns(int dim, const Function& function) const {
+    Shape::template for_columns<kSize>(lane, dim, function);
+  }
+
+  // All ones, which belong to no row, behind the last.
+  DMT_MEMBER uint64_t key_at(int64_t i) const { return i < work.sorted.count ? work.sorted.keys[i] : ~uint64_t{0}; }
+
+  // window[lane] = what the key, that of contribution i, stands for.
+  DMT_MEMBER void decode(int64_t i, uint64_t key) const {
     const Bags& bags = work.bags;
     const KeyBits& bits = work.sorted.bits;
-    const uint64_t key = work.sorted.keys[i];
-    const int64_t f = static_cast<int64_t>(key & ((uint64_t{1} << bits.feature) - 1));
-    int64_t row = static_cast<int64_t>(key >> bits.feature & ((uint64_t{1} << bits.sample) - 1));
+    const Feature& feature = feature_of_key(work, key);
+    int64_t sample = static_cast<int64_t>(key >> bits.feature & ((uint64_t{1} << bits.sample) - 1));
     if (bags.num_blocks > 1) {
       const unsigned samples = static_cast<unsigned>(bags.num_samples);
-      const unsigned k = static_cast<unsigned>(row) / samples;
-      row = bags.block_order[k] * bags.num_samples + static_cast<unsigned>(row) % samples;
+      const unsigned k = static_cast<unsigned>(sample) / samples;
+      sample = bags.block_order[k] * bags.num_samples + static_cast<unsigned>(sample) % samples;
     }
-    return static_cast<const Grad*>(work.grad) + row * bags.width + bags.features[f].column;
+    window[lane] = {static_cast<const Grad*>(work.grad) + sample * bags.width + feature.column,
+                    work.sorted.scales != nullptr ? work.sorted.scales[i] : 1.0f, feature.dim};
   }
 
-  DMT_MEMBER static bool is_copied(const Grad* from, int64_t dim) {
-    return is_aligned(from, 0) && dim % kPackSize<Grad> == 0;
+  // sums += the contributions [first, end) of the window, in order; or from zero on. kTogether are on their way at
+  // once.
+  template <int kTogether>
+  DMT_MEMBER void add(int first, int end, int dim, bool from_zero) const {
+    for_columns(dim, [&](int c) {
+      float sum[kSize] = {};
+      if (!from_zero) load_values(sums + c, sum, kSize, kIsPacked);
+      int i = first;
+      for (; i + kTogether <= end; i += kTogether) add_some<kTogether>(i, c, sum);
+#pragma unroll 1
+      for (; i < end; ++i) add_some<1>(i, c, sum);
+      store_values(sums + c, sum, kSize, kIsPacked);
+    });
   }
 
-  // Starts to copy the gradient of contribution i < end.
-  DMT_MEMBER void fetch(int64_t i, int64_t end, int64_t dim) const {
-    if (i < end) {
-      const Grad* const from = source(i);
-      if (is_copied(from, dim)) {
-        for (int64_t pack = lane; pack * kPackSize<Grad> < dim; pack += work.lanes) {
-          copy_async(copies + i % kInFlight * packs + pack, from + pack * kPackSize<Grad>, true);
+  template <int kCount>
+  DMT_MEMBER void add_some(int first, int c, float (&sum)[kSize]) const {
+    Columns<Grad, kSize> values[kCount];
+#pragma unroll
+    for (int u = 0; u < kCount; ++u) values[u].load(window[first + u].from + c);
+#pragma unroll
+    for (int u = 0; u < kCount; ++u) {
+      const float scale = window[first + u].scale;
+#pragma unroll
+      for (int j = 0; j < kSize; ++j) sum[j] += scale * values[u][j];
+    }
+  }
+
+  // The same; and if the window ends there, of the contributions [next, end) behind it, as far as they are the row's.
+  template <int kTogether>
+  DMT_MEMBER void add_row(int first, int last, int64_t next, int64_t end, int64_t row, int dim, bool from_zero) const {
+    while (true) {
+      const bool goes_on = last == kLanes && next < end;
+      const int64_t i = next + lane;
+      const uint64_t key = goes_on ? key_at(i) : 0;
+      add<kTogether>(first, last, dim, from_zero);
+      if (!goes_on) return;
+      const bool is_there = i < end && row_of_key(work.sorted, key) == row;
+      first = 0;
+      last = __popc(ballot(is_there));
+      next += kLanes;
+      from_zero = false;
+      sync();  // all have read what the window held
+      if (is_there) decode(i, key);
+      sync();
+    }
+  }
+
+  // sums = the sums of `runs` runs, in order, in the columns that this lane adds to.
+  DMT_MEMBER void add_partials(const float* partials, int64_t runs, int dim) const {
+    constexpr int kTogether = 4;
+    for_columns(dim, [&](int c) {
+      const float* next = partials + c;
+      float sum[kSize] = {};
+      for (int64_t run = 0; run < runs; run += kTogether, next += kTogether * work.sum_width) {
+        float some[kTogether][kSize];
+#pragma unroll
+        for (int u = 0; u < kTogether; ++u) {
+          if (run + u < runs) load_values(next + u * work.sum_width, some[u], kSize, kIsPacked);
+        }
+#pragma unroll
+        for (int u = 0; u < kTogether; ++u) {
+          if (run + u >= runs) continue;
+#pragma unroll
+          for (int j = 0; j < kSize; ++j) sum[j] += some[u][j];
         }
       }
-    }
-    commit_copies();
-  }
-
-  DMT_MEMBER void fetch_first(int64_t i, int64_t end, int64_t dim) const {
-    wait_for_copies<0>();
-    for (int u = 0; u < kInFlight - 1; ++u) fetch(i + u, end, dim);
-  }
-
-  // Adds contribution i, and fetches one that follows, if it is before `end`.
-  DMT_MEMBER void add(int64_t i, int64_t end, int64_t dim) const {
-    constexpr int kSize = kPackSize<Grad>;
-    fetch(i + kInFlight - 1, end, dim);
-    wait_for_copies<kInFlight - 1>();
-    const Grad* const from = source(i);
-    const bool copied = is_copied(from, dim);
-    const float scale = work.sorted.scales != nullptr ? work.sorted.scales[i] : 1.0f;
-    for (int64_t pack = lane; pack * kSize < dim; pack += work.lanes) {
-      const int64_t left = dim - pack * kSize;
-      const Pack<Grad> values =
-          copied ? Pack<Grad>{copies[i % kInFlight * packs + pack]}
-                 : load_pack(from + pack * kSize, static_cast<int>(left < kSize ? left : kSize), false);
-      float* const sum = sums + pack * kSize;
-#pragma unroll
-      for (int c = 0; c < kSize; ++c) sum[c] += scale * values[c];
-    }
-  }
-
-  DMT_MEMBER void clear(int64_t dim) const {
-    constexpr int kSize = kPackSize<Grad>;
-    for (int64_t pack = lane; pack * kSize < dim; pack += work.lanes) {
-#pragma unroll
-      for (int c = 0; c < kSize; ++c) sums[pack * kSize + c] = 0;
-    }
-  }
-
-  // sums += the sums of `runs` runs, in order, in the columns that this lane adds to.
-  DMT_MEMBER void add_partials(const float* partials, int64_t runs, int64_t dim) const {
-    constexpr int kSize = kPackSize<Grad>;
-    constexpr int kTogether = 8;  // that are on their way at once
-    for (int64_t pack = lane; pack * kSize < dim; pack += work.lanes) {
-      for (int c = 0; c < kSize && pack * kSize + c < dim; ++c) {
-        const float* next = partials + pack * kSize + c;
-        float sum = sums[pack * kSize + c];
-        for (int64_t run = 0; run < runs; run += kTogether, next += kTogether * work.widest) {
-          float some[kTogether];
-#pragma unroll
-          for (int u = 0; u < kTogether; ++u) some[u] = run + u < runs ? next[u * work.widest] : 0.0f;
-#pragma unroll
-          for (int u = 0; u < kTogether; ++u) {
-            if (run + u < runs) sum += some[u];
-          }
-        }
-        sums[pack * kSize + c] = sum;
-      }
-    }
+      store_values(sums + c, sum, kSize, kIsPacked);
+    });
   }
 };
 
