@@ -74,12 +74,13 @@ __global__ void __launch_bounds__(kThreads, 2)
       copy_row(values, bags.width, reinterpret_cast<T*>(target));
       continue;
     }
-    const auto load = [&](int64_t column, float (&some)[kTogether]) {
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i) some[i] = column + i < bags.width ? wire_value(values[column + i]) : 0.0f;
-    };
-    encode_row<Payload>(bags.width, static_cast<int>(threadIdx.x) % 32, 32, kAllLanes, Rounding{false, 0}, target,
-                        in_words(block.data, block.stride), load);
+    const bool is_in_steps =
+        in_steps<T, Payload>(bags.width, tile, stride * static_cast<int64_t>(sizeof(T)), block.data, block.stride);
+    if (is_in_steps) {
+      encode_row<true, Payload>(values, bags.width, Lanes{5}, Nearest{}, target);
+    } else {
+      encode_row<false, Payload>(values, bags.width, Lanes{5}, Nearest{}, target);
+    }
   }
 }
 
