@@ -111,32 +111,6 @@ DMT_DEVICE void store_steps(const Step<E, kStep> (&steps)[kCount], int left, uin
   }
 }
 
-// Where a lane is in a row of T and its message.
-template <class T, class Payload>
-struct LaneOfRow {
-  static constexpr int kElementBytes = static_cast<int>(wire_element_bytes(Payload::kFormat));
-  static constexpr int kPerWord = 4 / kElementBytes;
-  static constexpr int kStep = step_columns(Payload::kFormat);
-  static constexpr int kSteps = kLaneColumns / kStep;
-
-  Lanes lanes;
-  int64_t columns;
-  int first;     // column of the lane
-  int64_t span;  // columns that the lanes have at once
-
-  DMT_MEMBER LaneOfRow(const Lanes& shared, int64_t all) : lanes(shared), columns(all) {
-    first = lanes.self() / kSideBySide * (kSideBySide * kLaneColumns) + lanes.self() % kSideBySide * kStep;
-    span = static_cast<int64_t>(kLaneColumns) << lanes.log;
-  }
-
-  // How many columns are left for the lane behind `begin` of those of all lanes: as many as matter.
-  DMT_MEMBER int left(int64_t begin) const {
-    const int64_t rest = columns - begin - first;
-    return static_cast<int>(rest < kSideBySide * kLaneColumns ? rest : kSideBySide * kLaneColumns);
-  }
-  static DMT_MEMBER int words(int left) { return (left + kPerWord - 1) / kPerWord; }
-};
-
 // A word of values that their row's scale has divided.
 template <class Payload>
 DMT_DEVICE uint32_t word_of(const float* values, const Nearest&, uint32_t) {
@@ -154,86 +128,124 @@ DMT_DEVICE uint32_t word_of(const float* values, const Stochastic& random, uint3
   return word;
 }
 
+// A lane's part of a row of T and its message. `begin`: where of the row's columns those begin that all lanes have.
+template <class T, class Payload, bool kInSteps>
+struct LaneOfRow {
+  static constexpr int kElementBytes = static_cast<int>(wire_element_bytes(Payload::kFormat));
+  static constexpr int kPerWord = 4 / kElementBytes;
+  static constexpr int kStep = step_columns(Payload::kFormat);
+  static constexpr int kSteps = kLaneColumns / kStep;
+
+  int64_t columns;
+  int first;     // column of the lane
+  int64_t span;  // columns that the lanes have at once
+
+  DMT_MEMBER LaneOfRow(const Lanes& lanes, int64_t all) : columns(all) {
+    first = lanes.self() / kSideBySide * (kSideBySide * kLaneColumns) + lanes.self() % kSideBySide * kStep;
+    span = static_cast<int64_t>(kLaneColumns) << lanes.log;
+  }
+
+  DMT_MEMBER void load(const T* row, int64_t begin, float (&values)[kLaneColumns]) const {
+    RowStep<T, Payload> steps[kSteps];
+    load_steps<kInSteps>(reinterpret_cast<const uint8_t*>(row + begin + first), left(begin), steps);
+#pragma unroll
+    for (int i = 0; i < kLaneColumns; ++i) values[i] = wire_value(steps[i / kStep].elements[i % kStep]);
+  }
+
+  template <class Rounding>
+  DMT_MEMBER void encode(float (&values)[kLaneColumns], int64_t begin, const RowScale& scale, const Rounding& rounding,
+                         uint8_t* message) const {
+    if constexpr (wire_has_scale(Payload::kFormat)) {
+      if (scale.lift != 1) {
+#pragma unroll
+        for (int i = 0; i < kLaneColumns; ++i) values[i] = scale.lift == 0 ? 0 : values[i] * scale.lift;
+      }
+#pragma unroll
+      for (int i = 0; i < kLaneColumns; ++i) values[i] *= scale.inverse;
+    }
+    MessageStep<Payload> steps[kSteps];
+#pragma unroll
+    for (int i = 0; i < kLaneColumns; i += kPerWord) {
+      const int column = first + i / kStep * (kSideBySide * kStep) + i % kStep;
+      steps[i / kStep].elements[i % kStep / kPerWord] =
+          word_of<Payload>(values + i, rounding, static_cast<uint32_t>(begin) + column);
+    }
+    store_steps<kInSteps>(steps, words_left(begin), message + (begin + first) * kElementBytes);
+  }
+
+  DMT_MEMBER void decode(const uint8_t* message, int64_t begin, float scale, T* row) const {
+    constexpr uint32_t kMask = 0xFFFFFFFFu >> (32 - 8 * kElementBytes);
+    MessageStep<Payload> words[kSteps];
+    RowStep<T, Payload> steps[kSteps];
+    load_steps<kInSteps>(message + (begin + first) * kElementBytes, words_left(begin), words);
+#pragma unroll
+    for (int i = 0; i < kLaneColumns; ++i) {
+      const uint32_t word = words[i / kStep].elements[i % kStep / kPerWord];
+      float value = Payload::load((word >> (i % kPerWord * 8 * kElementBytes)) & kMask);
+      if constexpr (wire_has_scale(Payload::kFormat)) value *= scale;
+      from_float(value, steps[i / kStep].elements[i % kStep]);
+    }
+    store_steps<kInSteps>(steps, left(begin), reinterpret_cast<uint8_t*>(row + begin + first));
+  }
+
+ private:
+  // How many columns, and words, are left for the lane: as many as matter.
+  DMT_MEMBER int left(int64_t begin) const {
+    const int64_t rest = columns - begin - first;
+    return static_cast<int>(rest < kSideBySide * kLaneColumns ? rest : kSideBySide * kLaneColumns);
+  }
+  DMT_MEMBER int words_left(int64_t begin) const { return (left(begin) + kPerWord - 1) / kPerWord; }
+};
+
+// The largest magnitude of `maximum` and the values; of what all lanes have.
+template <int kCount>
+DMT_DEVICE float largest_magnitude(float maximum, const float (&values)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) maximum = larger_magnitude(maximum, values[i]);
+  return maximum;
+}
+
+DMT_DEVICE float largest_magnitude(float maximum, const Lanes& lanes) {
+  for (int distance = 1; distance < lanes.count(); distance *= 2) {
+    maximum = larger_magnitude(maximum, __shfl_xor_sync(lanes.mask(), maximum, distance));
+  }
+  return maximum;
+}
+
 // message = the row of `columns` columns, by the lanes that share it. Rounding: Nearest, or the row's Stochastic.
 template <bool kInSteps, class Payload, class T, class Rounding>
 DMT_DEVICE void encode_row(const T* row, int64_t columns, const Lanes& lanes, const Rounding& rounding,
                            uint8_t* message) {
-  using Lane = LaneOfRow<T, Payload>;
-  const Lane lane(lanes, columns);
+  const LaneOfRow<T, Payload, kInSteps> lane(lanes, columns);
   float values[kLaneColumns];
-  const auto load = [&](int64_t begin) {
-    RowStep<T, Payload> steps[Lane::kSteps];
-    load_steps<kInSteps>(reinterpret_cast<const uint8_t*>(row + begin + lane.first), lane.left(begin), steps);
-#pragma unroll
-    for (int i = 0; i < kLaneColumns; ++i) values[i] = wire_value(steps[i / Lane::kStep].elements[i % Lane::kStep]);
-  };
-
   RowScale scale = {1, 1, 1};
   if constexpr (wire_has_scale(Payload::kFormat)) {
     float maximum = 0;
     for (int64_t begin = (columns - 1) & -lane.span; begin >= 0; begin -= lane.span) {  // the first ones stay
-      load(begin);
-#pragma unroll
-      for (int i = 0; i < kLaneColumns; ++i) maximum = larger_magnitude(maximum, values[i]);
+      lane.load(row, begin, values);
+      maximum = largest_magnitude(maximum, values);
     }
-    for (int distance = 1; distance < lanes.count(); distance *= 2) {
-      maximum = larger_magnitude(maximum, __shfl_xor_sync(lanes.mask(), maximum, distance));
-    }
-    scale = row_scale<Payload>(maximum);
-    if (lanes.self() == 0) {
-      store_element(scale.scale, message + wire_payload_bytes(Payload::kFormat, columns));
-    }
+    scale = row_scale<Payload>(largest_magnitude(maximum, lanes));
+    if (lanes.self() == 0) store_element(scale.scale, message + wire_payload_bytes(Payload::kFormat, columns));
   } else {
-    load(0);
+    lane.load(row, 0, values);
   }
-
   for (int64_t begin = 0; begin < columns;) {
-    if (scale.lift != 1) {
-#pragma unroll
-      for (int i = 0; i < kLaneColumns; ++i) values[i] = scale.lift == 0 ? 0 : values[i] * scale.lift;
-    }
-    MessageStep<Payload> steps[Lane::kSteps];
-#pragma unroll
-    for (int i = 0; i < kLaneColumns; i += Lane::kPerWord) {
-      const int column = i / Lane::kStep * (kSideBySide * Lane::kStep) + i % Lane::kStep;
-      float divided[Lane::kPerWord];
-#pragma unroll
-      for (int k = 0; k < Lane::kPerWord; ++k) {
-        divided[k] = wire_has_scale(Payload::kFormat) ? values[i + k] * scale.inverse : values[i + k];
-      }
-      steps[i / Lane::kStep].elements[i % Lane::kStep / Lane::kPerWord] =
-          word_of<Payload>(divided, rounding, static_cast<uint32_t>(begin) + lane.first + column);
-    }
-    store_steps<kInSteps>(steps, Lane::words(lane.left(begin)), message + (begin + lane.first) * Lane::kElementBytes);
+    lane.encode(values, begin, scale, rounding, message);
     begin += lane.span;
-    if (begin < columns) load(begin);
+    if (begin < columns) lane.load(row, begin, values);
   }
 }
 
 // The other way.
 template <bool kInSteps, class Payload, class T>
 DMT_DEVICE void decode_row(const uint8_t* message, int64_t columns, const Lanes& lanes, T* row) {
-  using Lane = LaneOfRow<T, Payload>;
-  constexpr uint32_t kMask = 0xFFFFFFFFu >> (32 - 8 * Lane::kElementBytes);
-  const Lane lane(lanes, columns);
+  const LaneOfRow<T, Payload, kInSteps> lane(lanes, columns);
   float scale = 1;
   if constexpr (wire_has_scale(Payload::kFormat)) {
     scale = load_element<float>(message + wire_payload_bytes(Payload::kFormat, columns));
   }
-  for (int64_t begin = 0; begin < columns; begin += lane.span) {
-    MessageStep<Payload> words[Lane::kSteps];
-    RowStep<T, Payload> steps[Lane::kSteps];
-    load_steps<kInSteps>(message + (begin + lane.first) * Lane::kElementBytes, Lane::words(lane.left(begin)), words);
-#pragma unroll
-    for (int i = 0; i < kLaneColumns; ++i) {
-      const int k = i % Lane::kStep;
-      const uint32_t word = words[i / Lane::kStep].elements[k / Lane::kPerWord];
-      float value = Payload::load((word >> (k % Lane::kPerWord * 8 * Lane::kElementBytes)) & kMask);
-      if constexpr (wire_has_scale(Payload::kFormat)) value *= scale;
-      from_float(value, steps[i / Lane::kStep].elements[k]);
-    }
-    store_steps<kInSteps>(steps, lane.left(begin), reinterpret_cast<uint8_t*>(row + begin + lane.first));
-  }
+  for (int64_t begin = 0; begin < columns; begin += lane.span) lane.decode(message, begin, scale, row);
 }
 
 // Calls function(Payload{}) for the format.
