@@ -41,6 +41,31 @@ def test_every_payload_decodes(op):
         assert_same_bits(op("wire_decode")(message, dim, wire_format.code), wire_decode(message, dim, wire_format))
 
 
+def between_payloads(wire_format):
+    """What each payload is without a scale, what is half way to the next, and the floats beside those."""
+    size = wire_format.element_bytes
+    payloads = torch.arange(2 ** (8 * size - 1), dtype=torch.int32).view(torch.uint8).view(-1, 4)[:, :size].flatten()
+    scale = torch.ones(1).view(torch.uint8)
+    values = wire_decode(torch.cat([payloads, scale])[None], 2 ** (8 * size - 1), wire_format)[0]
+    anchor = {WireFormat.FP16: 2.0**14, WireFormat.FP8: 448.0, WireFormat.INT8: 127.0}[wire_format]  # gives the scale 1
+    values = values[values < 2 * anchor if wire_format == WireFormat.FP16 else values <= anchor]
+    middles = (values[1:] + values[:-1]) / 2
+    beside = [torch.nextafter(x, torch.tensor(to)) for x in (values, middles) for to in (0.0, anchor)]
+    x = torch.cat([values, middles, *beside])
+    x = torch.cat([x, -x])
+    x = torch.nn.functional.pad(x, (0, -len(x) % 255)).view(-1, 255)
+    return torch.cat([torch.full((len(x), 1), anchor), x], dim=1)
+
+
+def test_every_rounding(op):
+    tails = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], dtype=torch.int32)
+    halves = torch.arange(-(2**15), 2**15, dtype=torch.int32)  # the first of a float: every bf16, infs and NaNs too
+    floats = (halves[:, None] * 2**16 + tails).view(torch.float32).view(-1, 384)
+    cases = [(wire_format, between_payloads(wire_format)) for wire_format in FORMATS if wire_format.is_scaled]
+    for wire_format, x in [*cases, (WireFormat.BF16, floats)]:
+        assert torch.equal(op("wire_encode")(x, wire_format.code, None, 0, 0), wire_encode(x, wire_format))
+
+
 def test_blocks_lie_one_behind_the_other(op):
     wide = random_rows(0, 7, 40, 3, 9, torch.bfloat16)
     blocks = [wide[:, 1:13], wide[2:4, 8:40], wide[:0, :5], random_rows(1, 3, 9, 3, 9, torch.float64)]

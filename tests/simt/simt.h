@@ -246,6 +246,11 @@ T atomicMin(T* target, T value) {
 }
 
 template <class T>
+T atomicMax(T* target, T value) {
+  return std::exchange(*target, std::max(*target, value));
+}
+
+template <class T>
 T __ldg(const T* source) {
   return *source;
 }

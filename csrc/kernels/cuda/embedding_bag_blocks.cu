@@ -12,7 +12,7 @@ constexpr int kThreads = 256;
 constexpr int kTogether = 4;  // rows of a group on their way
 constexpr int64_t kPlacesBytes = kRowPlaces<kThreads> * 8;
 constexpr int64_t kMostRows = 8;          // that a block of threads pools
-constexpr int64_t kTileBytes = 80 << 10;  // of them together: two blocks of threads find room
+constexpr int64_t kTileBytes = 58 << 10;  // of them together: three blocks of threads find room
 constexpr int64_t kMostShared = 200 << 10;
 
 // Elements between rows in shared memory.
@@ -34,12 +34,60 @@ DMT_DEVICE void copy_row(const T* row, int64_t width, T* target) {
   }
 }
 
+// Rows of a tile, `stride` elements apart.
+template <class T>
+struct Tile {
+  const T* rows;
+  int64_t stride;
+  int64_t width;
+  int count;
+};
+
+// target[row] = messages of the tile's rows, `target_stride` bytes apart. The warps share out stretches of columns, for
+// the rows' maxima and again for their payloads: so they are as busy with a few wide rows as with many narrow ones.
+template <bool kInSteps, class Payload, class T>
+DMT_DEVICE void encode_tile(const Tile<T>& tile, unsigned* maxima, uint8_t* target, int64_t target_stride) {
+  constexpr int kStretch = 32 * kLaneColumns;
+  const Lanes lanes = {5};
+  const LaneOfRow<T, Payload, kInSteps> lane(lanes, tile.width);
+  const int stretches = tile.width > kStretch ? static_cast<int>(ceil_div<int64_t>(tile.width, kStretch)) : 1;
+  const auto for_stretches = [&](const auto& function) {
+    for (int i = static_cast<int>(threadIdx.x) / 32; i < tile.count * stretches; i += kThreads / 32) {
+      const int row = i / stretches;
+      const int begin = (i - row * stretches) * kStretch;
+      float values[kLaneColumns];
+      lane.load(tile.rows + row * tile.stride, begin, values);
+      function(row, begin, values);
+    }
+  };
+  if constexpr (wire_has_scale(Payload::kFormat)) {
+    for_stretches([&](int row, int, const float (&values)[kLaneColumns]) {
+      const float maximum = largest_magnitude(largest_magnitude(0, values), lanes);
+      if (lanes.self() == 0) atomicMax(&maxima[row], bits_from_float(maximum));
+    });
+    __syncthreads();
+  }
+  for_stretches([&](int row, int begin, float (&values)[kLaneColumns]) {
+    uint8_t* const message = target + row * target_stride;
+    RowScale scale = {1, 1, 1};
+    if constexpr (wire_has_scale(Payload::kFormat)) {
+      scale = row_scale<Payload>(float_from_bits(maxima[row]));
+      if (begin == 0 && lanes.self() == 0) {
+        store_element(scale.scale, message + wire_payload_bytes(Payload::kFormat, tile.width));
+      }
+    }
+    lane.encode(values, begin, scale, Nearest{}, message);
+  });
+}
+
 template <class T, class Payload>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 3)
     pool_blocks(const Bags bags, const PooledBlock* blocks, int64_t rows_together, int64_t pieces, int bits) {
   DMT_DYNAMIC_SHARED(shared);
   int64_t* const places = reinterpret_cast<int64_t*>(shared);
   T* const tile = reinterpret_cast<T*>(shared + kPlacesBytes);
+  __shared__ unsigned maxima[kMostRows];  // of the rows' magnitudes, as bits
+  if (threadIdx.x < kMostRows) maxima[threadIdx.x] = 0;
   const int64_t stride = tile_stride<T>(bags.width);
   const int64_t k = blockIdx.x / static_cast<unsigned>(pieces);
   const int64_t first = blockIdx.x % static_cast<unsigned>(pieces) * rows_together;
@@ -69,19 +117,18 @@ __global__ void __launch_bounds__(kThreads, 2)
   __syncthreads();
 
   const PooledBlock block = blocks[bags.block_order[k]];
-  for (int row = static_cast<int>(threadIdx.x) / 32; row < count; row += kThreads / 32) {
-    const T* const values = tile + row * stride;
-    uint8_t* const target = block.data + (first + row) * block.stride;
-    if (!block.is_encoded) {
-      copy_row(values, bags.width, reinterpret_cast<T*>(target));
-      continue;
+  uint8_t* const target = block.data + first * block.stride;
+  if (!block.is_encoded) {
+    for (int row = static_cast<int>(threadIdx.x) / 32; row < count; row += kThreads / 32) {
+      copy_row(tile + row * stride, bags.width, reinterpret_cast<T*>(target + row * block.stride));
     }
-    const auto load = [&](int64_t column, float (&some)[kTogether]) {
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i) some[i] = column + i < bags.width ? wire_value(values[column + i]) : 0.0f;
-    };
-    encode_row<Payload>(bags.width, static_cast<int>(threadIdx.x) % 32, 32, kAllLanes, Rounding{false, 0}, target,
-                        in_words(block.data, block.stride), load);
+    return;
+  }
+  const Tile<T> rows = {tile, stride, bags.width, count};
+  if (in_steps<T, Payload>(bags.width, tile, stride * static_cast<int64_t>(sizeof(T)), block.data, block.stride)) {
+    encode_tile<true, Payload>(rows, maxima, target, block.stride);
+  } else {
+    encode_tile<false, Payload>(rows, maxima, target, block.stride);
   }
 }
 
