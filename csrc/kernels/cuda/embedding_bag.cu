@@ -44,7 +44,7 @@ DMT_DEVICE int64_t feature_of_block(const Bags& bags, const Shares& shares) {
   return blockIdx.x / shares.pieces % static_cast<unsigned>(bags.num_features);
 }
 
-template <class T, class Out, bool kIsWeighted>
+template <class T, class Out>
 __global__ void __launch_bounds__(kThreads, 3) pool(const Bags bags, Out* out, const Shares shares) {
   __shared__ int64_t places[kRowPlaces<kThreads>];
   const Feature& feature = bags.features[feature_of_block(bags, shares)];
@@ -58,11 +58,11 @@ __global__ void __launch_bounds__(kThreads, 3) pool(const Bags bags, Out* out, c
     Out* target = out + first_row * bags.width + feature.column + mine.column;
     const bool aligned = is_aligned(target, bags.width);
     const bool reports = bags.errors != nullptr && column == 0;
-    pool_run<T, kTogether, kIsWeighted>(bags, feature, first_bag, run.count, mine, group, reports, places,
-                                        [=, &bags](const float (&sums)[kPackSize<T>]) mutable {
-                                          store_values(target, sums, mine.count, aligned);
-                                          target += bags.width;
-                                        });
+    pool_run<T, kTogether>(bags, feature, first_bag, run.count, mine, group, reports, places,
+                           [=, &bags](const float (&sums)[kPackSize<T>]) mutable {
+                             store_values(target, sums, mine.count, aligned);
+                             target += bags.width;
+                           });
   }
 }
 
@@ -122,8 +122,7 @@ void embedding_bag(const Bags& bags, DType dtype, int64_t widest_dim, void* out,
     const int64_t blocks = share_out<T>(bags, widest_dim, shares);
     with_type(out_dtype, [&](auto out_element) {
       using Out = decltype(out_element);
-      launch(bags.weights != nullptr ? pool<T, Out, true> : pool<T, Out, false>, blocks, kThreads, 0, stream, bags,
-             static_cast<Out*>(out), shares);
+      launch(pool<T, Out>, blocks, kThreads, 0, stream, bags, static_cast<Out*>(out), shares);
     });
   });
 }

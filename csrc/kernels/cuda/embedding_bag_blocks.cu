@@ -11,7 +11,9 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kTogether = 4;  // rows of a group on their way
 constexpr int64_t kPlacesBytes = kRowPlaces<kThreads> * 8;
-constexpr int64_t kMostRows = 8;          // that a block of threads pools
+constexpr int64_t kMostRows = 8;  // that a block of threads pools
+constexpr int64_t kMaximaBytes = kMostRows * 4;
+constexpr int64_t kHeadBytes = kPlacesBytes + kMaximaBytes;
 constexpr int64_t kTileBytes = 58 << 10;  // of them together: three blocks of threads find room
 constexpr int64_t kMostShared = 200 << 10;
 
@@ -85,8 +87,8 @@ __global__ void __launch_bounds__(kThreads, 3)
     pool_blocks(const Bags bags, const PooledBlock* blocks, int64_t rows_together, int64_t pieces, int bits) {
   DMT_DYNAMIC_SHARED(shared);
   int64_t* const places = reinterpret_cast<int64_t*>(shared);
-  T* const tile = reinterpret_cast<T*>(shared + kPlacesBytes);
-  __shared__ unsigned maxima[kMostRows];  // of the rows' magnitudes, as bits
+  unsigned* const maxima = reinterpret_cast<unsigned*>(shared + kPlacesBytes);  // of the rows' magnitudes, as bits
+  T* const tile = reinterpret_cast<T*>(shared + kHeadBytes);
   if (threadIdx.x < kMostRows) maxima[threadIdx.x] = 0;
   const int64_t stride = tile_stride<T>(bags.width);
   const int64_t k = blockIdx.x / static_cast<unsigned>(pieces);
@@ -107,11 +109,7 @@ __global__ void __launch_bounds__(kThreads, 3)
         store_values(target, sums, mine.count, is_aligned(target, 0));
         target += stride;
       };
-      if (bags.weights != nullptr) {
-        pool_run<T, kTogether, true>(bags, feature, first_bag, count, mine, group, reports, places, store);
-      } else {
-        pool_run<T, kTogether, false>(bags, feature, first_bag, count, mine, group, reports, places, store);
-      }
+      pool_run<T, kTogether>(bags, feature, first_bag, count, mine, group, reports, places, store);
     }
   }
   __syncthreads();
@@ -140,13 +138,13 @@ void embedding_bag_blocks(const Bags& bags, DType dtype, const PooledBlock* bloc
   with_type(dtype, [&](auto element) {
     using T = decltype(element);
     const int64_t row_bytes = std::max<int64_t>(tile_stride<T>(bags.width) * static_cast<int64_t>(sizeof(T)), 1);
-    if (row_bytes + kPlacesBytes > kMostShared) {
+    if (row_bytes + kHeadBytes > kMostShared) {
       throw std::length_error("embedding_bag_blocks_: a row of " + std::to_string(bags.width) + " columns is too wide");
     }
     const int64_t together = std::clamp<int64_t>(kTileBytes / row_bytes, 1, kMostRows);
     const int64_t pieces = ceil_div(bags.num_samples, together);
     with_payload(format, [&](auto payload) {
-      launch(pool_blocks<T, decltype(payload)>, bags.num_blocks * pieces, kThreads, kPlacesBytes + together * row_bytes,
+      launch(pool_blocks<T, decltype(payload)>, bags.num_blocks * pieces, kThreads, kHeadBytes + together * row_bytes,
              stream, bags, blocks, together, pieces, lane_bits<T>(widest_dim));
     });
   });

@@ -69,7 +69,7 @@ DMT_DEVICE void report_at(const Bags& bags, const Feature& feature, int64_t posi
 }
 
 // What pools the bags [first_bag, first_bag + count) of one block and feature, for a lane's columns.
-template <class T, bool kIsWeighted>
+template <class T>
 struct PooledRun {
   const Bags& bags;
   const Feature& feature;  // read anew for every window of rows, rather than held in registers
@@ -95,8 +95,8 @@ struct PooledRun {
   }
 
   // Calls sink(sums) for every bag, in order. Rows are added in the order of the ids, kTogether at a time, across the
-  // ends of bags.
-  template <int kTogether, bool kIsWhole, bool kIsMean, class Sink>
+  // ends of bags. kIsPlain: they are neither weighted nor averaged.
+  template <int kTogether, bool kIsWhole, bool kIsPlain, class Sink>
   DMT_MEMBER void walk(int window, Sink& sink) const {
     constexpr int kSize = kPackSize<T>;
     const char* const table = reinterpret_cast<const char*>(static_cast<const T*>(feature.table) + columns.column);
@@ -111,8 +111,8 @@ struct PooledRun {
     int counted = 0;
     float sums[kSize] = {};
     const auto finish = [&] {
-      if constexpr (kIsMean) {
-        if (counted > 0) {
+      if constexpr (!kIsPlain) {
+        if (feature.is_mean && counted > 0) {
 #pragma unroll
           for (int c = 0; c < kSize; ++c) sums[c] /= static_cast<float>(counted);
         }
@@ -135,11 +135,14 @@ struct PooledRun {
         for (int u = 0; u < kTogether; ++u) {
           const int64_t place = places[begin + u];
           rows[u] = {};
+          weights[u] = 0;
           if (place >= 0) {
             const T* const row = reinterpret_cast<const T*>(table + place);
             rows[u] = load_pack(row, kIsWhole ? kSize : columns.count, kIsWhole).words;
+            if constexpr (!kIsPlain) {
+              weights[u] = bags.weights != nullptr ? bags.weights[first + base + begin + u] : 1.0f;  // 1 * x is x
+            }
           }
-          if constexpr (kIsWeighted) weights[u] = place >= 0 ? bags.weights[first + base + begin + u] : 0.0f;
         }
 #pragma unroll
         for (int u = 0; u < kTogether; ++u) {
@@ -147,8 +150,8 @@ struct PooledRun {
           while (base + begin + u >= end && bag + 1 < count) finish();
           const Pack<T> pack = {rows[u]};  // zeros change no sum
 #pragma unroll
-          for (int c = 0; c < kSize; ++c) sums[c] += kIsWeighted ? weights[u] * pack[c] : pack[c];
-          if constexpr (kIsMean) counted += places[begin + u] != kMissing;
+          for (int c = 0; c < kSize; ++c) sums[c] += kIsPlain ? pack[c] : weights[u] * pack[c];
+          if constexpr (!kIsPlain) counted += places[begin + u] != kMissing;
         }
       }
     }
@@ -158,22 +161,19 @@ struct PooledRun {
 
 // Calls sink(sums) for the bags [first_bag, first_bag + count) of one block and feature, in order, for a lane's
 // columns. All lanes of the group call it; they look up together where a window of rows lies, in `places`, which are
-// the block's. `kTogether` rows are on their way at once.
-template <class T, int kTogether, bool kIsWeighted, class Sink>
+// the block's. `kTogether` rows are on their way at once, or half as many that are weighted or averaged.
+template <class T, int kTogether, class Sink>
 DMT_DEVICE void pool_run(const Bags& bags, const Feature& feature, int64_t first_bag, int count,
                          const LaneColumns& columns, const LaneGroup& group, bool reports, int64_t* places, Sink sink) {
   const int window = group.lanes() < kLeastWindow ? kLeastWindow : group.lanes();
   int64_t* const mine = places + (threadIdx.x >> group.bits) * static_cast<unsigned>(window);
-  const PooledRun<T, kIsWeighted> run = {bags, feature, first_bag, count, columns, group, reports, mine};
-  // What divides is long, and written for every row on its way.
-  if (columns.whole && feature.is_mean) {
-    run.template walk<kTogether / 2, true, true>(window, sink);
-  } else if (columns.whole) {
-    run.template walk<kTogether, true, false>(window, sink);
-  } else if (feature.is_mean) {
-    run.template walk<1, false, true>(window, sink);
-  } else {
+  const PooledRun<T> run = {bags, feature, first_bag, count, columns, group, reports, mine};
+  if (!columns.whole) {
     run.template walk<1, false, false>(window, sink);
+  } else if (bags.weights != nullptr || feature.is_mean) {
+    run.template walk<kTogether / 2, true, false>(window, sink);
+  } else {
+    run.template walk<kTogether, true, true>(window, sink);
   }
 }
 

@@ -88,11 +88,7 @@ DMT_DEVICE void pool_tile(const Bags& bags, const Tile& samples, int64_t begin, 
       target += kTileStride<E>;
     };
     const bool reporting = reports && from == feature.column;
-    if (bags.weights != nullptr) {
-      pool_run<T, kTileRowsTogether, true>(bags, feature, bag, count, mine, group, reporting, places, store);
-    } else {
-      pool_run<T, kTileRowsTogether, false>(bags, feature, bag, count, mine, group, reporting, places, store);
-    }
+    pool_run<T, kTileRowsTogether>(bags, feature, bag, count, mine, group, reporting, places, store);
   }
 }
 
