@@ -64,6 +64,30 @@ def test_tiles(op, dtype, products, dims, out_width, samples):
     check(op, case, out_width, products)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dims", "longest", "out_width", "samples"),
+    [((128, 256, 64, 64), 1, 300, 400), ((64, 24, 8, 40, 3), 1, 130, 130), ((128, 72), 2, 64, 1000)],
+    ids=lambda value: str(value).replace(" ", ""),
+)
+def test_many_samples(op, dtype, dims, longest, out_width, samples):
+    """Tiles of the kernels for many samples: rows that are copied as they are, beside rows that are added up."""
+    case = random_bags(
+        dims=dims, rows=(50,) * len(dims), blocks=2, samples=samples, longest=longest, dtype=dtype, missing=True,
+        id_dtype=torch.int32 if dtype == torch.float16 else torch.int64, block_order=[1, 0],
+    )  # fmt: skip
+    if longest == 2:  # more than one id only in the second half of them
+        short = case.offsets[1:].clone()
+        half = len(short) // 2
+        short[:half] = torch.arange(1, half + 1)
+        short[half:] = short[half:].clamp_min(half)
+        case.offsets[1:] = short
+    weight = torch.randn(out_width, case.width).to(dtype)
+    tables, ids, offsets, *layout = arguments(case)
+    given = (tables, ids, offsets, weight, None, *layout, False, torch.bfloat16)
+    assert_close(op("tower_pool")(*given), torch.ops.dmt.tower_pool(*given), torch.bfloat16)
+
+
 def test_weight_with_strides(op):
     """The gradient's product reads a slice of the weight's columns where it lies."""
     weight = torch.randn(9, 50)[:, 3:20]

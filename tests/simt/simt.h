@@ -44,6 +44,8 @@ struct alignas(16) float4 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 using cudaStream_t = void*;
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -104,6 +106,21 @@ class Block {
     }
   }
 
+  // For who waits for something else: the others go on, and something happened.
+  void yield() { swapcontext(&contexts_[current_], &scheduler_); }
+  void advance() { ++progress_; }
+
+  // Work of a thread that runs beside it, in groups, not before it is waited for.
+  void work(std::function<void()> work) { work_[current_].back().push_back(std::move(work)); }
+  void commit_work() { work_[current_].emplace_back(); }
+  void wait_for_work(size_t left) {
+    auto& groups = work_[current_];
+    while (groups.size() > left + 1) {
+      for (const auto& work : groups.front()) work();
+      groups.erase(groups.begin());
+    }
+  }
+
   void copy(const Copy& copy) { copies_[current_].back().push_back(copy); }
   void commit_copies() { copies_[current_].emplace_back(); }
   void wait_for_copies(size_t left) {
@@ -118,7 +135,6 @@ class Block {
 
  private:
   static void start();
-  void yield() { swapcontext(&contexts_[current_], &scheduler_); }
   void release_barrier() {
     if (waiting_ < alive_ || waiting_ == 0) return;
     waiting_ = 0;
@@ -134,6 +150,7 @@ class Block {
   std::unique_ptr<unsigned char[], Free> room_;
   std::vector<std::map<unsigned, Meeting>> meetings_;
   std::vector<std::vector<std::vector<Copy>>> copies_;
+  std::vector<std::vector<std::vector<std::function<void()>>>> work_;
   std::vector<int> order_;
   std::mt19937 random_;
   std::vector<ucontext_t> contexts_;
@@ -168,6 +185,7 @@ inline void Block::run() {
   contexts_.resize(threads_);
   ended_.assign(threads_, false);
   copies_.assign(threads_, std::vector<std::vector<Copy>>(1));
+  work_.assign(threads_, std::vector<std::vector<std::function<void()>>>(1));
   alive_ = threads_;
   block = this;
   for (int i = 0; i < threads_; ++i) {
@@ -230,6 +248,9 @@ inline unsigned __ballot_sync(unsigned mask, bool vote) {
   }
   return votes;
 }
+
+inline bool __any_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
+inline bool __all_sync(unsigned mask, bool vote) { return __ballot_sync(mask, !vote) == 0; }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 

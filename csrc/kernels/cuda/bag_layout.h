@@ -57,10 +57,11 @@ DMT_DEVICE int64_t load_id(const Bags& bags, int64_t position) {
                        : static_cast<const int32_t*>(bags.ids)[position];
 }
 
-DMT_DEVICE int64_t load_offset(const Bags& bags, int64_t bag) {
-  const int64_t offset = bags.offsets[bag];
+DMT_DEVICE int64_t clamp_offset(const Bags& bags, int64_t offset) {
   return offset < 0 ? 0 : offset > bags.num_ids ? bags.num_ids : offset;
 }
+
+DMT_DEVICE int64_t load_offset(const Bags& bags, int64_t bag) { return clamp_offset(bags, bags.offsets[bag]); }
 
 // The local row of an id, or kElsewhere or kMissing. Unsigned, so that no id, however wild, overflows.
 DMT_DEVICE int64_t row_of(const Bags& bags, const Feature& feature, int64_t id) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "device.h"
 
@@ -71,6 +72,27 @@ DMT_DEVICE void from_float(float value, TensorFloat32& to) {
 #else
   const uint32_t bits = bits_from_float(value);
   to.bits = (bits & 0x7FFFFFFFu) > 0x7F800000u ? bits | 0x400000u : (bits + 0x1000u) & ~0x1FFFu;
+#endif
+}
+
+// Two of them, rounded, the first one in the low bits.
+template <class T>
+DMT_DEVICE uint32_t round_pair(float first, float second) {
+  static_assert(sizeof(T) == 2);
+#if defined(__CUDACC__)
+  uint32_t pair;
+  if constexpr (std::is_same_v<T, Half>) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  }
+  return pair;
+#else
+  T low;
+  T high;
+  from_float(first, low);
+  from_float(second, high);
+  return low.bits | static_cast<uint32_t>(high.bits) << 16;
 #endif
 }
 

@@ -1,0 +1,344 @@
+// A block makes 128 samples x 128 or 256 columns of the output at a time. Two warpgroups multiply, 64 samples each, by
+// wgmma; of the other two seven warps gather pooled rows into tiles and one brings the weight, so that the lookup runs
+// behind the products. All wait for each other by barriers alone. Blocks stay, one on each multiprocessor, and take the
+// next samples: those are gathered while results are stored. Two blocks share what is read of the weight.
+#include "tower_pool_hopper.h"
+
+#include <algorithm>
+
+#include "tower_gather.h"
+
+namespace dmt::cuda {
+
+namespace {
+
+constexpr int kMultipliers = 8;  // warps
+constexpr int kThreads = 32 * (kMultipliers + kGatherers + 1);
+constexpr int kFactorSlots = 3;    // of 64 factors of all columns
+constexpr int kInstruction = 128;  // columns of one product
+
+// Of a thread. The sums alone take kColumns / 2.
+constexpr int kRegisters = (64 << 10) / kThreads;
+template <int kColumns>
+constexpr int kMultiplierRegisters = kColumns / 2 + 40;
+template <int kColumns>
+constexpr int kGathererRegisters = 2 * kRegisters - kMultiplierRegisters<kColumns>;
+
+template <int kColumns>
+constexpr int kFactorSlotBytes = kColumns * kSwizzledRow;
+
+constexpr int kAlignment = 1024;
+constexpr int kBarriers = 2 * (kSlots + kFactorSlots);
+
+template <int kColumns>
+constexpr int kSharedBytes = kAlignment + kSlots * kSlotBytes + kFactorSlots * kFactorSlotBytes<kColumns> +
+                             kGatherers * kRingBytes + kBarriers * 8;
+
+// packed [chunks, depth / 64, kColumns, 64] = the matrix, and zeros: 64 factors of all columns are a tile as products
+// read it. A thread makes 16 bytes.
+template <class T, int kColumns>
+__global__ void __launch_bounds__(256) pack_tiles(const Matrix matrix, int64_t parts, int64_t slices, uint4* packed) {
+  const int64_t i = blockIdx.x * int64_t{256} + threadIdx.x;
+  if (i >= parts) return;
+  const int64_t tile = i / (kColumns * 8);
+  const int column = static_cast<int>(i / 8 % kColumns);
+  const int part = static_cast<int>(i % 8);
+  const int64_t row = tile / slices * kColumns + column;
+  const int64_t first = tile % slices * 64 + part * 8;
+  float values[8] = {};
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+    if (row < matrix.rows && first + k < matrix.columns) {
+      const int64_t at = row * matrix.row_stride + (first + k) * matrix.column_stride;
+      values[k] = to_float(static_cast<const T*>(matrix.data)[at]);
+    }
+  }
+  packed[tile * (kColumns * 8) + swizzled_part(column, part) / 16] =
+      make_uint4(round_pair<BFloat16>(values[0], values[1]), round_pair<BFloat16>(values[2], values[3]),
+                 round_pair<BFloat16>(values[4], values[5]), round_pair<BFloat16>(values[6], values[7]));
+}
+
+#if defined(DMT_SM90A_CODE)
+
+// The shared memory of a block.
+template <int kColumns>
+struct Shared {
+  unsigned char* tiles;
+  unsigned char* factors;
+  uint4* rings;
+  uint64_t* full;
+  uint64_t* empty;
+  uint64_t* full_factors;
+  uint64_t* empty_factors;
+
+  DMT_MEMBER explicit Shared(unsigned char* memory) {
+    tiles = memory + (kAlignment - shared_address(memory) % kAlignment) % kAlignment;
+    factors = tiles + kSlots * kSlotBytes;
+    rings = reinterpret_cast<uint4*>(factors + kFactorSlots * kFactorSlotBytes<kColumns>);
+    full = reinterpret_cast<uint64_t*>(rings + kGatherers * kRingBytes / 16);
+    empty = full + kSlots;
+    full_factors = empty + kSlots;
+    empty_factors = full_factors + kFactorSlots;
+  }
+
+  DMT_MEMBER void make_barriers() const {
+    for (int i = 0; i < kSlots; ++i) {
+      init_barrier(full + i, kParts);
+      init_barrier(empty + i, kMultipliers);
+    }
+    for (int i = 0; i < kFactorSlots; ++i) {
+      init_barrier(full_factors + i, 1);
+      init_barrier(empty_factors + i, kMultipliers * kClusterBlocks);
+    }
+    publish_barriers();
+  }
+};
+
+// Half of all factors, for both blocks of the cluster: the other one brings the other half.
+template <int kColumns>
+DMT_DEVICE void bring_factors(const Walk& walk, const unsigned char* packed, const Shared<kColumns>& shared) {
+  constexpr int kBytes = kFactorSlotBytes<kColumns> / kClusterBlocks;
+  const unsigned char* const mine = packed + cluster_rank() * kBytes;
+  const int slices = 2 * walk.slices;
+  wait_for_last_kernel();
+  Slot slot;
+  for (int item = walk.first_item(); item < walk.items(); item += walk.stride()) {
+    const unsigned char* next = mine + static_cast<int64_t>(walk.chunk(item)) * slices * kFactorSlotBytes<kColumns>;
+    for (int i = 0; i < slices; ++i, next += kFactorSlotBytes<kColumns>) {
+      wait_for(shared.empty_factors + slot.index, slot.parity ^ 1);
+      uint64_t* const full = shared.full_factors + slot.index;
+      arrive_expecting(full, kFactorSlotBytes<kColumns>);
+      copy_to_cluster(shared.factors + slot.index * kFactorSlotBytes<kColumns> + cluster_rank() * kBytes, next, kBytes,
+                      full);
+      slot.advance(kFactorSlots);
+    }
+  }
+}
+
+// Exchanges words between four lanes: word i of lane j becomes word j of lane i.
+DMT_DEVICE void transpose_quad(uint32_t (&words)[4]) {
+  const bool odd = threadIdx.x & 1;
+  const bool high = threadIdx.x & 2;
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t got = __shfl_xor_sync(kAllLanes, odd ? words[i] : words[i + 1], 1);
+    (odd ? words[i] : words[i + 1]) = got;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t got = __shfl_xor_sync(kAllLanes, high ? words[i] : words[i + 2], 2);
+    (high ? words[i] : words[i + 2]) = got;
+  }
+}
+
+// Of the output, a chunk of columns of some samples.
+template <class T>
+struct Target {
+  T* first;  // of row 0
+  const T* bias;
+  int64_t width;
+  int columns;
+  int rows;
+
+  DMT_MEMBER float bias_of(int column) const {
+    return bias != nullptr && column < columns ? to_float(bias[column]) : 0.0f;
+  }
+
+  // Four lanes have 8 columns together, and four times those.
+  DMT_MEMBER void store(int row, int column, const float (&sums)[4][2]) const {
+    const int lane = static_cast<int>(threadIdx.x % 4);
+    T* const to = first + row * width;
+    if constexpr (sizeof(T) == 4) {
+      if (row >= rows) return;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int c = column + 8 * i + 2 * lane;
+        store_values(to + c, sums[i], columns - c, reinterpret_cast<uintptr_t>(to + c) % 8 == 0);
+      }
+    } else {
+      uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) words[i] = round_pair<T>(sums[i][0], sums[i][1]);
+      transpose_quad(words);
+      if (row >= rows) return;
+      const int c = column + 8 * lane;
+      if (columns - c >= 8 && reinterpret_cast<uintptr_t>(to + c) % 16 == 0) {
+        *reinterpret_cast<uint4*>(to + c) = make_uint4(words[0], words[1], words[2], words[3]);
+        return;
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if (c + i < columns) to[c + i] = T{static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16))};
+      }
+    }
+  }
+};
+
+// The sums of 64 samples, a warpgroup's.
+template <int kColumns>
+class WideSums {
+ public:
+  // (+)= the products of a half of a tile and of the factors that go with it.
+  DMT_MEMBER void add(uint64_t tile, uint64_t factors, bool adds) {
+    begin_products();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {  // of 16 factors, 32 bytes
+#pragma unroll
+      for (int n = 0; n < kColumns / kInstruction; ++n) {
+        multiply_add(sums_[n], tile + 2 * k, factors + 2 * k + n * (kInstruction * kSwizzledRow / 16), adds || k > 0);
+      }
+    }
+    commit_products();
+  }
+
+  template <class T>
+  DMT_MEMBER void store(const Target<T>& target) {
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    const int row = static_cast<int>(threadIdx.x / 32) * 16 + lane / 4;
+#pragma unroll
+    for (int n = 0; n < kColumns / kInstruction; ++n) {
+#pragma unroll
+      for (int i = 0; i < kInstruction / 2; ++i) receive_sum(sums_[n][i]);
+#pragma unroll
+      for (int j = 0; j < kInstruction / 8; j += 4) {
+        const int column = n * kInstruction + 8 * j;
+        float bias[4][2];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) bias[i / 2][i % 2] = target.bias_of(column + i / 2 * 8 + lane % 4 * 2 + i % 2);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {  // 8 rows below each other
+          float sums[4][2];
+#pragma unroll
+          for (int i = 0; i < 8; ++i) {
+            sums[i / 2][i % 2] = sums_[n][4 * (j + i / 2) + 2 * half + i % 2] + bias[i / 2][i % 2];
+          }
+          target.store(row + 8 * half, column, sums);
+        }
+      }
+    }
+  }
+
+ private:
+  float sums_[kColumns / kInstruction][kInstruction / 2];
+};
+
+template <class T, int kColumns>
+DMT_DEVICE void multiply_tiles(const Bags& bags, const Walk& walk, const Shared<kColumns>& shared, const T* bias,
+                               T* out, int64_t out_width) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int warpgroup = static_cast<int>(threadIdx.x / 128);
+  const uint64_t tiles = describe_tile(shared.tiles + warpgroup * 64 * kSwizzledRow);
+  const uint64_t factors = describe_tile(shared.factors);
+  WideSums<kColumns> sums;
+  Slot slot;
+  Slot factor_slot;
+  int old_slot = 0;  // what the products before the last ones read
+  int old_factor_slot = 0;
+  const auto free_factors = [&] {
+    if (lane < kClusterBlocks) arrive_at(shared.empty_factors + old_factor_slot, static_cast<unsigned>(lane));
+  };
+  const auto free_tile = [&] {
+    if (lane == 0) arrive(shared.empty + old_slot);
+  };
+  for (int item = walk.first_item(); item < walk.items(); item += walk.stride()) {
+    for (int slice = 0; slice < walk.slices; ++slice) {
+      wait_for(shared.full + slot.index, slot.parity);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        wait_for(shared.full_factors + factor_slot.index, factor_slot.parity);
+        sums.add(tiles + (slot.index * kSlotBytes + half * kHalfBytes) / 16,
+                 factors + factor_slot.index * kFactorSlotBytes<kColumns> / 16, slice + half > 0);
+        wait_for_products<1>();
+        if (slice + half > 0) free_factors();
+        if (slice > 0 && half == 0) free_tile();
+        old_factor_slot = factor_slot.index;
+        factor_slot.advance(kFactorSlots);
+      }
+      old_slot = slot.index;
+      slot.advance(kSlots);
+    }
+    wait_for_products<0>();
+    free_factors();
+    free_tile();
+    const Tile samples = walk.samples(item, bags.num_samples);
+    const int64_t column = static_cast<int64_t>(walk.chunk(item)) * kColumns;
+    const int64_t left = out_width - column;
+    const int64_t row = samples.count > 0 ? bags.block_order[samples.block] * bags.num_samples + samples.first : 0;
+    sums.store(Target<T>{out + row * out_width + column, bias != nullptr ? bias + column : nullptr, out_width,
+                         static_cast<int>(left < kColumns ? left : kColumns), samples.count});
+  }
+}
+
+#endif
+
+template <class T, int kColumns>
+__global__ void __launch_bounds__(kThreads, 1)
+    multiply_bags(const Bags bags, const Walk walk, const unsigned char* packed, const T* bias, T* out,
+                  int64_t out_width) {
+#if defined(DMT_SM90A_CODE)
+  DMT_DYNAMIC_SHARED(memory);
+  const Shared<kColumns> shared(memory);
+  const int warp = static_cast<int>(threadIdx.x / 32);
+  if (threadIdx.x == 0) shared.make_barriers();
+  cluster_sync();
+  if (warp < kMultipliers) {
+    set_registers<kRegisters, kMultiplierRegisters<kColumns>>();
+    multiply_tiles<T, kColumns>(bags, walk, shared, bias, out, out_width);
+  } else {
+    set_registers<kRegisters, kGathererRegisters<kColumns>>();
+    const int gatherer = warp - kMultipliers;
+    if (gatherer < kGatherers) {
+      Gatherer<T>(bags, walk, gatherer, shared.tiles, shared.full, shared.empty,
+                  shared.rings + gatherer * (kRingBytes / 16))
+          .run();
+    } else if (threadIdx.x % 32 == 0) {
+      bring_factors<kColumns>(walk, packed, shared);
+    }
+  }
+  __syncwarp();    // one lane brings the weight
+  cluster_sync();  // the other block may send factors and arrive here until then
+#else
+  __trap();
+#endif
+}
+
+template <class T, int kColumns>
+void multiply(const Bags& bags, const Matrix& weight, const void* bias, void* scratch, void* out, cudaStream_t stream) {
+  Walk walk = {};
+  walk.tiles_per_block = static_cast<int>(ceil_div<int64_t>(bags.num_samples, kWideRows));
+  walk.tiles = static_cast<int>(bags.num_blocks) * walk.tiles_per_block;
+  walk.chunks = static_cast<int>(ceil_div<int64_t>(weight.rows, kColumns));
+  walk.slices = static_cast<int>(ceil_div<int64_t>(bags.width, kSlice));
+  const int64_t parts = int64_t{walk.chunks} * walk.slices * 2 * kColumns * 8;
+  launch(pack_tiles<T, kColumns>, ceil_div<int64_t>(parts, 256), 256, 0, stream, weight, parts,
+         int64_t{walk.slices} * 2, static_cast<uint4*>(scratch));
+  const int64_t items = int64_t{(walk.tiles + 1) / kClusterBlocks} * walk.chunks;
+  const int64_t clusters = std::min<int64_t>(items, multiprocessors() / kClusterBlocks);
+  launch_clusters(multiply_bags<T, kColumns>, static_cast<int>(clusters) * kClusterBlocks, kThreads,
+                  kSharedBytes<kColumns>, stream, bags, walk, static_cast<const unsigned char*>(scratch),
+                  static_cast<const T*>(bias), static_cast<T*>(out), weight.rows);
+}
+
+}  // namespace
+
+// Half of a tile of fewer samples would be empty.
+bool is_for_hopper(const Bags& bags, const Matrix& weight, Products products) {
+  const int64_t items =
+      bags.num_blocks * ceil_div<int64_t>(bags.num_samples, kWideRows) * ceil_div<int64_t>(weight.rows, 128);
+  return products == Products::bf16 && bags.num_samples > kTileRows && bags.width > 0 && weight.rows > 0 &&
+         items < 1 << 30 && is_hopper();
+}
+
+void tower_pool_hopper(const Bags& bags, DType dtype, const Matrix& weight, const void* bias, void* scratch, void* out,
+                       cudaStream_t stream) {
+  with_type(dtype, [&](auto element) {
+    using T = decltype(element);
+    if (weight.rows <= 128) {
+      multiply<T, 128>(bags, weight, bias, scratch, out, stream);
+    } else {
+      multiply<T, 256>(bags, weight, bias, scratch, out, stream);
+    }
+  });
+}
+
+}  // namespace dmt::cuda

@@ -1,0 +1,14 @@
+// tower_pool's kernel for Hopper.
+#pragma once
+
+#include "tower_pool.h"
+
+namespace dmt::cuda {
+
+// Whether the current device and these shapes are for this kernel; then tower_pool_hopper does what tower_pool does
+// with bfloat16 products, and its scratch is of packed_bytes(), too.
+bool is_for_hopper(const Bags& bags, const Matrix& weight, Products products);
+void tower_pool_hopper(const Bags& bags, DType dtype, const Matrix& weight, const void* bias, void* scratch, void* out,
+                       cudaStream_t stream);
+
+}  // namespace dmt::cuda
