@@ -3,6 +3,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <array>
+
+#include "../kernels/cuda/embedding_bag.h"
 #include "device_arguments.h"
 #include "tower_arguments.h"
 
@@ -16,6 +19,33 @@ cuda::Products products_of(const char* op, ScalarType dtype, std::optional<Scala
 
 cuda::Matrix matrix_of(const Tensor& tensor) {
   return {tensor.const_data_ptr(), tensor.size(0), tensor.size(1), tensor.stride(0), tensor.stride(1)};
+}
+
+// Whether a product is so large that torch's, of factors in memory, is worth what it costs to write them there first.
+// (Measured: docs/performance.md. The emulator has no such products.)
+bool is_for_library(cuda::Products products, int64_t rows, int64_t columns, int64_t depth) {
+#if defined(__CUDACC__)
+  return products == cuda::Products::bf16 && rows >= 4096 && columns > 0 && depth > 0;
+#else
+  return false;
+#endif
+}
+
+// a @ b of bfloat16 factors, summed in float and returned as `dtype`, which is one of these two.
+Tensor product(const Tensor& a, const Tensor& b, ScalarType dtype) {
+  using torch::stable::detail::from;
+  const bool widens = dtype == ScalarType::Float;
+  std::array<StableIValue, 3> stack = {from(a), from(b), from(dtype)};  // the first op takes two of them
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::mm", widens ? "dtype" : "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+Tensor pooled_rows(const DeviceBags& bags, int64_t rows, int64_t width, const Tensor& like, cudaStream_t stream) {
+  const Tensor pooled = torch::stable::new_empty(like, {rows, width}, ScalarType::BFloat16);
+  cuda::embedding_bag(bags.layout(), bags.dtype(), bags.widest_dim(), pooled.mutable_data_ptr(), cuda::DType::bf16,
+                      stream);
+  return pooled;
 }
 
 Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Tensor& offsets, const Tensor& weight,
@@ -35,6 +65,19 @@ Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Te
   DeviceBags on_device(op, rows, bags, ids, mode == Bounds::error);
   on_device.upload(device.stream());
   const cuda::Matrix factors = matrix_of(tower.weight);
+  if (is_for_library(products, bags.out_rows(), factors.rows, bags.width()) &&
+      !cuda::is_for_hopper(on_device.layout(), on_device.dtype(), factors, products)) {
+    const Tensor pooled = pooled_rows(on_device, bags.out_rows(), bags.width(), ids, device.stream());
+    const Tensor transposed = torch::stable::transpose(contiguous_as(tower.weight, ScalarType::BFloat16), 0, 1);
+    const bool is_whole = !tower.bias.has_value() && dtype != ScalarType::Half;
+    const Tensor sums = product(pooled, transposed, is_whole ? dtype : ScalarType::Float);
+    if (is_whole) return sums;
+    const Tensor out = dtype == ScalarType::Float ? sums : torch::stable::new_empty(sums, sums.sizes(), dtype);
+    cuda::add_bias(static_cast<const float*>(sums.const_data_ptr()), bags.out_rows(), factors.rows,
+                   tower.bias.has_value() ? tower.bias->const_data_ptr() : nullptr, on_device.dtype(),
+                   out.mutable_data_ptr(), device.stream());
+    return out;
+  }
   const Tensor scratch = device_bytes(ids, cuda::packed_bytes(factors, products));
   const Tensor out = torch::stable::new_empty(ids, {bags.out_rows(), factors.rows}, dtype);
   cuda::tower_pool(on_device.layout(), device_dtype(op, "tables", dtype), factors,
@@ -58,15 +101,20 @@ Tensor tower_pool_weight_backward(const Tensor& grad, const std::vector<Tensor>&
   check_here(op, "grad", grad);
   check(grad.dim() == 2 && grad.size(0) == bags.out_rows(), op, "grad must be [", bags.out_rows(),
         ", C], a row per row of the output, got ", shape_name(grad));
-  const Tensor sums_grad = contiguous_as(grad, ScalarType::Float);
+  const cuda::Products products = products_of(op, dtype, product_dtype, tf32);
   DeviceBags on_device(op, rows, bags, ids, false);
   on_device.upload(device.stream());
+  if (is_for_library(products, bags.out_rows(), grad.size(1), bags.width())) {
+    const Tensor transposed = torch::stable::transpose(contiguous_as(grad, ScalarType::BFloat16), 0, 1);
+    const Tensor pooled = pooled_rows(on_device, bags.out_rows(), bags.width(), ids, device.stream());
+    return contiguous_as(product(transposed, pooled, dtype == ScalarType::Half ? ScalarType::Float : dtype), dtype);
+  }
+  const Tensor sums_grad = contiguous_as(grad, ScalarType::Float);
   const Tensor scratch = device_bytes(ids, cuda::weight_backward_bytes(on_device.layout(), grad.size(1)));
   const Tensor out = torch::stable::new_empty(ids, {grad.size(1), bags.width()}, dtype);
   cuda::tower_pool_weight_backward(on_device.layout(), device_dtype(op, "tables", dtype),
-                                   static_cast<const float*>(sums_grad.const_data_ptr()), grad.size(1),
-                                   products_of(op, dtype, product_dtype, tf32), scratch.mutable_data_ptr(),
-                                   out.mutable_data_ptr(), device.stream());
+                                   static_cast<const float*>(sums_grad.const_data_ptr()), grad.size(1), products,
+                                   scratch.mutable_data_ptr(), out.mutable_data_ptr(), device.stream());
   return out;
 }
 
@@ -75,8 +123,12 @@ Tensor tower_pool_pooled_backward(const Tensor& grad, const Tensor& weight, std:
   const char* op = "tower_pool_pooled_backward";
   check_gradient_and_weight(op, grad, weight);
   const OnDevice device(grad);
-  const Tensor sums_grad = contiguous_as(grad, ScalarType::Float);
   const cuda::Products products = products_of(op, weight.scalar_type(), product_dtype, tf32);
+  if (is_for_library(products, grad.size(0), weight.size(1), weight.size(0))) {
+    return product(contiguous_as(grad, ScalarType::BFloat16), contiguous_as(weight, ScalarType::BFloat16),
+                   ScalarType::Float);
+  }
+  const Tensor sums_grad = contiguous_as(grad, ScalarType::Float);
   const cuda::Matrix transposed = {weight.const_data_ptr(), weight.size(1), weight.size(0), weight.stride(1),
                                    weight.stride(0)};
   const Tensor scratch = device_bytes(grad, cuda::packed_bytes(transposed, products));

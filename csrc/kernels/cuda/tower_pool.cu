@@ -202,6 +202,23 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
+    add_biases(const float* sums, int64_t size, int64_t columns, const T* bias, T* out) {
+  const int64_t i = (blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x) * 4;
+  const int64_t left = size - i;
+  if (left <= 0) return;
+  const int count = static_cast<int>(left < 4 ? left : 4);
+  float values[4] = {};
+  load_values(sums + i, values, count, true);
+  int64_t column = i % columns;
+  for (int c = 0; bias != nullptr && c < count; ++c) {
+    values[c] += to_float(bias[column]);
+    if (++column == columns) column = 0;
+  }
+  store_values(out + i, values, count, true);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
     add_splits(const float* partials, const Cut cut, int64_t out_width, int64_t width, T* out) {
   const int64_t i = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   if (i >= out_width * width) return;
@@ -220,11 +237,22 @@ int64_t packed_bytes(const Matrix& weight, Products products) {
 
 void tower_pool(const Bags& bags, DType dtype, const Matrix& weight, const void* bias, Products products, void* scratch,
                 void* out, cudaStream_t stream) {
-  if (is_for_hopper(bags, weight, products)) return tower_pool_hopper(bags, dtype, weight, bias, scratch, out, stream);
+  if (is_for_hopper(bags, dtype, weight, products))
+    return tower_pool_hopper(bags, dtype, weight, bias, scratch, out, stream);
   const int64_t tiles = bags.num_blocks * tiles_per_block(bags.num_samples);
   with_type(dtype, [&](auto element) {
     using T = decltype(element);
     multiply_as<T>(products, PooledRows<T>{bags}, tiles, weight, bias, scratch, out, stream);
+  });
+}
+
+void add_bias(const float* sums, int64_t rows, int64_t columns, const void* bias, DType dtype, void* out,
+              cudaStream_t stream) {
+  const int64_t size = rows * columns;
+  with_type(dtype, [&](auto element) {
+    using T = decltype(element);
+    launch(add_biases<T>, ceil_div<int64_t>(size, kThreads * 4), kThreads, 0, stream, sums, size, columns,
+           static_cast<const T*>(bias), static_cast<T*>(out));
   });
 }
 

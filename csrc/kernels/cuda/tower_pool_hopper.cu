@@ -321,12 +321,12 @@ void multiply(const Bags& bags, const Matrix& weight, const void* bias, void* sc
 
 }  // namespace
 
-// Half of a tile of fewer samples would be empty.
-bool is_for_hopper(const Bags& bags, const Matrix& weight, Products products) {
+bool is_for_hopper(const Bags& bags, DType dtype, const Matrix& weight, Products products) {
   const int64_t items =
       bags.num_blocks * ceil_div<int64_t>(bags.num_samples, kWideRows) * ceil_div<int64_t>(weight.rows, 128);
-  return products == Products::bf16 && bags.num_samples > kTileRows && bags.width > 0 && weight.rows > 0 &&
-         items < 1 << 30 && is_hopper();
+  const bool has_few_ids = bags.num_ids <= 2 * bags.num_blocks * bags.num_features * bags.num_samples;
+  return products == Products::bf16 && dtype != DType::f32 && has_few_ids && bags.num_samples > kTileRows &&
+         bags.width > 0 && weight.rows > 0 && items < 1 << 30 && is_hopper();
 }
 
 void tower_pool_hopper(const Bags& bags, DType dtype, const Matrix& weight, const void* bias, void* scratch, void* out,

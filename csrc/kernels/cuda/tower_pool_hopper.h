@@ -5,9 +5,7 @@
 
 namespace dmt::cuda {
 
-// Whether the current device and these shapes are for this kernel; then tower_pool_hopper does what tower_pool does
-// with bfloat16 products, and its scratch is of packed_bytes(), too.
-bool is_for_hopper(const Bags& bags, const Matrix& weight, Products products);
+// tower_pool where is_for_hopper(); its scratch is of packed_bytes(), too.
 void tower_pool_hopper(const Bags& bags, DType dtype, const Matrix& weight, const void* bias, void* scratch, void* out,
                        cudaStream_t stream);
 
