@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads)
 // partials[j] = the sum of the run, not the last one of its row, that begins among keys [j*kRun, (j+1)*kRun). There is
 // at most one: such a run reaches beyond them.
 template <class Grad, class Shape>
-__global__ void __launch_bounds__(kThreads, 2) sum_runs(const Work work) {
+__global__ void __launch_bounds__(kRowThreads, 3) sum_runs(const Work work) {
   constexpr int kLanes = Shape::kLanes;
   constexpr int kSize = Shape::template kSize<Grad>;
   DMT_DYNAMIC_SHARED(shared);
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, 2) sum_runs(const Work work) {
   const int64_t end = begin + kRun;
   if (end >= sorted.count || row_at(sorted, end) != row) return;
   const int dim = feature_of_key(work, sorted.keys[begin]).dim;
-  group.template add_row<16>(kLanes, kLanes, begin, end, row, dim, true);
+  group.template add_row<kLanes>(kLanes, kLanes, begin, end, row, dim, true);
   float* const partial = work.partials + j * work.sum_width;
   group.for_columns(dim, [&](int c) {
     float sum[kSize];
@@ -107,10 +107,10 @@ DMT_DEVICE void sum_beyond(const Group& group, int64_t begin, int head, int64_t 
                                     !is_long);
 }
 
-// Groups walk stretches of keys, a window of as many as they have lanes at a time. A row belongs to the one in whose
-// stretch it begins, which follows it beyond.
+// Groups walk stretches of keys, with a window of as many as they have lanes. A row belongs to the one in whose stretch
+// it begins, which follows it beyond.
 template <class T, class Grad, class Shape>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 3) update_rows(const Work work) {
+__global__ void __launch_bounds__(kRowThreads, sizeof(T) == 4 ? 8 : 6) update_rows(const Work work) {
   constexpr int kLanes = Shape::kLanes;
   constexpr int kSize = Shape::template kSize<T>;
   DMT_DYNAMIC_SHARED(shared);
@@ -120,12 +120,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 3) update_rows(
   const int64_t stretch = blockIdx.x * static_cast<int64_t>(blockDim.x / kLanes) + threadIdx.x / kLanes;
   if (stretch * kStretch >= sorted.count || !*work.accepted) return;
   int64_t rank = work.first_ranks != nullptr ? work.first_ranks[stretch] : 0;
-  for (int64_t begin = stretch * kStretch; begin < (stretch + 1) * kStretch; begin += kLanes) {
+  constexpr int kStep = kLanes < kStretch ? kLanes : static_cast<int>(kStretch);
+  for (int64_t begin = stretch * kStretch; begin < (stretch + 1) * kStretch; begin += kStep) {
     const int64_t i = begin + group.lane;
     const uint64_t key = group.key_at(i);
     const int64_t row = row_of_key(sorted, key);
     const bool is_there = row < sorted.num_rows;
-    unsigned heads = group.ballot(is_there && (i == 0 || row_at(sorted, i - 1) != row));
+    const unsigned heads = group.ballot(is_there && (i == 0 || row_at(sorted, i - 1) != row));
     const int there = __popc(group.ballot(is_there));
     AtRandom random = {};
     if (is_there) {
@@ -141,10 +142,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 3) update_rows(
       }
     }
     group.sync();
-    while (heads != 0) {
-      const int head = __ffs(static_cast<int>(heads)) - 1;
-      heads &= heads - 1;
-      const int end = heads != 0 ? __ffs(static_cast<int>(heads)) - 1 : there;
+    for (unsigned left = heads & (kAllLanes >> (32 - kStep)); left != 0; left &= left - 1) {
+      const int head = __ffs(static_cast<int>(left)) - 1;
+      const unsigned later = heads >> head >> 1;
+      const int end = later != 0 ? head + __ffs(static_cast<int>(later)) : there;
       const Target<T> target = targets[head];
       const int dim = group.window[head].dim;
       // On their way while the gradient is summed.
@@ -174,7 +175,7 @@ int sum_width(const UpdatePlan& plan) { return static_cast<int>(ceil_div<int64_t
 int64_t group_bytes(const UpdatePlan& plan) { return plan.lanes * 32 + sum_width(plan) * int64_t{4}; }
 
 int groups_per_block(const UpdatePlan& plan) {
-  int groups = kThreads / plan.lanes;
+  int groups = kRowThreads / plan.lanes;
   while (groups > 32 / plan.lanes && groups * group_bytes(plan) > kSharedBytes) groups /= 2;
   return groups;  // whole warps
 }

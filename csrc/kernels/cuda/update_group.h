@@ -6,7 +6,8 @@
 namespace dmt::cuda {
 
 constexpr int kThreads = 256;
-constexpr int64_t kStretch = 32;  // keys that a group of lanes walks
+constexpr int kRowThreads = 128;  // of those kernels that work on rows: blocks end sooner
+constexpr int64_t kStretch = 16;  // keys that a group of lanes walks
 
 // The sorted keys and what they stand for.
 struct Sorted {
