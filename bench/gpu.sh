@@ -70,6 +70,8 @@ step() {
   report 'under way'
 }
 
+side_by_side=()
+if "$python" -c 'import xdist' 2> /dev/null; then side_by_side=(-n 5); fi
 tests() { step "$1" "$2" "$python" -m pytest -q -p no:cacheprovider "${@:3}"; }
 
 rm -rf "$out"/run_{cpu,cuda}
@@ -79,7 +81,7 @@ report 'under way'
 step 10 machine bash -c 'nvidia-smi; nvcc --version; "$0" --version; true' "$python"
 step 200 build "$python" setup.py -q build_ext --inplace
 step 20 info "$python" -m dmt_kernels info
-tests 60 kernels tests/cuda -m "$marked" -k 'not triton'
+tests 60 kernels tests/cuda -m "$marked" -k 'not triton' "${side_by_side[@]}"
 step 150 bench "$python" -m bench.gpu --out "$out" $cpu
 # The same model, data and seeds: both AUCs belong to within some thousandths.
 train() {
@@ -100,9 +102,9 @@ if len(auc) == 2:
 AUC
 report 'under way'
 if [ $device = cuda ]; then
-  tests 60 triton tests/cuda -m cuda -k triton
   tests 60 nccl tests/comm tests/ops/test_stage_devices.py tests/ops/test_id_exchange.py tests/ops/test_all_to_all.py -m cuda
-  tests 80 ops tests/ops tests/embedding -m cuda --deselect tests/ops/test_stage_devices.py
+  tests 80 ops tests/ops tests/embedding -m cuda --deselect tests/ops/test_stage_devices.py "${side_by_side[@]}"
+  tests 60 triton tests/cuda -m cuda -k triton "${side_by_side[@]}"
   sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2> /dev/null)
   for tool in memcheck racecheck; do
     if [ -n "$sanitizer" ]; then

@@ -25,10 +25,11 @@ cuda::Matrix matrix_of(const Tensor& tensor) {
 // (Measured: docs/performance.md. The emulator has no such products.)
 bool is_for_library(cuda::Products products, int64_t rows, int64_t columns, int64_t depth) {
 #if defined(__CUDACC__)
-  return products == cuda::Products::bf16 && rows >= 4096 && columns > 0 && depth > 0;
+  constexpr int64_t kLeastRows = 4096;
 #else
-  return false;
+  constexpr int64_t kLeastRows = INT64_MAX;
 #endif
+  return products == cuda::Products::bf16 && rows >= kLeastRows && columns > 0 && depth > 0;
 }
 
 // a @ b of bfloat16 factors, summed in float and returned as `dtype`, which is one of these two.

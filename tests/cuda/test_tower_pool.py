@@ -66,25 +66,30 @@ def test_tiles(op, dtype, products, dims, out_width, samples):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("dims", "longest", "out_width", "samples"),
-    [((128, 256, 64, 64), 1, 300, 400), ((64, 24, 8, 40, 3), 1, 130, 130), ((128, 72), 2, 64, 1000)],
-    ids=lambda value: str(value).replace(" ", ""),
+    ("dims", "out_width", "samples", "options"),
+    [
+        ((128, 256, 64, 64), 300, 400, {}),
+        ((64, 24, 8, 40, 3), 130, 130, {"pooling": "mean"}),
+        ((128, 72), 64, 1000, {"weighted": True}),
+    ],
+    ids=["slices", "features", "weights"],
 )
-def test_many_samples(op, dtype, dims, longest, out_width, samples):
-    """Tiles of the kernels for many samples: rows that are copied as they are, beside rows that are added up."""
+def test_many_samples(op, dtype, dims, out_width, samples, options):
+    """Tiles of the kernels for many samples: bags of one id, whose rows are copied, beside others."""
     case = random_bags(
-        dims=dims, rows=(50,) * len(dims), blocks=2, samples=samples, longest=longest, dtype=dtype, missing=True,
-        id_dtype=torch.int32 if dtype == torch.float16 else torch.int64, block_order=[1, 0],
+        dims=dims, rows=(50,) * len(dims), blocks=2, samples=samples, longest=3, dtype=dtype, missing=True,
+        id_dtype=torch.int32 if dtype == torch.float16 else torch.int64, block_order=[1, 0], **options,
     )  # fmt: skip
-    if longest == 2:  # more than one id only in the second half of them
-        short = case.offsets[1:].clone()
-        half = len(short) // 2
-        short[:half] = torch.arange(1, half + 1)
-        short[half:] = short[half:].clamp_min(half)
-        case.offsets[1:] = short
+    lengths = torch.ones(len(case.offsets) - 1, dtype=torch.int64)
+    for first in range(0, samples, 100):  # of all features: here none, one and three
+        lengths.view(-1, samples)[:, first : first + 50] = torch.tensor([0, 3, 0, 1, 1]).repeat(10)[: samples - first]
+    case.offsets[1:] = lengths.cumsum(0)
+    tables, ids, offsets, weights, *layout = arguments(case)
+    count = int(offsets[-1])
+    assert count <= len(lengths) <= len(ids)
     weight = torch.randn(out_width, case.width).to(dtype)
-    tables, ids, offsets, *layout = arguments(case)
-    given = (tables, ids, offsets, weight, None, *layout, False, torch.bfloat16)
+    weights = None if weights is None else weights[:count]
+    given = (tables, ids[:count], offsets, weight, None, weights, *layout, False, torch.bfloat16)
     assert_close(op("tower_pool")(*given), torch.ops.dmt.tower_pool(*given), torch.bfloat16)
 
 

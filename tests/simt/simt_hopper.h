@@ -32,10 +32,10 @@ inline unsigned shared_address(const void* shared) {
 // ---- Barriers -----------------------------------------------------------------------------------------------------
 
 struct Barrier {
-  int32_t bytes;  // that are expected yet
-  uint8_t arrivals;
-  uint8_t arrivals_left;
-  uint16_t parity;  // of this phase
+  int32_t bytes : 24;  // that are expected yet
+  int32_t parity : 8;  // of this phase
+  uint16_t arrivals;
+  uint16_t arrivals_left;
 };
 static_assert(sizeof(Barrier) == sizeof(uint64_t));
 
@@ -55,8 +55,8 @@ inline void store_barrier(uint64_t* barrier, Barrier value) {
 }
 
 inline void init_barrier(uint64_t* barrier, int arrivals) {
-  const auto count = static_cast<uint8_t>(arrivals);
-  store_barrier(barrier, {0, count, count, 0});
+  const auto count = static_cast<uint16_t>(arrivals);
+  store_barrier(barrier, {0, 0, count, count});
 }
 
 inline void arrive_expecting(uint64_t* barrier, int bytes) {
@@ -68,11 +68,16 @@ inline void arrive_expecting(uint64_t* barrier, int bytes) {
 }
 
 inline void arrive(uint64_t* barrier) { arrive_expecting(barrier, 0); }
+inline void arrive_after_copies(uint64_t* barrier) {
+  simt::block->commit_copies();
+  wait_for_copies<0>();
+  arrive(barrier);
+}
 inline void arrive_at(uint64_t* barrier, unsigned) { arrive(barrier); }
 
 inline bool has_ended(uint64_t* barrier, unsigned parity) {
-  if (load_barrier(barrier).parity == parity) simt::block->yield();
-  if (load_barrier(barrier).parity == parity) return false;
+  if (load_barrier(barrier).parity == static_cast<int>(parity)) simt::block->yield();
+  if (load_barrier(barrier).parity == static_cast<int>(parity)) return false;
   simt::block->advance();
   return true;
 }

@@ -9,18 +9,22 @@ namespace dmt::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kTogether = 4;  // rows of a group on their way
-constexpr int64_t kPlacesBytes = kRowPlaces<kThreads> * 8;
+constexpr int kTogether = 4;      // rows of a group on their way
 constexpr int64_t kMostRows = 8;  // that a block of threads pools
 constexpr int64_t kMaximaBytes = kMostRows * 4;
-constexpr int64_t kHeadBytes = kPlacesBytes + kMaximaBytes;
-constexpr int64_t kTileBytes = 58 << 10;  // of them together: three blocks of threads find room
+constexpr int64_t kTileBytes = 70 << 10;  // of them together: three blocks of threads find room
 constexpr int64_t kMostShared = 200 << 10;
 
 // Elements between rows in shared memory.
 template <class T>
 DMT_BOTH int64_t tile_stride(int64_t width) {
   return ceil_div<int64_t>(width, kPackSize<T>) * kPackSize<T>;
+}
+
+// Before them: their maxima, and where the rows of tables lie, which groups of 2^bits lanes look up.
+DMT_BOTH int64_t head_bytes(int bits) {
+  const int window = 1 << bits > kLeastWindow ? 1 << bits : kLeastWindow;
+  return kMaximaBytes + int64_t{kThreads >> bits} * window * 8;
 }
 
 template <class T>
@@ -86,9 +90,9 @@ template <class T, class Payload>
 __global__ void __launch_bounds__(kThreads, 3)
     pool_blocks(const Bags bags, const PooledBlock* blocks, int64_t rows_together, int64_t pieces, int bits) {
   DMT_DYNAMIC_SHARED(shared);
-  int64_t* const places = reinterpret_cast<int64_t*>(shared);
-  unsigned* const maxima = reinterpret_cast<unsigned*>(shared + kPlacesBytes);  // of the rows' magnitudes, as bits
-  T* const tile = reinterpret_cast<T*>(shared + kHeadBytes);
+  unsigned* const maxima = reinterpret_cast<unsigned*>(shared);  // of the rows' magnitudes, as bits
+  int64_t* const places = reinterpret_cast<int64_t*>(shared + kMaximaBytes);
+  T* const tile = reinterpret_cast<T*>(shared + head_bytes(bits));
   if (threadIdx.x < kMostRows) maxima[threadIdx.x] = 0;
   const int64_t stride = tile_stride<T>(bags.width);
   const int64_t k = blockIdx.x / static_cast<unsigned>(pieces);
@@ -138,14 +142,15 @@ void embedding_bag_blocks(const Bags& bags, DType dtype, const PooledBlock* bloc
   with_type(dtype, [&](auto element) {
     using T = decltype(element);
     const int64_t row_bytes = std::max<int64_t>(tile_stride<T>(bags.width) * static_cast<int64_t>(sizeof(T)), 1);
-    if (row_bytes + kHeadBytes > kMostShared) {
+    const int bits = lane_bits<T>(widest_dim);
+    if (row_bytes + head_bytes(bits) > kMostShared) {
       throw std::length_error("embedding_bag_blocks_: a row of " + std::to_string(bags.width) + " columns is too wide");
     }
     const int64_t together = std::clamp<int64_t>(kTileBytes / row_bytes, 1, kMostRows);
     const int64_t pieces = ceil_div(bags.num_samples, together);
     with_payload(format, [&](auto payload) {
-      launch(pool_blocks<T, decltype(payload)>, bags.num_blocks * pieces, kThreads, kHeadBytes + together * row_bytes,
-             stream, bags, blocks, together, pieces, lane_bits<T>(widest_dim));
+      launch(pool_blocks<T, decltype(payload)>, bags.num_blocks * pieces, kThreads,
+             head_bytes(bits) + together * row_bytes, stream, bags, blocks, together, pieces, bits);
     });
   });
 }

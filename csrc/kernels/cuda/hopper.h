@@ -94,6 +94,11 @@ DMT_DEVICE void arrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
+// When all copies are there (copy_async) that this thread has begun.
+DMT_DEVICE void arrive_after_copies(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
 DMT_DEVICE void arrive_expecting(uint64_t* barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");
@@ -137,7 +142,7 @@ DMT_DEVICE unsigned cluster_rank() {
   return rank;
 }
 
-// Makes this thread's writes to shared memory visible to copies and products that run beside the program.
+// Makes what this thread knows to be written to shared memory visible to products that it begins.
 DMT_DEVICE void publish_writes() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // ---- Copies -------------------------------------------------------------------------------------------------------

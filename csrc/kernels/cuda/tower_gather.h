@@ -14,10 +14,9 @@ constexpr int kHalfBytes = kWideRows * kSwizzledRow;  // of a tile: 64 columns
 constexpr int kSlotBytes = 2 * kHalfBytes;
 constexpr int kSlots = 3;  // for tiles
 constexpr int kPartRows = 16;
-constexpr int kParts = kWideRows / kPartRows;  // of a tile, one warp's work each
-constexpr int kGatherers = 7;                  // warps
-constexpr int kPartsAhead = 2;  // that a warp has begun when it waits for the copies of the one before them
-constexpr int kStepRows = 4;    // that a lane adds up between two waits
+constexpr int kParts = kWideRows / kPartRows;        // of a tile, one warp's work each
+constexpr int kGatherers = 7;                        // warps
+constexpr int kStepRows = 4;                         // that a lane adds up between two waits
 constexpr int kRingBytes = 2 * kStepRows * 32 * 16;  // rows on their way to a warp that adds them up
 
 // What the blocks work on, one after another: a tile of samples, a chunk of the output's columns and, of these, slices
@@ -134,24 +133,43 @@ DMT_DEVICE PieceColumns piece_columns(const Feature& feature, int slice) {
   return {from - feature.column, static_cast<int>(from - begin), static_cast<int>(to - from)};
 }
 
-// Copies rows, each lane's `row` of the feature or zeros where that is negative.
+constexpr int kRowsAtOnce = 4;  // that a lane has in registers
+
+// The tile's rows become rows of the feature, whose addresses lanes 0 to 15 have, or zeros where that is null.
 template <class T>
-DMT_DEVICE void copy_piece(const Feature& feature, const PieceColumns& columns, int64_t row, int first_row,
-                           unsigned char* tile) {
+DMT_DEVICE void copy_piece(const PieceColumns& columns, uint64_t address, int first_row, unsigned char* tile) {
+  constexpr int kSize = kPackSize<T>;
   const int lane = static_cast<int>(threadIdx.x % 32);
   int bits = 1;
-  while ((8 << bits) < columns.count) ++bits;
-  const int column = (lane & ((1 << bits) - 1)) * 8;
-  const T* const table = static_cast<const T*>(feature.table) + columns.in_table;
-  const uint64_t mine = row < 0 ? 0 : reinterpret_cast<uint64_t>(table + row * feature.stride);
-  int r = lane >> bits;
-  const int part = (columns.in_tile + column) / 8 % 8;
-  tile += tile_place(first_row, columns.in_tile + column) - swizzled_part(0, part);
+  while ((kSize << bits) < columns.count) ++bits;
+  const int column = (lane & ((1 << bits) - 1)) * kSize;
+  const int at = columns.in_tile + column;
+  const bool is_mine = column < columns.count;
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    const int part = at / 8 % 8;
+    tile += at / 64 * kHalfBytes + first_row * kSwizzledRow;
 #pragma unroll 8
-  for (; r < kPartRows; r += 32 >> bits) {
-    const uint64_t from = __shfl_sync(kAllLanes, mine, r);
-    if (column < columns.count) {
-      copy_async(tile + swizzled_part(r, part), reinterpret_cast<const T*>(from) + column, from != 0);
+    for (int r = lane >> bits; r < kPartRows; r += 32 >> bits) {
+      const uint64_t from = __shfl_sync(kAllLanes, address, r);
+      if (is_mine) copy_async(tile + swizzled_part(r, part), reinterpret_cast<const T*>(from) + column, from != 0);
+    }
+  } else {
+    for (int first = 0; first < kPartRows; first += kRowsAtOnce << (5 - bits)) {
+      Pack<T> packs[kRowsAtOnce];
+#pragma unroll
+      for (int i = 0; i < kRowsAtOnce; ++i) {
+        const int r = first + (i << (5 - bits)) + (lane >> bits);
+        const uint64_t from = __shfl_sync(kAllLanes, address, r % kPartRows);
+        packs[i] = load_pack(reinterpret_cast<const T*>(from) + column, from != 0 && is_mine ? kSize : 0, true);
+      }
+#pragma unroll
+      for (int i = 0; i < kRowsAtOnce; ++i) {
+        const int r = first + (i << (5 - bits)) + (lane >> bits);
+        float values[kSize];
+#pragma unroll
+        for (int c = 0; c < kSize; ++c) values[c] = packs[i][c];
+        store_columns(tile, first_row + r, at, values, is_mine && r < kPartRows ? kSize : 0);
+      }
     }
   }
 }
@@ -339,8 +357,8 @@ class Pieces {
   bool reports_;
 };
 
-// Gathers for all items of the block. `full` and `empty` are barriers, one a slot: it arrives at the first ones once
-// for each part of a tile.
+// Gathers for all items of the block. `full` and `empty` are barriers, one a slot: each lane arrives at the first ones
+// once for each part of a tile.
 template <class T>
 class Gatherer {
  public:
@@ -356,19 +374,17 @@ class Gatherer {
 
   DMT_MEMBER void run() {
     for (;;) {
-      if constexpr (std::is_same_v<T, BFloat16>) copy_pieces();
+      copy_pieces();
       Pieces pieces(bags_, walk_, here_, feature_);
       const Piece piece = pieces.piece();
-      if (!piece.exists) break;
-      if (piece.begins) wait_for_slot();
+      if (!piece.exists) return;
+      if (piece.begins) begin_part();
       pool(piece);
       pieces.advance();
       const Piece next = pieces.piece();
       feature_ = next.feature;
-      if (next.begins) end_part(piece.slice, 0);
+      if (next.begins) end_part(piece.slice);
     }
-    wait_for_copies<0>();
-    publish(0);
   }
 
  private:
@@ -408,68 +424,63 @@ class Gatherer {
       const Feature& feature = bags_.features[now.feature];
       const PieceColumns columns = piece_columns(feature, now.slice);
       feature_ = now.feature;
-      const bool is_copied = bags_.weights == nullptr && columns.in_tile % 8 == 0 && columns.count % 8 == 0 &&
-                             is_aligned(static_cast<const T*>(feature.table) + columns.in_table, feature.stride);
+      const T* const table = static_cast<const T*>(feature.table) + columns.in_table;
+      const bool is_copied = bags_.weights == nullptr && columns.in_tile % kPackSize<T> == 0 &&
+                             columns.count % kPackSize<T> == 0 && is_aligned(table, feature.stride);
       if (!__all_sync(kAllLanes, is_copied && !bag.has_more)) return;
       advance();
-      if (now.begins) wait_for_slot();
+      if (now.begins) begin_part();
       const int64_t id = id_of(bags_, bag.id);
       const int64_t row = bag.has_ids ? row_of(bags_, feature, id) : kElsewhere;
       if (now.reports && row == kMissing && columns.in_table == 0 && lane() < kPartRows) {
         report_missing(bags_, feature, now.bag, id);
       }
-      copy_piece<T>(feature, columns, row, first_row(), tile());
-      if (next.begins) end_part(now.slice, kPartsAhead);
+      const uint64_t address = row < 0 ? 0 : reinterpret_cast<uint64_t>(table + row * feature.stride);
+      copy_piece<T>(columns, address, first_row(), tile());
+      has_stored_ |= !std::is_same_v<T, BFloat16>;
+      if (next.begins) end_part(now.slice);
     }
     feature_ = -1;
   }
 
-  DMT_MEMBER void pool(const Piece& piece) const {
+  DMT_MEMBER void pool(const Piece& piece) {
     const Feature& feature = bags_.features[piece.feature];
     const PieceColumns columns = piece_columns(feature, piece.slice);
     const int row = lane() % kPartRows;
     pool_piece<T>(bags_, feature, columns, piece.bag - row, piece.count + row, piece.reports && columns.in_table == 0,
                   first_row(), tile(), ring_);
+    has_stored_ = true;
   }
 
   DMT_MEMBER unsigned char* tile() const { return slots_ + here_.slot() * kSlotBytes; }
   DMT_MEMBER int first_row() const { return here_.part() * kPartRows; }
 
-  // Who has to wait publishes what there is first, since the products that are waited for may need it.
-  DMT_MEMBER void wait_for_slot() {
-    uint64_t* const barrier = empty_ + here_.slot();
-    if (__all_sync(kAllLanes, has_ended(barrier, here_.parity() ^ 1))) return;
-    wait_for_copies<0>();
-    publish(0);
-    wait_for(barrier, here_.parity() ^ 1);
+  DMT_MEMBER void begin_part() {
+    wait_for(empty_ + here_.slot(), here_.parity() ^ 1);
+    has_stored_ = false;
   }
 
-  // Copies of the last `left` parts may still be on their way.
-  DMT_MEMBER void end_part(int slice, unsigned left) {
+  DMT_MEMBER void end_part(int slice) {
     clear_rest(slice);
-    commit_copies();
+    uint64_t* const full = full_ + here_.slot();
+    if (has_stored_) {
+      commit_copies();
+      wait_for_copies<0>();
+      arrive(full);
+    } else {
+      arrive_after_copies(full);
+    }
     here_.number += kGatherers;
-    ++unpublished_;
-    wait_for_copies<kPartsAhead>();
-    publish(left);
   }
 
   // Zeros where the matrix has no columns. (What rows beyond the samples hold matters to no other row.)
-  DMT_MEMBER void clear_rest(int slice) const {
+  DMT_MEMBER void clear_rest(int slice) {
     const int64_t width = bags_.width - static_cast<int64_t>(slice) * kSlice;
     if (width >= kSlice) return;
     for (int column = static_cast<int>(width) + lane() / kPartRows; column < kSlice; column += 32 / kPartRows) {
       *reinterpret_cast<uint16_t*>(tile() + tile_place(first_row() + lane() % kPartRows, column)) = 0;
     }
-  }
-
-  // Tells that all parts but the last `left` are there.
-  DMT_MEMBER void publish(unsigned left) {
-    publish_writes();
-    __syncwarp();
-    for (; unpublished_ > left; --unpublished_) {
-      if (lane() == 0) arrive(full_ + Place{here_.number - unpublished_ * kGatherers}.slot());
-    }
+    has_stored_ = true;
   }
 
   const Bags& bags_;
@@ -478,9 +489,9 @@ class Gatherer {
   uint64_t* full_;
   uint64_t* empty_;
   uint4* ring_;
-  Place here_;                // what is gathered
-  int feature_ = -1;          // of it; -1: the first one
-  unsigned unpublished_ = 0;  // parts before it
+  Place here_;               // what is gathered
+  int feature_ = -1;         // of it; -1: the first one
+  bool has_stored_ = false;  // some of it, rather than copied all
 };
 
 }  // namespace dmt::cuda

@@ -83,7 +83,7 @@ struct Shared {
 
   DMT_MEMBER void make_barriers() const {
     for (int i = 0; i < kSlots; ++i) {
-      init_barrier(full + i, kParts);
+      init_barrier(full + i, kParts * 32);
       init_barrier(empty + i, kMultipliers);
     }
     for (int i = 0; i < kFactorSlots; ++i) {
@@ -243,6 +243,7 @@ DMT_DEVICE void multiply_tiles(const Bags& bags, const Walk& walk, const Shared<
   for (int item = walk.first_item(); item < walk.items(); item += walk.stride()) {
     for (int slice = 0; slice < walk.slices; ++slice) {
       wait_for(shared.full + slot.index, slot.parity);
+      publish_writes();
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         wait_for(shared.full_factors + factor_slot.index, factor_slot.parity);
@@ -321,12 +322,13 @@ void multiply(const Bags& bags, const Matrix& weight, const void* bias, void* sc
 
 }  // namespace
 
+// Half of a tile of fewer samples would be empty; and seven warps are too few to add up rows for, where there are many
+// to a bag.
 bool is_for_hopper(const Bags& bags, DType dtype, const Matrix& weight, Products products) {
-  const int64_t items =
-      bags.num_blocks * ceil_div<int64_t>(bags.num_samples, kWideRows) * ceil_div<int64_t>(weight.rows, 128);
-  const bool has_few_ids = bags.num_ids <= 2 * bags.num_blocks * bags.num_features * bags.num_samples;
-  return products == Products::bf16 && dtype != DType::f32 && has_few_ids && bags.num_samples > kTileRows &&
-         bags.width > 0 && weight.rows > 0 && items < 1 << 30 && is_hopper();
+  const int64_t tiles = bags.num_blocks * ceil_div<int64_t>(bags.num_samples, kWideRows);
+  return products == Products::bf16 && dtype != DType::f32 && bags.num_samples > kTileRows && bags.width > 0 &&
+         weight.rows > 0 && bags.num_ids <= bags.num_blocks * bags.num_features * bags.num_samples &&
+         tiles * ceil_div<int64_t>(weight.rows, 128) < 1 << 30 && is_hopper();
 }
 
 void tower_pool_hopper(const Bags& bags, DType dtype, const Matrix& weight, const void* bias, void* scratch, void* out,
