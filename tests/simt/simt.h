@@ -282,6 +282,10 @@ inline void fill_bytes(void* target, int value, int64_t bytes, cudaStream_t) {
   if (bytes > 0) std::memset(target, value, static_cast<size_t>(bytes));
 }
 
+inline void copy_bytes(void* target, const void* source, int64_t bytes, cudaStream_t) {
+  std::memcpy(target, source, static_cast<size_t>(bytes));
+}
+
 inline void download(void* target, const void* source, int64_t bytes, cudaStream_t) {
   if (bytes > 0) std::memcpy(target, source, static_cast<size_t>(bytes));
 }

@@ -47,6 +47,11 @@ inline void fill_bytes(void* target, int value, int64_t bytes, cudaStream_t stre
   check_cuda(cudaMemsetAsync(target, value, static_cast<size_t>(bytes), stream), "filling memory");
 }
 
+// From the device to the device.
+inline void copy_bytes(void* target, const void* source, int64_t bytes, cudaStream_t stream) {
+  check_cuda(cudaMemcpyAsync(target, source, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream), "copying");
+}
+
 // Copies to the host, and waits.
 inline void download(void* target, const void* source, int64_t bytes, cudaStream_t stream) {
   check_cuda(cudaMemcpyAsync(target, source, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream), "copying");

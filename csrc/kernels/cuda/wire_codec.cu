@@ -55,6 +55,9 @@ void wire_encode(const WireRows& rows, WireFormat format, const StochasticRoundi
                  cudaStream_t stream) {
   const int64_t row_bytes = wire_row_bytes(format, rows.columns);
   if (row_bytes == 0) return;
+  if (format == WireFormat::fp32 && rows.dtype == DType::f32 && rows.stride == rows.columns) {
+    return copy_bytes(message, rows.data, rows.rows * row_bytes, stream);
+  }
   const Lanes lanes = lanes_for(format, rows.columns);
   const int64_t blocks = blocks_for(rows, lanes);
   with_type(rows.dtype, [&](auto element) {
