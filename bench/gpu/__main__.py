@@ -133,7 +133,7 @@ def main() -> None:
     for number, make in enumerate(cases):
         add(partial(measure, device, make), f"case {number}")
         if number == 3:  # after one of each of the first goals
-            add(lambda: graph.measure(name, "synthetic:2000" if options.cpu else "synthetic:40000"), "graph")
+            add(lambda: graph.measure(device, "synthetic:2000" if options.cpu else "synthetic:40000"), "graph")
     failed = sum("failed" in row for row in record["cases"])
     print(f"{len(record['cases'])} cases, {failed} failed, {time.monotonic() - started:.0f} s")
 

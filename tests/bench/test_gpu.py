@@ -8,7 +8,7 @@ import torch
 
 from bench.gpu.__main__ import measure, write
 from bench.gpu.cases import Case
-from bench.gpu.graph import gaps
+from bench.gpu.graph import device_spans, gaps
 
 GPU = SimpleNamespace(device=torch.device("cuda"), seconds=lambda run: run())  # runs say how long they take
 
@@ -20,8 +20,8 @@ def event(start, duration, category="kernel"):
 def test_gaps_between_kernels_that_overlap():
     events = [event(130, 10), event(100, 20), event(105, 3, "gpu_memcpy"), event(0, 500, "cpu_op"), {"name": "thread"}]
     found = {"kernels": 3, "us": 40, "largest gap us": 10, "idle us": 10, "between": "any and any"}
-    assert gaps({"traceEvents": events}) == found
-    assert gaps({"traceEvents": []})["kernels"] == 0
+    assert gaps(device_spans({"traceEvents": events})) == found
+    assert gaps([])["kernels"] == 0
 
 
 def test_results_are_whole_after_every_case(tmp_path):

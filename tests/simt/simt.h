@@ -283,7 +283,7 @@ inline void fill_bytes(void* target, int value, int64_t bytes, cudaStream_t) {
 }
 
 inline void copy_bytes(void* target, const void* source, int64_t bytes, cudaStream_t) {
-  std::memcpy(target, source, static_cast<size_t>(bytes));
+  if (bytes > 0) std::memcpy(target, source, static_cast<size_t>(bytes));
 }
 
 inline void download(void* target, const void* source, int64_t bytes, cudaStream_t) {
