@@ -135,42 +135,59 @@ DMT_DEVICE PieceColumns piece_columns(const Feature& feature, int slice) {
 
 constexpr int kRowsAtOnce = 4;  // that a lane has in registers
 
-// The tile's rows become rows of the feature, whose addresses lanes 0 to 15 have, or zeros where that is null.
+// The tile's rows become rows of the feature, whose addresses lanes 0 to 15 have, or zeros where that is null. 1 <<
+// bits lanes have a row.
 template <class T>
-DMT_DEVICE void copy_piece(const PieceColumns& columns, uint64_t address, int first_row, unsigned char* tile) {
+DMT_DEVICE void copy_rows(const PieceColumns& columns, uint64_t address, int first_row, unsigned char* tile,
+                          const int bits) {
   constexpr int kSize = kPackSize<T>;
   const int lane = static_cast<int>(threadIdx.x % 32);
-  int bits = 1;
-  while ((kSize << bits) < columns.count) ++bits;
   const int column = (lane & ((1 << bits) - 1)) * kSize;
   const int at = columns.in_tile + column;
   const bool is_mine = column < columns.count;
+  const int rows = 32 >> bits;  // at once
+  const int row = lane >> bits;
+  const auto address_of = [&](int r) { return __shfl_sync(kAllLanes, address, r % kPartRows); };
   if constexpr (std::is_same_v<T, BFloat16>) {
     const int part = at / 8 % 8;
     tile += at / 64 * kHalfBytes + first_row * kSwizzledRow;
-#pragma unroll 8
-    for (int r = lane >> bits; r < kPartRows; r += 32 >> bits) {
-      const uint64_t from = __shfl_sync(kAllLanes, address, r);
-      if (is_mine) copy_async(tile + swizzled_part(r, part), reinterpret_cast<const T*>(from) + column, from != 0);
+#pragma unroll
+    for (int first = 0; first < kPartRows; first += rows) {
+      const uint64_t from = address_of(first + row);
+      if (is_mine) {
+        copy_async(tile + swizzled_part(first | row, part), reinterpret_cast<const T*>(from) + column, from != 0);
+      }
     }
   } else {
-    for (int first = 0; first < kPartRows; first += kRowsAtOnce << (5 - bits)) {
+#pragma unroll
+    for (int first = 0; first < kPartRows; first += kRowsAtOnce * rows) {
       Pack<T> packs[kRowsAtOnce];
 #pragma unroll
       for (int i = 0; i < kRowsAtOnce; ++i) {
-        const int r = first + (i << (5 - bits)) + (lane >> bits);
-        const uint64_t from = __shfl_sync(kAllLanes, address, r % kPartRows);
+        const uint64_t from = address_of(first + i * rows + row);
         packs[i] = load_pack(reinterpret_cast<const T*>(from) + column, from != 0 && is_mine ? kSize : 0, true);
       }
 #pragma unroll
       for (int i = 0; i < kRowsAtOnce; ++i) {
-        const int r = first + (i << (5 - bits)) + (lane >> bits);
+        const int r = first + i * rows + row;
         float values[kSize];
 #pragma unroll
         for (int c = 0; c < kSize; ++c) values[c] = packs[i][c];
         store_columns(tile, first_row + r, at, values, is_mine && r < kPartRows ? kSize : 0);
       }
     }
+  }
+}
+
+template <class T>
+DMT_DEVICE void copy_piece(const PieceColumns& columns, uint64_t address, int first_row, unsigned char* tile) {
+  constexpr int kAll = sizeof(T) == 4 ? 5 : 4;  // lanes of a row of a whole slice: the same with constants
+  int bits = 1;
+  while ((kPackSize<T> << bits) < columns.count) ++bits;
+  if (bits == kAll) {
+    copy_rows<T>(columns, address, first_row, tile, kAll);
+  } else {
+    copy_rows<T>(columns, address, first_row, tile, bits);
   }
 }
 
@@ -282,22 +299,6 @@ struct Place {
   DMT_MEMBER unsigned parity() const { return slice() / kSlots & 1; }  // of the slot's use
 };
 
-// The first feature with columns in a slice.
-DMT_DEVICE int first_feature(const Bags& bags, int slice) {
-  const int64_t begin = static_cast<int64_t>(slice) * kSlice;
-  int low = 0;
-  int high = static_cast<int>(bags.num_features) - 1;
-  while (low < high) {
-    const int middle = (low + high) / 2;
-    if (bags.features[middle].column + bags.features[middle].dim > begin) {
-      high = middle;
-    } else {
-      low = middle + 1;
-    }
-  }
-  return low;
-}
-
 // A warp's pieces, one after another, from one of a part on, or from its first one.
 class Pieces {
  public:
@@ -306,9 +307,10 @@ class Pieces {
     const int slice = static_cast<int>(place.slice());
     begin_item(walk.first_item() + slice / walk.slices * walk.stride());
     slice_ = slice % walk.slices;
-    const int first = first_feature(bags, slice_);
-    begins_ = feature < 0 || feature == first;
-    feature_ = begins_ ? first : feature;
+    first_feature_ = 0;
+    while (end_of(first_feature_) <= static_cast<int64_t>(slice_) * kSlice) ++first_feature_;
+    begins_ = feature < 0 || feature == first_feature_;
+    feature_ = begins_ ? first_feature_ : feature;
   }
 
   DMT_MEMBER Piece piece() const {
@@ -327,12 +329,14 @@ class Pieces {
     part_ += kGatherers;
     if (part_ >= kParts) {
       part_ -= kParts;
+      first_feature_ = feature_;
       if (++slice_ == walk_.slices) {
-        slice_ = 0;
+        slice_ = first_feature_ = 0;
         begin_item(item_ + walk_.stride());
       }
+      while (end_of(first_feature_) <= static_cast<int64_t>(slice_) * kSlice) ++first_feature_;
     }
-    feature_ = first_feature(bags_, slice_);
+    feature_ = first_feature_;
   }
 
  private:
@@ -344,11 +348,14 @@ class Pieces {
     reports_ = bags_.errors != nullptr && walk_.chunk(item) == 0;
   }
 
+  DMT_MEMBER int64_t end_of(int feature) const { return bags_.features[feature].column + bags_.features[feature].dim; }
+
   const Bags& bags_;
   const Walk& walk_;
   int item_;
   int part_;
   int slice_;
+  int first_feature_;  // of the slice
   int feature_;
   int samples_;        // of the tile
   int64_t first_bag_;  // of the tile and feature 0
