@@ -214,8 +214,10 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
+// And the one feature of a matrix that is looked up.
 int64_t packed_bytes(const Matrix& weight, Products products) {
-  return padded_width(weight.rows) * padded_depth(weight.columns) * (products == Products::bf16 ? 2 : 4);
+  const int64_t factor = products == Products::bf16 ? 2 : 4;
+  return padded_width(weight.rows) * padded_depth(weight.columns) * factor + static_cast<int64_t>(sizeof(Feature));
 }
 
 void tower_pool(const Bags& bags, DType dtype, const Matrix& weight, const void* bias, Products products, void* scratch,
@@ -230,6 +232,9 @@ void tower_pool(const Bags& bags, DType dtype, const Matrix& weight, const void*
 
 void tower_pool_pooled_backward(const float* grad, int64_t rows, const Matrix& weight_t, DType dtype, Products products,
                                 void* scratch, float* out, cudaStream_t stream) {
+  if (is_for_hopper(grad, rows, weight_t, products)) {
+    return tower_pool_pooled_backward_hopper(grad, rows, weight_t, dtype, scratch, out, stream);
+  }
   with_type(dtype, [&](auto element) {
     multiply_as<decltype(element)>(products, MatrixRows{grad, rows, weight_t.columns}, tiles_per_block(rows), weight_t,
                                    nullptr, scratch, out, stream);

@@ -11,4 +11,9 @@ bool is_for_hopper(const Bags& bags, const Matrix& weight, Products products);
 void tower_pool_hopper(const Bags& bags, DType dtype, const Matrix& weight, const void* bias, void* scratch, void* out,
                        cudaStream_t stream);
 
+// The same for tower_pool_pooled_backward: rows of the gradient are looked up in order.
+bool is_for_hopper(const float* grad, int64_t rows, const Matrix& weight_t, Products products);
+void tower_pool_pooled_backward_hopper(const float* grad, int64_t rows, const Matrix& weight_t, DType dtype,
+                                       void* scratch, float* out, cudaStream_t stream);
+
 }  // namespace dmt::cuda
