@@ -130,7 +130,7 @@ struct Pack {
 };
 
 template <class T>
-DMT_DEVICE bool is_aligned(const T* address, int64_t stride) {
+DMT_BOTH bool is_aligned(const T* address, int64_t stride) {
   return reinterpret_cast<uintptr_t>(address) % 16 == 0 && stride * static_cast<int64_t>(sizeof(T)) % 16 == 0;
 }
 

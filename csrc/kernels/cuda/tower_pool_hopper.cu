@@ -264,7 +264,8 @@ DMT_DEVICE void multiply_tiles(const Bags& bags, const Walk& walk, const Shared<
     const Tile samples = walk.samples(item, bags.num_samples);
     const int64_t column = static_cast<int64_t>(walk.chunk(item)) * kColumns;
     const int64_t left = out_width - column;
-    const int64_t row = samples.count > 0 ? bags.block_order[samples.block] * bags.num_samples + samples.first : 0;
+    const int64_t block = bags.block_order != nullptr && samples.count > 0 ? bags.block_order[samples.block] : 0;
+    const int64_t row = block * bags.num_samples + samples.first;
     sums.store(Target<T>{out + row * out_width + column, bias != nullptr ? bias + column : nullptr, out_width,
                          static_cast<int>(left < kColumns ? left : kColumns), samples.count});
   }
@@ -303,44 +304,77 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-template <class T, int kColumns>
-void multiply(const Bags& bags, const Matrix& weight, const void* bias, void* scratch, void* out, cudaStream_t stream) {
+template <class T, class Weight, int kColumns>
+void multiply_chunks(const Bags& bags, const Matrix& weight, const void* bias, void* scratch, void* out,
+                     cudaStream_t stream) {
   Walk walk = {};
   walk.tiles_per_block = static_cast<int>(ceil_div<int64_t>(bags.num_samples, kWideRows));
   walk.tiles = static_cast<int>(bags.num_blocks) * walk.tiles_per_block;
   walk.chunks = static_cast<int>(ceil_div<int64_t>(weight.rows, kColumns));
   walk.slices = static_cast<int>(ceil_div<int64_t>(bags.width, kSlice));
   const int64_t parts = int64_t{walk.chunks} * walk.slices * 2 * kColumns * 8;
-  launch(pack_tiles<T, kColumns>, ceil_div<int64_t>(parts, 256), 256, 0, stream, weight, parts,
+  launch(pack_tiles<Weight, kColumns>, ceil_div<int64_t>(parts, 256), 256, 0, stream, weight, parts,
          int64_t{walk.slices} * 2, static_cast<uint4*>(scratch));
-  const int64_t items = int64_t{(walk.tiles + 1) / kClusterBlocks} * walk.chunks;
+  const int64_t items = ceil_div<int64_t>(walk.tiles, kClusterBlocks) * walk.chunks;
   const int64_t clusters = std::min<int64_t>(items, multiprocessors() / kClusterBlocks);
   launch_clusters(multiply_bags<T, kColumns>, static_cast<int>(clusters) * kClusterBlocks, kThreads,
                   kSharedBytes<kColumns>, stream, bags, walk, static_cast<const unsigned char*>(scratch),
                   static_cast<const T*>(bias), static_cast<T*>(out), weight.rows);
 }
 
+template <class T, class Weight>
+void multiply(const Bags& bags, const Matrix& weight, const void* bias, void* scratch, void* out, cudaStream_t stream) {
+  if (weight.rows <= 128) {
+    multiply_chunks<T, Weight, 128>(bags, weight, bias, scratch, out, stream);
+  } else {
+    multiply_chunks<T, Weight, 256>(bags, weight, bias, scratch, out, stream);
+  }
+}
+
+// Half of a tile of fewer samples would be empty.
+bool are_for_hopper(int64_t blocks, int64_t samples, const Matrix& weight, Products products) {
+  const int64_t tiles = blocks * ceil_div<int64_t>(samples, kWideRows);
+  return products == Products::bf16 && samples > kTileRows && weight.columns > 0 && weight.rows > 0 &&
+         tiles * ceil_div<int64_t>(weight.rows, 128) < 1 << 30 && is_hopper();
+}
+
 }  // namespace
 
-// Half of a tile of fewer samples would be empty; and seven warps are too few to add up rows for, where there are many
-// to a bag.
-bool is_for_hopper(const Bags& bags, DType dtype, const Matrix& weight, Products products) {
-  const int64_t tiles = bags.num_blocks * ceil_div<int64_t>(bags.num_samples, kWideRows);
-  return products == Products::bf16 && dtype != DType::f32 && bags.num_samples > kTileRows && bags.width > 0 &&
-         weight.rows > 0 && bags.num_ids <= bags.num_blocks * bags.num_features * bags.num_samples &&
-         tiles * ceil_div<int64_t>(weight.rows, 128) < 1 << 30 && is_hopper();
+// Seven warps are too few to add up rows for two that multiply, where there are many to a bag.
+bool is_for_hopper(const Bags& bags, const Matrix& weight, Products products) {
+  return bags.num_ids <= bags.num_blocks * bags.num_features * bags.num_samples &&
+         are_for_hopper(bags.num_blocks, bags.num_samples, weight, products);
+}
+
+bool is_for_hopper(const float* grad, int64_t rows, const Matrix& weight_t, Products products) {
+  return is_aligned(grad, weight_t.columns) && are_for_hopper(1, rows, weight_t, products);
 }
 
 void tower_pool_hopper(const Bags& bags, DType dtype, const Matrix& weight, const void* bias, void* scratch, void* out,
                        cudaStream_t stream) {
   with_type(dtype, [&](auto element) {
     using T = decltype(element);
-    if (weight.rows <= 128) {
-      multiply<T, 128>(bags, weight, bias, scratch, out, stream);
-    } else {
-      multiply<T, 256>(bags, weight, bias, scratch, out, stream);
-    }
+    multiply<T, T>(bags, weight, bias, scratch, out, stream);
   });
+}
+
+void tower_pool_pooled_backward_hopper(const float* grad, int64_t rows, const Matrix& weight_t, DType dtype,
+                                       void* scratch, float* out, cudaStream_t stream) {
+  Feature feature = {};
+  feature.table = grad;
+  feature.stride = weight_t.columns;
+  feature.rows = rows;
+  feature.dim = static_cast<int32_t>(weight_t.columns);
+  void* const place = static_cast<char*>(scratch) + packed_bytes(weight_t, Products::bf16) - sizeof(Feature);
+  upload(place, &feature, sizeof(Feature), stream);
+  Bags bags = {};
+  bags.features = static_cast<const Feature*>(place);
+  bags.num_ids = bags.num_samples = rows;
+  bags.num_blocks = bags.num_features = 1;
+  bags.width = weight_t.columns;
+  bags.wide_ids = true;
+  with_type(dtype,
+            [&](auto element) { multiply<float, decltype(element)>(bags, weight_t, nullptr, scratch, out, stream); });
 }
 
 }  // namespace dmt::cuda
