@@ -37,8 +37,8 @@ Tensor product(const Tensor& a, const Tensor& b, ScalarType dtype) {
   using torch::stable::detail::from;
   const bool widens = dtype == ScalarType::Float;
   std::array<StableIValue, 3> stack = {from(a), from(b), from(dtype)};  // the first op takes two of them
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::mm", widens ? "dtype" : "", stack.data(), TORCH_ABI_VERSION));
+  const auto error = torch_call_dispatcher("aten::mm", widens ? "dtype" : "", stack.data(), TORCH_ABI_VERSION);
+  check(error == 0, "tower_pool", "torch's product failed");
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
