@@ -22,7 +22,7 @@ cuda::Matrix matrix_of(const Tensor& tensor) {
 }
 
 // Whether a product is so large that torch's, of factors in memory, is worth what it costs to write them there first.
-// (Measured: docs/performance.md. The emulator has no such products.)
+// (Measured: docs/gpu.md. The emulator has no such products.)
 bool is_for_library(cuda::Products products, int64_t rows, int64_t columns, int64_t depth) {
 #if defined(__CUDACC__)
   constexpr int64_t kLeastRows = 4096;
