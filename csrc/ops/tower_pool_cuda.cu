@@ -67,7 +67,7 @@ Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Te
   on_device.upload(device.stream());
   const cuda::Matrix factors = matrix_of(tower.weight);
   if (is_for_library(products, bags.out_rows(), factors.rows, bags.width()) &&
-      !cuda::is_for_hopper(on_device.layout(), factors, products)) {
+      !cuda::is_for_hopper(on_device.layout(), on_device.dtype(), factors, products)) {
     const Tensor pooled = pooled_rows(on_device, bags.out_rows(), bags.width(), ids, device.stream());
     const Tensor transposed = torch::stable::transpose(contiguous_as(tower.weight, ScalarType::BFloat16), 0, 1);
     const bool is_whole = !tower.bias.has_value() && dtype != ScalarType::Half;
@@ -125,14 +125,13 @@ Tensor tower_pool_pooled_backward(const Tensor& grad, const Tensor& weight, std:
   check_gradient_and_weight(op, grad, weight);
   const OnDevice device(grad);
   const cuda::Products products = products_of(op, weight.scalar_type(), product_dtype, tf32);
-  const Tensor sums_grad = contiguous_as(grad, ScalarType::Float);
-  const cuda::Matrix transposed = {weight.const_data_ptr(), weight.size(1), weight.size(0), weight.stride(1),
-                                   weight.stride(0)};
-  if (is_for_library(products, grad.size(0), weight.size(1), weight.size(0)) &&
-      !cuda::is_for_hopper(static_cast<const float*>(sums_grad.const_data_ptr()), grad.size(0), transposed, products)) {
+  if (is_for_library(products, grad.size(0), weight.size(1), weight.size(0))) {
     return product(contiguous_as(grad, ScalarType::BFloat16), contiguous_as(weight, ScalarType::BFloat16),
                    ScalarType::Float);
   }
+  const Tensor sums_grad = contiguous_as(grad, ScalarType::Float);
+  const cuda::Matrix transposed = {weight.const_data_ptr(), weight.size(1), weight.size(0), weight.stride(1),
+                                   weight.stride(0)};
   const Tensor scratch = device_bytes(grad, cuda::packed_bytes(transposed, products));
   const Tensor out = torch::stable::new_empty(grad, {grad.size(0), weight.size(1)}, ScalarType::Float);
   cuda::tower_pool_pooled_backward(static_cast<const float*>(sums_grad.const_data_ptr()), grad.size(0), transposed,

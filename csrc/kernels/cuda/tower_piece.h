@@ -62,21 +62,17 @@ DMT_DEVICE int tile_place(int row, int column) {
   return column / 64 * kHalfBytes + swizzled_part(row, column % 64 / 8) + column % 8 * 2;
 }
 
-template <int kCount>
-DMT_DEVICE void store_columns(unsigned char* tile, int row, int column, const float (&values)[kCount], int count) {
-  uint32_t pairs[kCount / 2];
+// `count` of 8 columns.
+DMT_DEVICE void store_columns(unsigned char* tile, int row, int column, const float (&values)[8], int count) {
+  uint32_t pairs[4];
 #pragma unroll
-  for (int i = 0; i < kCount / 2; ++i) pairs[i] = round_pair<BFloat16>(values[2 * i], values[2 * i + 1]);
-  if (count == kCount && column % kCount == 0) {
-    if constexpr (kCount == 8) {
-      *reinterpret_cast<uint4*>(tile + tile_place(row, column)) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-    } else {
-      *reinterpret_cast<uint2*>(tile + tile_place(row, column)) = make_uint2(pairs[0], pairs[1]);
-    }
+  for (int i = 0; i < 4; ++i) pairs[i] = round_pair<BFloat16>(values[2 * i], values[2 * i + 1]);
+  if (count == 8 && column % 8 == 0) {
+    *reinterpret_cast<uint4*>(tile + tile_place(row, column)) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
     return;
   }
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) {
+  for (int i = 0; i < 8; ++i) {
     const uint16_t bits = static_cast<uint16_t>(pairs[i / 2] >> (i % 2 * 16));
     if (i < count) *reinterpret_cast<uint16_t*>(tile + tile_place(row, column + i)) = bits;
   }
@@ -185,7 +181,7 @@ DMT_DEVICE void copy_rows(const PieceColumns& columns, uint64_t address, int fir
 
 template <class T>
 DMT_DEVICE void copy_piece(const PieceColumns& columns, uint64_t address, int first_row, unsigned char* tile) {
-  constexpr int kAll = sizeof(T) == 4 ? 5 : 4;  // lanes of a row of a whole slice: the same with constants
+  constexpr int kAll = 4;  // 16 lanes, of a row of a whole slice: the same with constants
   int bits = 1;
   while ((kPackSize<T> << bits) < columns.count) ++bits;
   if (bits == kAll) {

@@ -233,13 +233,13 @@ __global__ void __launch_bounds__(kThreads)
 
 // And the one feature of a matrix that is looked up.
 int64_t packed_bytes(const Matrix& weight, Products products) {
-  const int64_t factor = products == Products::bf16 ? 2 : 4;
-  return padded_width(weight.rows) * padded_depth(weight.columns) * factor + static_cast<int64_t>(sizeof(Feature));
+  return padded_width(weight.rows) * padded_depth(weight.columns) * (products == Products::bf16 ? 2 : 4);
 }
 
 void tower_pool(const Bags& bags, DType dtype, const Matrix& weight, const void* bias, Products products, void* scratch,
                 void* out, cudaStream_t stream) {
-  if (is_for_hopper(bags, weight, products)) return tower_pool_hopper(bags, dtype, weight, bias, scratch, out, stream);
+  if (is_for_hopper(bags, dtype, weight, products))
+    return tower_pool_hopper(bags, dtype, weight, bias, scratch, out, stream);
   const int64_t tiles = bags.num_blocks * tiles_per_block(bags.num_samples);
   with_type(dtype, [&](auto element) {
     using T = decltype(element);
@@ -259,9 +259,6 @@ void add_bias(const float* sums, int64_t rows, int64_t columns, const void* bias
 
 void tower_pool_pooled_backward(const float* grad, int64_t rows, const Matrix& weight_t, DType dtype, Products products,
                                 void* scratch, float* out, cudaStream_t stream) {
-  if (is_for_hopper(grad, rows, weight_t, products)) {
-    return tower_pool_pooled_backward_hopper(grad, rows, weight_t, dtype, scratch, out, stream);
-  }
   with_type(dtype, [&](auto element) {
     multiply_as<decltype(element)>(products, MatrixRows{grad, rows, weight_t.columns}, tiles_per_block(rows), weight_t,
                                    nullptr, scratch, out, stream);

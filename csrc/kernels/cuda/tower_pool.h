@@ -25,9 +25,8 @@ int64_t packed_bytes(const Matrix& weight, Products products);
 void tower_pool(const Bags& bags, DType dtype, const Matrix& weight, const void* bias, Products products, void* scratch,
                 void* out, cudaStream_t stream);
 
-// Whether the kernels for Hopper GPUs take these.
-bool is_for_hopper(const Bags& bags, const Matrix& weight, Products products);
-bool is_for_hopper(const float* grad, int64_t rows, const Matrix& weight_t, Products products);
+// Whether the kernel for Hopper GPUs takes these: few ids a bag of 16-bit rows.
+bool is_for_hopper(const Bags& bags, DType dtype, const Matrix& weight, Products products);
 
 // out [rows, columns] = sums + bias, in `dtype`; bias: [columns] of that dtype, or null. `out` may be `sums`.
 void add_bias(const float* sums, int64_t rows, int64_t columns, const void* bias, DType dtype, void* out,

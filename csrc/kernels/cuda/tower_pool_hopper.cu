@@ -148,28 +148,19 @@ struct Target {
   DMT_MEMBER void store(int row, int column, const float (&sums)[4][2]) const {
     const int lane = static_cast<int>(threadIdx.x % 4);
     T* const to = first + row * width;
-    if constexpr (sizeof(T) == 4) {
-      if (row >= rows) return;
+    uint32_t words[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int c = column + 8 * i + 2 * lane;
-        store_values(to + c, sums[i], columns - c, reinterpret_cast<uintptr_t>(to + c) % 8 == 0);
-      }
-    } else {
-      uint32_t words[4];
+    for (int i = 0; i < 4; ++i) words[i] = round_pair<T>(sums[i][0], sums[i][1]);
+    transpose_quad(words);
+    if (row >= rows) return;
+    const int c = column + 8 * lane;
+    if (columns - c >= 8 && reinterpret_cast<uintptr_t>(to + c) % 16 == 0) {
+      *reinterpret_cast<uint4*>(to + c) = make_uint4(words[0], words[1], words[2], words[3]);
+      return;
+    }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) words[i] = round_pair<T>(sums[i][0], sums[i][1]);
-      transpose_quad(words);
-      if (row >= rows) return;
-      const int c = column + 8 * lane;
-      if (columns - c >= 8 && reinterpret_cast<uintptr_t>(to + c) % 16 == 0) {
-        *reinterpret_cast<uint4*>(to + c) = make_uint4(words[0], words[1], words[2], words[3]);
-        return;
-      }
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if (c + i < columns) to[c + i] = T{static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16))};
-      }
+    for (int i = 0; i < 8; ++i) {
+      if (c + i < columns) to[c + i] = T{static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16))};
     }
   }
 };
@@ -304,7 +295,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-template <class T, class Weight, int kColumns>
+template <class T, int kColumns>
 void multiply_chunks(const Bags& bags, const Matrix& weight, const void* bias, void* scratch, void* out,
                      cudaStream_t stream) {
   Walk walk = {};
@@ -313,7 +304,7 @@ void multiply_chunks(const Bags& bags, const Matrix& weight, const void* bias, v
   walk.chunks = static_cast<int>(ceil_div<int64_t>(weight.rows, kColumns));
   walk.slices = static_cast<int>(ceil_div<int64_t>(bags.width, kSlice));
   const int64_t parts = int64_t{walk.chunks} * walk.slices * 2 * kColumns * 8;
-  launch(pack_tiles<Weight, kColumns>, ceil_div<int64_t>(parts, 256), 256, 0, stream, weight, parts,
+  launch(pack_tiles<T, kColumns>, ceil_div<int64_t>(parts, 256), 256, 0, stream, weight, parts,
          int64_t{walk.slices} * 2, static_cast<uint4*>(scratch));
   const int64_t items = ceil_div<int64_t>(walk.tiles, kClusterBlocks) * walk.chunks;
   const int64_t clusters = std::min<int64_t>(items, multiprocessors() / kClusterBlocks);
@@ -322,59 +313,33 @@ void multiply_chunks(const Bags& bags, const Matrix& weight, const void* bias, v
                   static_cast<const T*>(bias), static_cast<T*>(out), weight.rows);
 }
 
-template <class T, class Weight>
+template <class T>
 void multiply(const Bags& bags, const Matrix& weight, const void* bias, void* scratch, void* out, cudaStream_t stream) {
   if (weight.rows <= 128) {
-    multiply_chunks<T, Weight, 128>(bags, weight, bias, scratch, out, stream);
+    multiply_chunks<T, 128>(bags, weight, bias, scratch, out, stream);
   } else {
-    multiply_chunks<T, Weight, 256>(bags, weight, bias, scratch, out, stream);
+    multiply_chunks<T, 256>(bags, weight, bias, scratch, out, stream);
   }
-}
-
-// Half of a tile of fewer samples would be empty.
-bool are_for_hopper(int64_t blocks, int64_t samples, const Matrix& weight, Products products) {
-  const int64_t tiles = blocks * ceil_div<int64_t>(samples, kWideRows);
-  return products == Products::bf16 && samples > kTileRows && weight.columns > 0 && weight.rows > 0 &&
-         tiles * ceil_div<int64_t>(weight.rows, 128) < 1 << 30 && is_hopper();
 }
 
 }  // namespace
 
-// Seven warps are too few to add up rows for two that multiply, where there are many to a bag.
-bool is_for_hopper(const Bags& bags, const Matrix& weight, Products products) {
-  return bags.num_ids <= bags.num_blocks * bags.num_features * bags.num_samples &&
-         are_for_hopper(bags.num_blocks, bags.num_samples, weight, products);
-}
-
-bool is_for_hopper(const float* grad, int64_t rows, const Matrix& weight_t, Products products) {
-  return is_aligned(grad, weight_t.columns) && are_for_hopper(1, rows, weight_t, products);
+// Half of a tile of fewer samples would be empty. Seven warps are too few to add up rows for two that multiply, where
+// there are many to a bag, or to round rows of floats.
+bool is_for_hopper(const Bags& bags, DType dtype, const Matrix& weight, Products products) {
+  const int64_t tiles = bags.num_blocks * ceil_div<int64_t>(bags.num_samples, kWideRows);
+  return products == Products::bf16 && dtype != DType::f32 && bags.num_samples > kTileRows && weight.columns > 0 &&
+         weight.rows > 0 && bags.num_ids <= bags.num_blocks * bags.num_features * bags.num_samples &&
+         tiles * ceil_div<int64_t>(weight.rows, 128) < 1 << 30 && is_hopper();
 }
 
 void tower_pool_hopper(const Bags& bags, DType dtype, const Matrix& weight, const void* bias, void* scratch, void* out,
                        cudaStream_t stream) {
-  with_type(dtype, [&](auto element) {
-    using T = decltype(element);
-    multiply<T, T>(bags, weight, bias, scratch, out, stream);
-  });
-}
-
-void tower_pool_pooled_backward_hopper(const float* grad, int64_t rows, const Matrix& weight_t, DType dtype,
-                                       void* scratch, float* out, cudaStream_t stream) {
-  Feature feature = {};
-  feature.table = grad;
-  feature.stride = weight_t.columns;
-  feature.rows = rows;
-  feature.dim = static_cast<int32_t>(weight_t.columns);
-  void* const place = static_cast<char*>(scratch) + packed_bytes(weight_t, Products::bf16) - sizeof(Feature);
-  upload(place, &feature, sizeof(Feature), stream);
-  Bags bags = {};
-  bags.features = static_cast<const Feature*>(place);
-  bags.num_ids = bags.num_samples = rows;
-  bags.num_blocks = bags.num_features = 1;
-  bags.width = weight_t.columns;
-  bags.wide_ids = true;
-  with_type(dtype,
-            [&](auto element) { multiply<float, decltype(element)>(bags, weight_t, nullptr, scratch, out, stream); });
+  if (dtype == DType::bf16) {
+    multiply<BFloat16>(bags, weight, bias, scratch, out, stream);
+  } else {
+    multiply<Half>(bags, weight, bias, scratch, out, stream);
+  }
 }
 
 }  // namespace dmt::cuda
