@@ -4,7 +4,6 @@ SciPy brings HiGHS, and scikit-learn, which training needs anyway, brings SciPy.
 """
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,9 @@ import numpy as np
 from dmt_kernels.planner.loads import Load
 from dmt_kernels.planner.program import GAP, ROUNDING, branch, limits, rows, scale
 
-_OFFERED = 12  # towers per table that are tried first
+_OFFERED = 12  # towers per table that are a linear program starts with
+_CHEAP = 3  # and that a draft is made of
+_FAR = 0.25  # from a proof, where a draft ends
 _UNITS = 20  # per table, where loads are counted in units
 
 
@@ -110,6 +111,33 @@ def relax(cost: np.ndarray, loads: Sequence[Load], allowed: np.ndarray) -> Relax
         offered = offered | missing
 
 
+def draft(cost: np.ndarray, loads: Sequence[Load], allowed: np.ndarray, *, seconds: float) -> Assignment | None:
+    """Put every table into one tower, quickly; None if no solution was found.
+
+    Branch and bound over the few columns (a table in a tower) that the relaxation shows to be cheap. Solutions with
+    another column cost at least its reduced cost more than the relaxation: a proof where tables are alike. Where they
+    are not, it ends far from one.
+
+    Parameters
+    ----------
+    cost, loads, allowed : ndarray, sequence of Load, ndarray
+        As for :func:`relax`.
+    seconds : float
+        At most; where few columns have no solution, as much again for all of them.
+    """
+    loads = distinct(loads)
+    relaxed = relax(cost, loads, allowed)
+    if relaxed is None:
+        return None
+    rank = np.argsort(np.argsort(np.where(allowed, relaxed.reduced, np.inf), axis=1), axis=1)
+    offered = allowed & (rank < _CHEAP)
+    found, bound = branch(cost, loads, offered, gap=_FAR, seconds=seconds)
+    if found is None:
+        return assign(cost, loads, allowed, gap=_FAR, seconds=seconds)
+    others = relaxed.cost + relaxed.reduced[allowed & ~offered].min(initial=np.inf)
+    return Assignment(*found, min(found[1], max(relaxed.cost, min(bound, others))))
+
+
 def assign(
     cost: np.ndarray,
     loads: Sequence[Load],
@@ -119,46 +147,26 @@ def assign(
     gap: float = GAP,
     seconds: float = 40.0,
 ) -> Assignment | None:
-    """Put every table into one tower; None if no solution was found.
-
-    Branch and bound over the columns (a table in a tower) that the relaxation does not show to be dear, for a part of
-    the time; if that finds nothing, or what it may have missed is all that is wanted, over all. Solutions with a column
-    that was left out cost at least its reduced cost more than the relaxation, which bounds them.
+    """Put every table into one tower, by branch and bound over all columns; None if no solution was found.
 
     Parameters
     ----------
     cost, loads, allowed : ndarray, sequence of Load, ndarray
         As for :func:`relax`.
     known : ndarray, optional
-        ``[N]`` towers that keep the limits: all the time goes to all columns, for the proof.
+        ``[N]`` towers that keep the limits, kept unless better ones are found.
     gap : float
         End when the cost is proven to be within this part of the least.
     seconds : float
         End without a proof after about that time.
     """
-    ends = time.monotonic() + seconds
-    loads = distinct(loads)
-    relaxed = relax(cost, loads, allowed)
-    if relaxed is None:
-        return None
-    best = None
+    found, bound = branch(cost, distinct(loads), allowed, gap=gap, seconds=seconds)
+    if np.isneginf(bound) and (relaxed := relax(cost, loads, allowed)) is not None:
+        bound = relaxed.cost
     if known is not None:
-        best = Assignment(known, float(cost[np.arange(len(cost)), known].sum()), relaxed.cost)
-    rank = np.argsort(np.argsort(np.where(allowed, relaxed.reduced, np.inf), axis=1), axis=1)
-    for offered in (allowed & (rank < _OFFERED), allowed):
-        left_out = relaxed.reduced[allowed & ~offered]
-        if left_out.size and known is not None:
-            continue
-        # With columns left out no proof gets far where tables are unequal, so they have a part of the time only.
-        found, bound = branch(
-            cost, loads, offered, gap=gap, seconds=seconds / 8 if left_out.size else ends - time.monotonic()
-        )
-        bound = max(relaxed.cost, min([bound, *(relaxed.cost + left_out.min(initial=np.inf, keepdims=True))]))
-        if found is not None and (best is None or found[1] < best.cost):
-            best = Assignment(*found, bound)
-        if best is not None:
-            return Assignment(best.towers, best.cost, max(best.bound, min(bound, best.cost)))
-    return None
+        kept = known, float(cost[np.arange(len(cost)), known].sum())
+        found = kept if found is None else min(found, kept, key=lambda towers: towers[1])
+    return None if found is None else Assignment(*found, min(found[1], bound))
 
 
 def restrict(loads: Sequence[Load], tables: np.ndarray) -> list[Load]:

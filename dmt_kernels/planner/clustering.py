@@ -5,19 +5,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dmt_kernels.planner.assignment import Assignment, Relaxation, assign, relax
+from dmt_kernels.planner.assignment import Assignment, Relaxation, assign, draft, relax
 from dmt_kernels.planner.centres import costs, means, start
 from dmt_kernels.planner.excess import smallest_excess
-from dmt_kernels.planner.exchange import TOGETHER, exchange
+from dmt_kernels.planner.exchange import exchange
 from dmt_kernels.planner.loads import Load
 from dmt_kernels.planner.program import GAP
 from dmt_kernels.spec import InputError
 
 _STARTS = 8
-_FEW = 5000  # columns of an assignment, tables times towers
+_FEW = 5000  # columns of an assignment, tables times towers, that a solver takes all at once
 _RESTARTS = 4  # the best of the starts, where columns are few; else the best one
 _ROUNDS = 12
-_SETTLED = 1e-3  # a round that wins less than this part of the cost is the last
+_SETTLED = 1e-2  # a round that wins less than this part of the cost is the last
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def cluster(
     seconds : float
         For one assignment, or for the smallest excess.
     """
-    rng = np.random.default_rng(seed)
+    rng, few = np.random.default_rng(seed), allowed.size <= _FEW
     excess, excess_bound = np.zeros(len(loads)), 0.0
 
     def widen() -> None:
@@ -83,7 +83,7 @@ def cluster(
     starts = [start(points, sizes, allowed, rng) for _ in range(_STARTS)]
     starts.sort(key=lambda centres: float(np.where(allowed, costs(points, sizes, centres), np.inf).min(1).sum()))
     best: tuple[float, np.ndarray] | None = None
-    for centres in starts[: _RESTARTS if allowed.size <= _FEW else 1]:
+    for centres in starts[: _RESTARTS if few else 1]:
         before = np.inf
         for _ in range(_ROUNDS):
             relaxed: Relaxation | None = relax(costs(points, sizes, centres), loads, allowed)
@@ -100,7 +100,9 @@ def cluster(
     centres = best[1]
     kept: Assignment | None = None
     for _ in range(_ROUNDS):
-        found = assign(costs(points, sizes, centres), loads, allowed, seconds=seconds)
+        cost = costs(points, sizes, centres)
+        solve, limit = (assign, seconds) if few else (draft, seconds / 4)
+        found = solve(cost, loads, allowed, seconds=limit)
         if found is None:
             widen()
             continue
@@ -110,7 +112,7 @@ def cluster(
             break
         centres = means(points, sizes, found.towers, centres)
     assert kept is not None
-    if kept.gap > GAP and allowed.shape[1] > TOGETHER:
+    if kept.gap > GAP and not few:
         towers = exchange(points, sizes, loads, allowed, kept.towers, rng=rng, seconds=seconds * 3 / 8)
         centres = means(points, sizes, towers, centres)
         found = assign(costs(points, sizes, centres), loads, allowed, known=towers, seconds=seconds / 2)

@@ -10,7 +10,7 @@ from dmt_kernels.planner.centres import costs, means
 from dmt_kernels.planner.loads import Load
 from dmt_kernels.planner.program import GAP, branch
 
-TOGETHER = 8  # towers that exchange tables, at first
+_TOGETHER = 12  # towers that exchange tables, at first
 _MORE = 2  # so many more
 _PATIENCE = 8  # after so many exchanges in vain
 _SECONDS = 3.0  # at most, an exchange
@@ -49,8 +49,9 @@ def exchange(
     """
     ends = time.monotonic() + seconds
     loads, towers = distinct(loads), towers.copy()
-    count, together, vain = allowed.shape[1], TOGETHER, 0
-    centres = means(points, sizes, towers, np.zeros((allowed.shape[1], points.shape[1])))
+    count, vain = allowed.shape[1], 0
+    together = min(_TOGETHER, count)
+    centres = means(points, sizes, towers, np.zeros((count, points.shape[1])))
     cost = costs(points, sizes, centres)
     tried = np.zeros(count)
     while together <= count and (left := ends - time.monotonic()) > 0:
