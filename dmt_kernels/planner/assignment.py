@@ -13,8 +13,8 @@ from dmt_kernels.planner.loads import Load
 from dmt_kernels.planner.program import GAP, ROUNDING, branch, limits, rows, scale
 
 _OFFERED = 12  # towers per table that are a linear program starts with
-_CHEAP = 3  # and that a draft is made of
-_FAR = 0.25  # from a proof, where a draft ends
+_CHEAP = 6  # and a draft is made of
+_FAR = 0.2  # from a proof, where a draft ends
 _UNITS = 20  # per table, where loads are counted in units
 
 
