@@ -68,7 +68,7 @@ def cluster(
     seed : int
         Of the starts.
     seconds : float
-        For one assignment, or for the smallest excess.
+        For one assignment with its proof (a little more where tables are many), or for the smallest excess.
     """
     rng, few = np.random.default_rng(seed), allowed.size <= _FEW
     excess, excess_bound = np.zeros(len(loads)), 0.0
