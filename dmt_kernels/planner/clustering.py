@@ -53,7 +53,8 @@ def cluster(
 
     Centres are found with tables that can be shared out among towers, from several random starts: a linear program a
     round, whose solution is nearly whole. From the best centres on every table goes to one tower, until that changes
-    nothing any more. Where that is too much for a proof, exchanges among a few towers at a time improve what was found.
+    nothing any more. Where that cannot be proven, exchanges improve towers and centres first:
+    centres that fit make a proof easier.
 
     Parameters
     ----------
@@ -68,7 +69,7 @@ def cluster(
     seed : int
         Of the starts.
     seconds : float
-        For one assignment with its proof (a little more where tables are many), or for the smallest excess.
+        For one assignment with its proof, about, or for the smallest excess.
     """
     rng, few = np.random.default_rng(seed), allowed.size <= _FEW
     excess, excess_bound = np.zeros(len(loads)), 0.0
@@ -101,8 +102,7 @@ def cluster(
     kept: Assignment | None = None
     for _ in range(_ROUNDS):
         cost = costs(points, sizes, centres)
-        solve, limit = (assign, seconds) if few else (draft, seconds / 4)
-        found = solve(cost, loads, allowed, seconds=limit)
+        found = (assign if few else draft)(cost, loads, allowed, seconds=seconds / 4)
         if found is None:
             widen()
             continue
@@ -112,7 +112,7 @@ def cluster(
             break
         centres = means(points, sizes, found.towers, centres)
     assert kept is not None
-    if kept.gap > GAP and not few:
+    if kept.gap > GAP:
         towers = exchange(points, sizes, loads, allowed, kept.towers, rng=rng, seconds=seconds * 3 / 8)
         centres = means(points, sizes, towers, centres)
         found = assign(costs(points, sizes, centres), loads, allowed, known=towers, seconds=seconds / 2)
