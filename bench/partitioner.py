@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import adjusted_rand_score
@@ -25,6 +26,7 @@ from dmt_kernels.spec import Table, Topology
 from dmt_kernels.train.affinity import flat_setup, learn_embeddings
 from dmt_kernels.train.config import TrainConfig
 from dmt_kernels.train.data import SyntheticDataset, mean_lookups, sample_ids
+from dmt_kernels.train.partition import silence
 
 FEATURES, SEEDS, ROWS = 26, 5, 200_000
 COUNTS_ALONE = {"bytes": np.inf, "lookups": np.inf, "flops": np.inf}
@@ -49,16 +51,22 @@ def recovery(steps: int, numbers: list[int]) -> None:
         for seed in range(SEEDS):
             log = _log(groups, steps, seed)
             for name, affinity in log.affinities.items():
-                found = group_features(
+                found = _group(
                     log.tables, groups, affinity=affinity, lookups=log.lookups, slack=COUNTS_ALONE, seed=seed
                 )
                 scores.setdefault(name, []).append(adjusted_rand_score(log.planted, found.table_towers))
             affinity = log.affinities["alignment"]
-            limited = group_features(log.tables, groups, affinity=affinity, lookups=log.lookups, seed=seed)
+            limited = _group(log.tables, groups, affinity=affinity, lookups=log.lookups, seed=seed)
             indices = ", ".join(f"{name} {values[-1]:.3f}" for name, values in scores.items())
             took = time.perf_counter() - began
             print(f"{groups} groups, seed {seed} ({took:.0f} s): {indices}; {_limits(limited, groups)}", flush=True)
-        print(f"{groups} groups, least:", ", ".join(f"{name} {min(values):.3f}" for name, values in scores.items()))
+        least = ", ".join(f"{name} {min(values):.3f}" for name, values in scores.items())
+        print(f"{groups} groups, least: {least}", flush=True)
+
+
+def _group(*arguments: Any, **options: Any) -> Grouping:
+    with silence():
+        return group_features(*arguments, **options)
 
 
 def _log(groups: int, steps: int, seed: int) -> Log:
@@ -90,10 +98,13 @@ def large(features: int = 1000, towers: int = 64) -> None:
     }
     for name, (tables, lookups) in cases.items():
         began = time.perf_counter()
-        found = group_features(tables, towers, affinity=affinity, lookups=lookups)
+        found = _group(tables, towers, affinity=affinity, lookups=lookups)
         took = time.perf_counter() - began
         score = adjusted_rand_score(group, found.table_towers)
-        print(f"{features} features, {towers} towers, {name}: {took:.0f} s, Rand {score:.3f}, {_limits(found, towers)}")
+        print(
+            f"{features} features, {towers} towers, {name}: {took:.0f} s, Rand {score:.3f}, {_limits(found, towers)}",
+            flush=True,
+        )
 
 
 def members() -> None:

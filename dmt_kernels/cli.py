@@ -176,7 +176,8 @@ def _add_partition(commands: Any, fields: Sequence[dataclasses.Field]) -> None:
         type=_slack,
         default=0.1,
         metavar="S|LOAD=S,...",
-        help="how far from the mean a tower's features, bytes, lookups and flops may be; inf leaves a load out",
+        help="how far from the mean a tower's features, bytes, lookups and flops may be; inf leaves a load out; "
+        "coherent and diverse keep it, others only tell",
     )
     partition.add_argument(
         "--pin", type=_pin, action="append", default=[], metavar="FEATURE=TOWER", help="where a feature has to go"

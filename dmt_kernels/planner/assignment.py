@@ -4,16 +4,18 @@ SciPy brings HiGHS, and scikit-learn, which training needs anyway, brings SciPy.
 """
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dmt_kernels.planner.loads import Load
-from dmt_kernels.planner.program import GAP, limits, rows, scale, solve
+from dmt_kernels.planner.program import GAP, ROUNDING, branch, limits, rows, scale
 
-_OFFERED = 12  # towers per table that are tried first
+_OFFERED = 12  # towers per table that are a linear program starts with
+_CHEAP = 6  # and a draft is made of
+_FAR = 0.2  # from a proof, where a draft ends
+_UNITS = 20  # per table, where loads are counted in units
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def relax(cost: np.ndarray, loads: Sequence[Load], allowed: np.ndarray) -> Relax
     from scipy.optimize import linprog
     from scipy.sparse import vstack
 
-    loads = _distinct(loads)
+    loads = distinct(loads)
     tables, towers = cost.shape
     offered = allowed & (np.argsort(np.argsort(np.where(allowed, cost, np.inf), axis=1), axis=1) < _OFFERED)
     while True:
@@ -109,66 +111,70 @@ def relax(cost: np.ndarray, loads: Sequence[Load], allowed: np.ndarray) -> Relax
         offered = offered | missing
 
 
-def assign(
-    cost: np.ndarray, loads: Sequence[Load], allowed: np.ndarray, *, gap: float = GAP, seconds: float = 40.0
-) -> Assignment | None:
-    """Put every table into one tower; None if no solution was found.
+def draft(cost: np.ndarray, loads: Sequence[Load], allowed: np.ndarray, *, seconds: float) -> Assignment | None:
+    """Put every table into one tower, quickly; None if no solution was found.
 
-    Branch and bound over the columns (a table in a tower) that the relaxation does not show to be dear; if that proves
-    too little, over all. Solutions with a column that was left out cost at least its reduced cost more than the
-    relaxation, which bounds them.
+    Branch and bound over the few columns (a table in a tower) that the relaxation shows to be cheap. Solutions with
+    another column cost at least its reduced cost more than the relaxation: a proof where tables are alike. Where they
+    are not, it ends far from one.
 
     Parameters
     ----------
     cost, loads, allowed : ndarray, sequence of Load, ndarray
         As for :func:`relax`.
+    seconds : float
+        At most; where few columns have no solution, as much again for all of them.
+    """
+    loads = distinct(loads)
+    relaxed = relax(cost, loads, allowed)
+    if relaxed is None:
+        return None
+    rank = np.argsort(np.argsort(np.where(allowed, relaxed.reduced, np.inf), axis=1), axis=1)
+    offered = allowed & (rank < _CHEAP)
+    found, bound = branch(cost, loads, offered, gap=_FAR, seconds=seconds)
+    if found is None:
+        return assign(cost, loads, allowed, gap=_FAR, seconds=seconds)
+    others = relaxed.cost + relaxed.reduced[allowed & ~offered].min(initial=np.inf)
+    return Assignment(*found, min(found[1], max(relaxed.cost, min(bound, others))))
+
+
+def assign(
+    cost: np.ndarray,
+    loads: Sequence[Load],
+    allowed: np.ndarray,
+    *,
+    known: np.ndarray | None = None,
+    gap: float = GAP,
+    seconds: float = 40.0,
+) -> Assignment | None:
+    """Put every table into one tower, by branch and bound over all columns; None if no solution was found.
+
+    Parameters
+    ----------
+    cost, loads, allowed : ndarray, sequence of Load, ndarray
+        As for :func:`relax`.
+    known : ndarray, optional
+        ``[N]`` towers that keep the limits, kept unless better ones are found.
     gap : float
         End when the cost is proven to be within this part of the least.
     seconds : float
         End without a proof after about that time.
     """
-    ends = time.monotonic() + seconds
-    loads = _distinct(loads)
-    relaxed = relax(cost, loads, allowed)
-    if relaxed is None:
-        return None
-    best: Assignment | None = None
-    rank = np.argsort(np.argsort(np.where(allowed, relaxed.reduced, np.inf), axis=1), axis=1)
-    for offered in (allowed & (rank < _OFFERED), allowed):
-        left_out = relaxed.reduced[allowed & ~offered]
-        # With columns left out no proof gets far where tables are unequal, so they have a part of the time only.
-        found, bound = _branch(cost, loads, offered, gap, seconds / 8 if left_out.size else ends - time.monotonic())
-        bound = max(relaxed.cost, min([bound, *(relaxed.cost + left_out.min(initial=np.inf, keepdims=True))]))
-        if found is not None and (best is None or found[1] < best.cost):
-            best = Assignment(*found, bound)
-        if best is not None:
-            best = Assignment(best.towers, best.cost, max(best.bound, min(bound, best.cost)))
-        if not left_out.size or (best is not None and best.gap <= gap) or time.monotonic() > ends:
-            break
-    return best
+    found, bound = branch(cost, distinct(loads), allowed, gap=gap, seconds=seconds)
+    if np.isneginf(bound) and (relaxed := relax(cost, loads, allowed)) is not None:
+        bound = relaxed.cost
+    if known is not None:
+        kept = known, float(cost[np.arange(len(cost)), known].sum())
+        found = kept if found is None else min(found, kept, key=lambda towers: towers[1])
+    return None if found is None else Assignment(*found, min(found[1], bound))
 
 
-def _branch(
-    cost: np.ndarray, loads: Sequence[Load], offered: np.ndarray, gap: float, seconds: float
-) -> tuple[tuple[np.ndarray, float] | None, float]:
-    """The best towers found over the offered columns with their cost, and a lower bound of any such cost."""
-    from scipy.optimize import LinearConstraint
-
-    i, t = np.nonzero(offered)
-    once, sums = rows(i, t, len(cost), cost.shape[1], loads)
-    low, high = limits(loads, cost.shape[1])
-    found, bound = solve(
-        cost[i, t], [LinearConstraint(once, 1, 1), LinearConstraint(sums, low, high)], gap=gap, seconds=seconds
-    )
-    if found is None:
-        return None, bound
-    chosen = found > 0.5
-    towers = np.empty(len(cost), np.int64)
-    towers[i[chosen]] = t[chosen]
-    return (towers, float(cost[np.arange(len(cost)), towers].sum())), bound
+def restrict(loads: Sequence[Load], tables: np.ndarray) -> list[Load]:
+    """Loads of some tables, whose towers have the same limits as before."""
+    return [dataclasses.replace(load, weights=load.weights[tables], counted=load.counted[tables]) for load in loads]
 
 
-def _distinct(loads: Sequence[Load]) -> list[Load]:
+def distinct(loads: Sequence[Load]) -> list[Load]:
     """Loads without those whose limits say nothing, and one instead of several that are in proportion."""
     result: list[Load] = []
     for load in loads:
@@ -183,4 +189,17 @@ def _distinct(loads: Sequence[Load]) -> list[Load]:
                 break
         else:
             result.append(load)
-    return result
+    return [_whole(load) for load in result]
+
+
+def _whole(load: Load) -> Load:
+    """The same load in units, with limits that sums of units can meet, if its weights are few units each.
+
+    A linear program cannot know that no tower has 14.8 features; to be told so raises its bound.
+    """
+    unit = load.counted[load.counted > 0].min()
+    units = np.rint(load.counted / unit)
+    room = ROUNDING / unit
+    if load.counted.sum() > _UNITS * unit * len(units) or np.abs(units - load.counted / unit).max() > room:
+        return load
+    return Load(load.name, load.weights, units, 1.0, np.ceil(load.low / unit - room), np.floor(load.high / unit + room))

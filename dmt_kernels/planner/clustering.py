@@ -5,17 +5,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dmt_kernels.planner.assignment import Assignment, Relaxation, assign, relax
+from dmt_kernels.planner.assignment import Assignment, Relaxation, assign, draft, relax
+from dmt_kernels.planner.centres import costs, means, start
 from dmt_kernels.planner.excess import smallest_excess
+from dmt_kernels.planner.exchange import exchange
 from dmt_kernels.planner.loads import Load
 from dmt_kernels.planner.program import GAP
 from dmt_kernels.spec import InputError
 
 _STARTS = 8
-_FEW = 5000  # columns of an assignment, tables times towers
+_FEW = 5000  # columns of an assignment, tables times towers, that a solver takes all at once
 _RESTARTS = 4  # the best of the starts, where columns are few; else the best one
 _ROUNDS = 12
-_SETTLED = 1e-3  # a round that wins less than this part of the cost is the last
+_SETTLED = 1e-2  # a round that wins less than this part of the cost is the last
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ def cluster(
 
     Centres are found with tables that can be shared out among towers, from several random starts: a linear program a
     round, whose solution is nearly whole. From the best centres on every table goes to one tower, until that changes
-    nothing any more.
+    nothing any more. Where that cannot be proven, exchanges improve towers and centres first:
+    centres that fit make a proof easier.
 
     Parameters
     ----------
@@ -66,13 +69,10 @@ def cluster(
     seed : int
         Of the starts.
     seconds : float
-        For one assignment, or for the smallest excess.
+        For one assignment with its proof, about, or for the smallest excess.
     """
-    rng = np.random.default_rng(seed)
+    rng, few = np.random.default_rng(seed), allowed.size <= _FEW
     excess, excess_bound = np.zeros(len(loads)), 0.0
-
-    def costs(centres: np.ndarray) -> np.ndarray:
-        return sizes[:, None] * np.square(points[:, None] - centres[None]).sum(2)
 
     def widen() -> None:
         nonlocal loads, excess, excess_bound
@@ -81,17 +81,17 @@ def cluster(
         excess, excess_bound = smallest_excess(loads, allowed, seconds=seconds)
         loads = [load.widened(part) for load, part in zip(loads, excess, strict=True)]
 
-    starts = [_start(points, sizes, allowed, rng) for _ in range(_STARTS)]
-    starts.sort(key=lambda centres: float(np.where(allowed, costs(centres), np.inf).min(1).sum()))
+    starts = [start(points, sizes, allowed, rng) for _ in range(_STARTS)]
+    starts.sort(key=lambda centres: float(np.where(allowed, costs(points, sizes, centres), np.inf).min(1).sum()))
     best: tuple[float, np.ndarray] | None = None
-    for centres in starts[: _RESTARTS if allowed.size <= _FEW else 1]:
+    for centres in starts[: _RESTARTS if few else 1]:
         before = np.inf
         for _ in range(_ROUNDS):
-            relaxed: Relaxation | None = relax(costs(centres), loads, allowed)
+            relaxed: Relaxation | None = relax(costs(points, sizes, centres), loads, allowed)
             if relaxed is None:
                 widen()
                 continue
-            centres = _centres(points, sizes, relaxed.shares, centres)
+            centres = means(points, sizes, relaxed.shares, centres)
             if relaxed.cost > before * (1 - _SETTLED):
                 break
             before = relaxed.cost
@@ -101,36 +101,21 @@ def cluster(
     centres = best[1]
     kept: Assignment | None = None
     for _ in range(_ROUNDS):
-        found = assign(costs(centres), loads, allowed, seconds=seconds)
+        cost = costs(points, sizes, centres)
+        found = (assign if few else draft)(cost, loads, allowed, seconds=seconds / 4)
         if found is None:
             widen()
             continue
         unchanged = kept is not None and (found.towers == kept.towers).all()
         kept = found
-        if unchanged or found.gap > GAP:  # without a proof in time there is none for the next centres either
+        if unchanged or found.gap > GAP:
             break
-        centres = _centres(points, sizes, np.eye(allowed.shape[1])[found.towers], centres)
+        centres = means(points, sizes, found.towers, centres)
     assert kept is not None
+    if kept.gap > GAP:
+        towers = exchange(points, sizes, loads, allowed, kept.towers, rng=rng, seconds=seconds * 3 / 8)
+        centres = means(points, sizes, towers, centres)
+        found = assign(costs(points, sizes, centres), loads, allowed, known=towers, seconds=seconds / 2)
+        assert found is not None
+        kept = found
     return Clustering(kept, excess, excess_bound)
-
-
-def _start(points: np.ndarray, sizes: np.ndarray, allowed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """k-means++ (a tower's pinned tables, or one drawn by its squared distance), then k-means without limits."""
-    pinned = (allowed.sum(1) == 1)[:, None] & allowed
-    fixed = pinned.any(0) & (allowed.shape[1] > 1)
-    centres = _centres(points, sizes, pinned.astype(float), np.full((allowed.shape[1], points.shape[1]), np.nan))
-    for t in np.flatnonzero(~fixed):
-        known = centres[~np.isnan(centres[:, 0])]
-        far = np.square(points[:, None] - known[None]).sum(2).min(1) * sizes if len(known) else sizes.astype(float)
-        centres[t] = points[rng.choice(len(points), p=far / far.sum() if far.sum() else None)]
-    for _ in range(_ROUNDS):
-        nearest = np.where(allowed, np.square(points[:, None] - centres[None]).sum(2), np.inf).argmin(1)
-        centres = _centres(points, sizes, np.eye(allowed.shape[1])[nearest], centres)
-    return centres
-
-
-def _centres(points: np.ndarray, sizes: np.ndarray, shares: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Means of the towers' tables; of an empty tower, where it was."""
-    weights = shares * sizes[:, None]
-    total = weights.sum(0)[:, None]
-    return np.where(total > 0, weights.T @ points / np.where(total > 0, total, 1), before)

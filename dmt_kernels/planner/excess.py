@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dmt_kernels.planner.loads import Load
-from dmt_kernels.planner.packing import pack
+from dmt_kernels.planner.packing import pack_free
 from dmt_kernels.planner.program import GAP, limits, rows, scale, solve
 
 
@@ -68,21 +68,12 @@ def _solve(
         parts=len(loads),
     )
     if found is None:
-        place = _packed(allowed, loads)
+        place = pack_free(np.stack([load.counted / scale(load) for load in loads]), allowed)
     else:
         chosen = found[: len(i)] > 0.5
         place = np.empty(tables, np.int64)
         place[i[chosen]] = t[chosen]
     return np.array([load.excess(place, towers) for load in loads]), max(0.0, bound, float(least.sum()))
-
-
-def _packed(allowed: np.ndarray, loads: Sequence[Load]) -> np.ndarray:
-    """Tables where longest processing time puts them, those with one tower to go to first."""
-    weights = np.stack([load.counted / scale(load) for load in loads])
-    place, free = allowed.argmax(1), allowed.sum(1) > 1
-    start = np.stack([np.bincount(place[~free], row[~free], allowed.shape[1]) for row in weights])
-    place[free] = pack(weights[:, free], allowed.shape[1], start)
-    return place
 
 
 def _ordered(allowed: np.ndarray, loads: Sequence[Load]) -> np.ndarray:

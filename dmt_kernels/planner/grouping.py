@@ -9,7 +9,7 @@ from dmt_kernels.planner.affinity import check_affinity
 from dmt_kernels.planner.clustering import Clustering, cluster
 from dmt_kernels.planner.layout import distances, lay_out
 from dmt_kernels.planner.loads import DEFAULT_SLACK, Load, tower_loads
-from dmt_kernels.planner.packing import pack
+from dmt_kernels.planner.packing import pack_free
 from dmt_kernels.planner.partitioner import check_towers
 from dmt_kernels.spec import InputError, Partition, Table, tables_by_feature
 
@@ -72,9 +72,10 @@ def group_features(
     affinity : ndarray, optional
         ``[F, F]``, features in the order of the tables; ``coherent`` and ``diverse`` need it.
     lookups, slack
-        See :func:`tower_loads`. The limits bind ``coherent`` and ``diverse``.
+        See :func:`tower_loads`. The limits bind ``coherent`` and ``diverse``; the others are rules that look at none of
+        them, and :attr:`Grouping.loads` tells by how much a load is outside.
     pins : mapping of str to int, optional
-        Features that have to go to a tower (``coherent`` and ``diverse``).
+        Features that have to go to a tower, whatever the strategy.
     seed : int
         Of what is random.
     seconds : float
@@ -88,12 +89,7 @@ def group_features(
     """
     loads, allowed = check_grouping(tables, towers, strategy, lookups, slack, pins)
     if strategy not in BY_AFFINITY:
-        if strategy == "load":
-            place = pack(np.stack([load.weights / (load.mean or 1) for load in loads]), towers)
-        else:
-            place = np.arange(len(tables)) % towers
-            if strategy == "random":
-                place = np.random.default_rng(seed).permutation(place)
+        place = _deal(strategy, loads, allowed, seed)
         return Grouping(_partition(tables, place, towers), place, loads)
     features = sum(len(table.features) for table in tables)
     if affinity is None:
@@ -120,8 +116,6 @@ def check_grouping(
     if strategy not in GROUPINGS:
         raise InputError(f"partition strategy {strategy!r} is unknown; choose one of {', '.join(GROUPINGS)}")
     check_towers(tables, towers)
-    if pins and strategy not in BY_AFFINITY:
-        raise InputError(f"features are pinned, which strategy {strategy!r} does not heed")
     return tower_loads(tables, towers, lookups, slack), _allowed(tables, towers, pins or {})
 
 
@@ -138,7 +132,25 @@ def _allowed(tables: Sequence[Table], towers: int, pins: Mapping[str, int]) -> n
         if not row[tower]:
             raise InputError(f"features of table {owners[feature].name!r} are pinned to two towers")
         row[np.arange(towers) != tower] = False
+    fixed = allowed.sum(1) == 1
+    bare = towers - int(allowed[fixed].any(0).sum())
+    if towers > 1 and bare > (~fixed).sum():
+        raise InputError(f"pins leave {(~fixed).sum()} tables for {bare} towers without a feature")
     return allowed
+
+
+def _deal(strategy: str, loads: Sequence[Load], allowed: np.ndarray, seed: int) -> np.ndarray:
+    """``[N]`` towers by a rule; pinned tables are in theirs already."""
+    if strategy == "load":
+        return pack_free(np.stack([load.weights / (load.mean or 1) for load in loads]), allowed)
+    place, free = allowed.argmax(1), allowed.sum(1) > 1
+    held = np.bincount(place[~free], minlength=allowed.shape[1])
+    turns = []
+    for _ in range(int(free.sum())):
+        turns.append(int(held.argmin()))  # by turns, pinned towers later
+        held[turns[-1]] += 1
+    place[free] = np.random.default_rng(seed).permutation(turns) if strategy == "random" else turns
+    return place
 
 
 def _partition(tables: Sequence[Table], place: np.ndarray, towers: int) -> Partition:

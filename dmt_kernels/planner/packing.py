@@ -38,6 +38,14 @@ def pack(weights: np.ndarray, bins: int, start: np.ndarray | None = None) -> np.
     return place
 
 
+def pack_free(weights: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Pack ``[K, N]`` weights around those that have one bin to go to (``allowed``, ``[N, bins]`` bool)."""
+    place, free = allowed.argmax(1), allowed.sum(1) > 1
+    start = np.stack([np.bincount(place[~free], row[~free], allowed.shape[1]) for row in weights])
+    place[free] = pack(weights[:, free], allowed.shape[1], start)
+    return place
+
+
 def _improve(weights: np.ndarray, place: np.ndarray, sums: np.ndarray) -> bool:
     """Make the move or swap after which the fuller of the two bins is least full, if the fullest bin gains by it."""
     full = sums.max(0)

@@ -8,7 +8,7 @@ import numpy as np
 from dmt_kernels.planner.loads import Load
 
 GAP = 0.01
-_ROUNDING = 1e-7  # what solvers may be off, relative to a load's mean
+ROUNDING = 1e-7  # what solvers may be off, relative to a load's mean
 
 
 def rows(i: np.ndarray, t: np.ndarray, tables: int, towers: int, loads: Sequence[Load]) -> tuple[Any, Any]:
@@ -23,8 +23,8 @@ def rows(i: np.ndarray, t: np.ndarray, tables: int, towers: int, loads: Sequence
 
 def limits(loads: Sequence[Load], towers: int) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest value of the rows of loads, ``[K * T]``: relative to the mean, so that all are near 1."""
-    low = np.array([load.low / scale(load) for load in loads]) - _ROUNDING
-    high = np.array([load.high / scale(load) for load in loads]) + _ROUNDING
+    low = np.array([load.low / scale(load) for load in loads]) - ROUNDING
+    high = np.array([load.high / scale(load) for load in loads]) + ROUNDING
     return np.repeat(low, towers), np.repeat(high, towers)
 
 
@@ -69,3 +69,23 @@ def solve(
     if solved.status == 2:
         return None, np.inf
     return solved.x, -np.inf if solved.mip_dual_bound is None else float(solved.mip_dual_bound)
+
+
+def branch(
+    cost: np.ndarray, loads: Sequence[Load], offered: np.ndarray, *, gap: float, seconds: float
+) -> tuple[tuple[np.ndarray, float] | None, float]:
+    """The best towers found over the offered columns with their cost, and a lower bound of any such cost."""
+    from scipy.optimize import LinearConstraint
+
+    i, t = np.nonzero(offered)
+    once, sums = rows(i, t, len(cost), cost.shape[1], loads)
+    low, high = limits(loads, cost.shape[1])
+    found, bound = solve(
+        cost[i, t], [LinearConstraint(once, 1, 1), LinearConstraint(sums, low, high)], gap=gap, seconds=seconds
+    )
+    if found is None:
+        return None, bound
+    chosen = found > 0.5
+    towers = np.empty(len(cost), np.int64)
+    towers[i[chosen]] = t[chosen]
+    return (towers, float(cost[np.arange(len(cost)), towers].sum())), bound

@@ -38,6 +38,10 @@ def remarks(grouping: Grouping, tables: Sequence[Table]) -> list[str]:
     lines: list[str] = []
     clustering = grouping.clustering
     if clustering is None:
+        for load in grouping.loads:
+            over = load.excess(grouping.table_towers, len(grouping.partition.towers))
+            if over > 1e-6:
+                lines.append(f"{load.name}: outside the slack by {over:.2%} of the mean, which this rule does not heed")
         return lines
     for load in grouping.loads:
         for table in load.oversized:

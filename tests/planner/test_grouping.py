@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 
 from dmt_kernels.planner import alignment, group_features, load_affinity, mutual_information, tower_loads
 from dmt_kernels.planner.assignment import assign
+from dmt_kernels.planner.centres import costs, means
 from dmt_kernels.planner.excess import smallest_excess
+from dmt_kernels.planner.exchange import exchange
 from dmt_kernels.planner.program import GAP
 from dmt_kernels.spec import InputError, Table
+from dmt_kernels.train.partition_report import remarks
 
 
 def _tables(rows: list[int]) -> list[Table]:
@@ -101,6 +104,39 @@ def test_the_rules_need_no_affinity(strategy: str) -> None:
     assert grouping.clustering is None
 
 
+@pytest.mark.parametrize("strategy", ["strided", "random", "load"])
+def test_the_rules_heed_pins_and_tell_of_limits(strategy: str) -> None:
+    tables = _tables([40, 10, 10, 10, 10, 10])
+    grouping = group_features(tables, 3, strategy, pins={"f0": 2, "f5": 2})
+    grouping.partition.check(tables)
+    assert grouping.table_towers[[0, 5]].tolist() == [2, 2]
+    assert set(grouping.table_towers.tolist()) == {0, 1, 2}
+    assert any(line.startswith("bytes: outside the slack") for line in remarks(grouping, tables))
+
+
+def test_exchanges_keep_limits_and_win() -> None:
+    rng = np.random.default_rng(0)
+    tables = _tables(rng.integers(10, 60, 90).tolist())
+    loads, allowed = tower_loads(tables, 18, slack=0.4), np.ones((90, 18), bool)
+    points, sizes = rng.standard_normal((90, 3)), np.ones(90)
+    before = assign(rng.random((90, 18)), loads, allowed, gap=0.5)
+    assert before is not None
+    after = exchange(points, sizes, loads, allowed, before.towers, rng=rng, seconds=2)
+    assert _fits(loads, after, 18)
+
+    def spread(towers: np.ndarray) -> float:
+        return costs(points, sizes, means(points, sizes, towers, np.zeros((18, 3))))[np.arange(90), towers].sum()
+
+    assert spread(after) < 0.8 * spread(before.towers)
+
+
+def test_many_tables_start_from_a_draft_that_is_proven_where_they_are_alike() -> None:
+    groups = np.arange(160) % 40
+    found = group_features(_tables([10] * 160), 40, affinity=_planted(groups.tolist())).clustering
+    assert found is not None and found.assignment.gap <= GAP
+    assert len(set(zip(groups.tolist(), found.assignment.towers.tolist(), strict=True))) == 40
+
+
 def test_affinities_tell_dependent_features_apart() -> None:
     rng = np.random.default_rng(0)
     topic = rng.integers(0, 6, (2, 3000))
@@ -123,6 +159,9 @@ def test_bad_input_names_the_culprit(tmp_path) -> None:
         "3 features": lambda: load_affinity(path, 3),
         "'f9' is pinned": lambda: group_features(tables, 2, pins={"f9": 0}),
         "towers are 0 to 1": lambda: group_features(tables, 2, pins={"f0": 2}),
+        "pins leave 0 tables for 1 towers": lambda: group_features(
+            tables, 2, "strided", pins={"f0": 0, "f1": 0, "f2": 0}
+        ),
         "slack of 'weight'": lambda: tower_loads(tables, 2, slack={"weight": 0.1}),
         "not at least 0": lambda: tower_loads(tables, 2, slack=-1.0),
     }
