@@ -188,7 +188,7 @@ def test_the_epoch_that_reaches_an_auc():
 def test_a_tiny_grid_from_end_to_end_that_is_killed_on_the_way(tmp_path, capsys):
     words = "--jobs 1 --models dlrm --towers 2 --compressions 2 --partitions random --trials 1 --epochs 2"
     words += " --data synthetic:512 --trial-epochs 1 --least 2 --most 2 --tune-at 2,2 --train-payloads fp8"
-    words += " --option batch_size=128 --tower-option tower_module=dcn"
+    words += " --option batch_size=128 --option average-weights=0.9 --tower-option tower_module=dcn"
     command = [*words.split(), "--out", str(tmp_path)]
     assert main(command) == 0
     shown = capsys.readouterr().out
