@@ -147,7 +147,17 @@ def test_seeds_are_added_in_pairs_while_the_difference_is_uncertain(study):
             study.records.add(record(spec, auc))
     assert done == [[f"dlrm flat seed {seed}", f"{CELL} seed {seed}"] for seed in range(4)]
     assert study.difference(CELL).mean == pytest.approx(0.005)
-    assert len(tables(study)) == 10
+    assert len(tables(study)) == 12
+
+
+def test_the_choice_of_towers_is_compared_seed_by_seed(study):
+    cells = [CELL, dataclasses.replace(CELL, partition="strided")]
+    study = dataclasses.replace(study, plan=dataclasses.replace(study.plan, cells=cells))
+    tune(study)
+    for (_, spec), auc in zip(study.next_jobs(), [0.7, 0.8, 0.79], strict=True):
+        study.records.add(record(spec, auc))
+    shown = [list(column.cells) for column in tables(study)[9].columns]
+    assert shown == [[str(cells[1])], ["1"], ["+0.0100"]]
 
 
 def test_seeds_end_when_the_difference_is_known(study):
