@@ -77,6 +77,7 @@ BAD_INPUT = {
     "negative table rate": (lambda f: ["--table-lr", "-1"], "lr"),
     "table rate not a number": (lambda f: ["--table-lr", "nan"], "lr nan"),
     "table decay not finite": (lambda f: ["--table-weight-decay", "inf"], "weight_decay inf"),
+    "an average that never moves": (lambda f: ["--average-weights", "1"], "--average-weights 1"),
     "early stop without rows to validate": (
         lambda f: ["--early-stop", "1", "--data", write_npz(f, split=np.zeros(ROWS, int))],
         "--early-stop",

@@ -22,8 +22,8 @@ PLOT, TABLES = "differences.png", "tables.md"
 
 
 def tables(study: Study) -> list[Table | str]:
-    """What was chosen, the flat models, the differences, and what payloads cost."""
-    parts = [_chosen(study), _flat(study), _differences(study), _payloads(study)]
+    """What was chosen, the flat models, the differences, what payloads cost, and what the choice of towers gains."""
+    parts = [_chosen(study), _flat(study), _differences(study), _payloads(study), _partitions(study)]
     return [line for part in parts for line in ("", part)] + ["", made_otherwise(study.finished())]
 
 
@@ -120,6 +120,18 @@ def _payloads(study: Study) -> Table:
         if cell != exact and losses:
             interval = _interval(estimate(losses))
             table.add_row(f"{exact}, trained with {cell.payload}", str(len(losses)), interval, f"{min(losses):+.4f}")
+    return table
+
+
+def _partitions(study: Study) -> Table:
+    """Towers of the first partition less others of the same seeds."""
+    first = study.plan.cells[0].partition
+    table = _table("towers", "seeds", f"test AUC of {first} ones - theirs")
+    for cell in study.plan.cells:
+        pairs = study.pairs(dataclasses.replace(cell, partition=first), cell)
+        if cell.partition != first and pairs:
+            gained = estimate([run["auc"] - other["auc"] for run, other in pairs])
+            table.add_row(str(cell), str(len(pairs)), _interval(gained))
     return table
 
 

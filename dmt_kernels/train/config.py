@@ -75,6 +75,9 @@ class TrainConfig:
     epochs: int | None = _option(None, "passes over the training split (default 1)", metavar="N")
     steps: int | None = _option(None, "training steps, instead of epochs", metavar="N")
     early_stop: int | None = _option(None, "end after N epochs without a better validation AUC", metavar="N")
+    average_weights: float | None = _option(
+        None, "score and keep the weights' moving average, decaying so by the step (none: the last)", metavar="DECAY"
+    )
     embedding_dim: int = _option(16, "D of every table", metavar="D")
     compression: float = _option(2.0, "how many times narrower a tower module makes its tower", metavar="CR")
     over_arch_width: str = _option(
@@ -108,6 +111,8 @@ class TrainConfig:
             raise InputError(f"--compression {self.compression:g} is not a positive number")
         if not (self.dense_lr > 0 and math.isfinite(self.dense_lr)):
             raise InputError(f"--dense-lr {self.dense_lr:g} is not a positive number")
+        if self.average_weights is not None and not 0 < self.average_weights < 1:
+            raise InputError(f"--average-weights {self.average_weights:g} is not between 0 and 1")
         if self.amp and self.dtype == "float64":
             raise InputError("--amp and --dtype float64 exclude each other: one multiplies in bfloat16")
         if self.epochs is not None and self.steps is not None:

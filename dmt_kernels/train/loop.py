@@ -1,5 +1,6 @@
 """A training run on one rank, from options to summary."""
 
+import contextlib
 import gc
 import itertools
 import time
@@ -15,6 +16,7 @@ from dmt_kernels.ops.groups import naming_failures
 from dmt_kernels.spec import Batch, InputError
 from dmt_kernels.train import checkpoint
 from dmt_kernels.train.assemble import Setup, build_model, connect, make_loader, save_layout, set_up
+from dmt_kernels.train.averaging import AveragedWeights
 from dmt_kernels.train.config import TrainConfig
 from dmt_kernels.train.metrics import Scores
 from dmt_kernels.train.output import RunFolder
@@ -42,6 +44,8 @@ class Trainer:
         self.folder = None if self.config.out is None else RunFolder(self.config.out)
         self.model = build_model(setup, mesh)
         self.train_step = TrainStep(self.model, mesh, **self.config.dense_training())
+        decay = self.config.average_weights
+        self.average = None if decay is None else AveragedWeights(self.model, decay)
         device = next(self.model.parameters()).device
         self.loaders = {
             split: make_loader(setup, split, mesh, device, shuffle=split == "train")
@@ -63,7 +67,8 @@ class Trainer:
         gc.freeze()  # or the collector walks through all of torch now and then, some 5 % of a step
         with TrainProgress(self.title, self.steps, show=self.leads) as self.progress:
             while self.step < self.steps:
-                self._train_epoch(epoch)
+                with contextlib.nullcontext() if self.average is None else self.average.set_aside():
+                    self._train_epoch(epoch)
                 epoch += 1
                 valid = evaluate(self.model, self.loaders["valid"], self.mesh, amp=self.config.amp)
                 self._log({"epoch": epoch, "step": self.step, "valid_auc": valid.auc, "valid_logloss": valid.logloss})
@@ -97,6 +102,8 @@ class Trainer:
         self.timer.restart()
         for batch, next_batch in self._batches(epoch):
             losses.append(self.train_step(batch, next_batch))
+            if self.average is not None:
+                self.average.step()
             samples += batch.global_samples
             self.timer.step(batch.global_samples)
             self.step += 1

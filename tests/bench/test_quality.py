@@ -147,7 +147,17 @@ def test_seeds_are_added_in_pairs_while_the_difference_is_uncertain(study):
             study.records.add(record(spec, auc))
     assert done == [[f"dlrm flat seed {seed}", f"{CELL} seed {seed}"] for seed in range(4)]
     assert study.difference(CELL).mean == pytest.approx(0.005)
-    assert len(tables(study)) == 10
+    assert len(tables(study)) == 12
+
+
+def test_the_choice_of_towers_is_compared_seed_by_seed(study):
+    cells = [CELL, dataclasses.replace(CELL, partition="strided")]
+    study = dataclasses.replace(study, plan=dataclasses.replace(study.plan, cells=cells))
+    tune(study)
+    for (_, spec), auc in zip(study.next_jobs(), [0.7, 0.8, 0.79], strict=True):
+        study.records.add(record(spec, auc))
+    shown = [list(column.cells) for column in tables(study)[9].columns]
+    assert shown == [[str(cells[1])], ["1"], ["+0.0100"]]
 
 
 def test_seeds_end_when_the_difference_is_known(study):
@@ -188,7 +198,7 @@ def test_the_epoch_that_reaches_an_auc():
 def test_a_tiny_grid_from_end_to_end_that_is_killed_on_the_way(tmp_path, capsys):
     words = "--jobs 1 --models dlrm --towers 2 --compressions 2 --partitions random --trials 1 --epochs 2"
     words += " --data synthetic:512 --trial-epochs 1 --least 2 --most 2 --tune-at 2,2 --train-payloads fp8"
-    words += " --option batch_size=128 --tower-option tower_module=dcn"
+    words += " --option batch_size=128 --option average-weights=0.9 --tower-option tower_module=dcn"
     command = [*words.split(), "--out", str(tmp_path)]
     assert main(command) == 0
     shown = capsys.readouterr().out

@@ -144,6 +144,17 @@ def test_eval_reproduces_the_auc_on_ranks_and_in_one_process(run, capsys):
     assert evaluated(capsys, folder, "--local", "--data", "synthetic:400", "--split", "train") != expected
 
 
+def test_averaged_weights_are_scored_and_kept_wherever_they_are(run, capsys):
+    arguments = [*COMPRESSED, "--average-weights", "0.7"]
+    spread, local, last = run(*arguments, "--placement", "owner"), run(*arguments, *LOCAL), run(*COMPRESSED, *LOCAL)
+    capsys.readouterr()
+    figures = summary(spread)
+    for name in ("auc", "logloss", "valid_auc", "valid_logloss"):
+        assert figures[name] == pytest.approx(summary(local)[name], rel=1e-9), name
+        assert figures[name] != pytest.approx(summary(last)[name], rel=1e-6), name
+    assert evaluated(capsys, spread) == evaluated(capsys, local) == f"{figures['auc']:.6g}"
+
+
 def test_eval_on_data_of_another_kind(run, tmp_path, capsys):
     folder = run(*COMPRESSED, *LOCAL)
     capsys.readouterr()
