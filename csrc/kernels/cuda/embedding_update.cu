@@ -153,6 +153,12 @@ __global__ void __launch_bounds__(kRowThreads, sizeof(T) == 4 ? 8 : 6) update_ro
       const int c = group.lane * kSize;
       if (c < dim) load_values(target.weights + c, values, kSize, Shape::kIsPacked);
       const float state = work.optimizer == Optimizer::rowwise_adagrad ? *target.state : 0.0f;
+      if (later != 0) {
+        const Contribution<Grad> coming = group.window[end];
+        const int g = group.lane * Group<Grad, Shape>::kSize;
+        if (c < coming.dim) prefetch(targets[end].weights + c);
+        if (g < coming.dim) prefetch(coming.from + g);
+      }
       if (end < kLanes) {
         group.template add<4>(head, end, dim, true);
       } else {

@@ -58,6 +58,14 @@ DMT_DEVICE const Feature& feature_of_key(const Work& work, uint64_t key) {
   return work.bags.features[key & ((uint64_t{1} << work.sorted.bits.feature) - 1)];
 }
 
+DMT_DEVICE void prefetch(const void* address) {
+#if defined(__CUDACC__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#else
+  (void)address;
+#endif
+}
+
 // What a key adds to its row's gradient.
 template <class Grad>
 struct alignas(16) Contribution {
