@@ -79,6 +79,7 @@ DeviceBags::DeviceBags(const char* op, const TableArguments& tables, const BagAr
                        bool reports)
     : dtype_(device_dtype(op, "tables", tables.dtype())), errors_(id_errors(like)) {
   describe(bags.layout(), like);
+  check(layout_.num_ids <= INT32_MAX, op, "more than 2^31 - 1 ids in one call");  // kernels count them in 32 bits
   const cpu::TableData data = tables.data();
   for (cuda::Feature& feature : features_) {
     const int32_t t = feature.table_index;
