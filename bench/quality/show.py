@@ -23,7 +23,9 @@ PLOT, TABLES = "differences.png", "tables.md"
 
 def tables(study: Study) -> list[Table | str]:
     """What was chosen, the flat models, the differences, what payloads cost, and what the choice of towers gains."""
-    parts = [_chosen(study), _flat(study), _differences(study), _payloads(study), _partitions(study)]
+    parts = [_chosen(study), _flat(study), _differences(study), _payloads(study)]
+    if (partitions := _partitions(study)).row_count:
+        parts.append(partitions)
     return [line for part in parts for line in ("", part)] + ["", made_otherwise(study.finished())]
 
 

@@ -21,25 +21,26 @@ cuda::Matrix matrix_of(const Tensor& tensor) {
   return {tensor.const_data_ptr(), tensor.size(0), tensor.size(1), tensor.stride(0), tensor.stride(1)};
 }
 
-// Whether a product is so large that torch's, of factors in memory, is worth what it costs to write them there first.
-// (Measured: docs/gpu.md. The emulator has no such products.)
+// Whether a product is so large that torch's, of factors in memory, is worth what it costs to write them there first
+// (measured: docs/gpu.md).
 bool is_for_library(cuda::Products products, int64_t rows, int64_t columns, int64_t depth) {
-#if defined(__CUDACC__)
-  constexpr int64_t kLeastRows = 4096;
-#else
-  constexpr int64_t kLeastRows = INT64_MAX;
-#endif
-  return products == cuda::Products::bf16 && rows >= kLeastRows && columns > 0 && depth > 0;
+  return products == cuda::Products::bf16 && rows >= 4096 && columns > 0 && depth > 0;
 }
 
-// a @ b of bfloat16 factors, summed in float and returned as `dtype`, which is one of these two.
-Tensor product(const Tensor& a, const Tensor& b, ScalarType dtype) {
+// a @ b of bfloat16 factors, summed in float: as float, or as bfloat16 where the sums are short enough that nobody adds
+// them up from pieces that were rounded. (torch.autocast heeds torch's other product.)
+Tensor product(const char* op, const Tensor& a, const Tensor& b, ScalarType dtype) {
   using torch::stable::detail::from;
-  const bool widens = dtype == ScalarType::Float;
-  std::array<StableIValue, 3> stack = {from(a), from(b), from(dtype)};  // the first op takes two of them
-  const auto error = torch_call_dispatcher("aten::mm", widens ? "dtype" : "", stack.data(), TORCH_ABI_VERSION);
-  check(error == 0, "tower_pool", "torch's product failed");
-  return torch::stable::detail::to<Tensor>(stack[0]);
+#if defined(__CUDACC__)
+  std::array<StableIValue, 3> stack = {from(a), from(b), from(dtype)};
+  const auto error = torch_call_dispatcher("aten::mm", "dtype", stack.data(), TORCH_ABI_VERSION);
+#else  // that product is for GPUs alone
+  std::array<StableIValue, 2> stack = {from(torch::stable::to(a, ScalarType::Float)),
+                                       from(torch::stable::to(b, ScalarType::Float))};
+  const auto error = torch_call_dispatcher("aten::mm", "", stack.data(), TORCH_ABI_VERSION);
+#endif
+  check(error == 0, op, "torch's product of matrices failed");
+  return contiguous_as(torch::stable::detail::to<Tensor>(stack[0]), dtype);
 }
 
 Tensor pooled_rows(const DeviceBags& bags, int64_t rows, int64_t width, const Tensor& like, cudaStream_t stream) {
@@ -71,7 +72,7 @@ Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Te
     const Tensor pooled = pooled_rows(on_device, bags.out_rows(), bags.width(), ids, device.stream());
     const Tensor transposed = torch::stable::transpose(contiguous_as(tower.weight, ScalarType::BFloat16), 0, 1);
     const bool is_whole = !tower.bias.has_value() && dtype != ScalarType::Half;
-    const Tensor sums = product(pooled, transposed, is_whole ? dtype : ScalarType::Float);
+    const Tensor sums = product(op, pooled, transposed, is_whole ? dtype : ScalarType::Float);
     if (is_whole) return sums;
     const Tensor out = dtype == ScalarType::Float ? sums : torch::stable::new_empty(sums, sums.sizes(), dtype);
     cuda::add_bias(static_cast<const float*>(sums.const_data_ptr()), bags.out_rows(), factors.rows,
@@ -108,7 +109,7 @@ Tensor tower_pool_weight_backward(const Tensor& grad, const std::vector<Tensor>&
   if (is_for_library(products, bags.out_rows(), grad.size(1), bags.width())) {
     const Tensor transposed = torch::stable::transpose(contiguous_as(grad, ScalarType::BFloat16), 0, 1);
     const Tensor pooled = pooled_rows(on_device, bags.out_rows(), bags.width(), ids, device.stream());
-    return contiguous_as(product(transposed, pooled, dtype == ScalarType::Half ? ScalarType::Float : dtype), dtype);
+    return contiguous_as(product(op, transposed, pooled, ScalarType::Float), dtype);
   }
   const Tensor sums_grad = contiguous_as(grad, ScalarType::Float);
   const Tensor scratch = device_bytes(ids, cuda::weight_backward_bytes(on_device.layout(), grad.size(1)));
@@ -126,7 +127,7 @@ Tensor tower_pool_pooled_backward(const Tensor& grad, const Tensor& weight, std:
   const OnDevice device(grad);
   const cuda::Products products = products_of(op, weight.scalar_type(), product_dtype, tf32);
   if (is_for_library(products, grad.size(0), weight.size(1), weight.size(0))) {
-    return product(contiguous_as(grad, ScalarType::BFloat16), contiguous_as(weight, ScalarType::BFloat16),
+    return product(op, contiguous_as(grad, ScalarType::BFloat16), contiguous_as(weight, ScalarType::BFloat16),
                    ScalarType::Float);
   }
   const Tensor sums_grad = contiguous_as(grad, ScalarType::Float);

@@ -37,10 +37,11 @@ def tower_pool(
     sparse: bool = False,
     product_dtype: ProductDtype = None,
 ) -> Tensor:
-    """Compute ``embedding_bag(...) @ weight.T + bias`` without the pooled matrix ever existing.
+    """Compute ``embedding_bag(...) @ weight.T + bias`` without the pooled matrix in memory.
 
-    Pooled rows stay in float32 (float64 for float64 tables) between the lookup and the product, so for float16 and
-    bfloat16 the result is rounded once and more precise than the two steps.
+    Pooled rows stay in float32 (float64 for float64 tables) between the lookup and the product, unless `product_dtype`
+    rounds them, so for float16 and bfloat16 the result is rounded once and more precise than the two steps. On CUDA,
+    bfloat16 products of 4096 rows or more may have the pooled rows in memory, in bfloat16, for as long as the op takes.
 
     Parameters
     ----------

@@ -33,7 +33,7 @@ def tower_pool_weight_backward(
     block_order: Sequence[int] | None = None,
     product_dtype: ProductDtype = None,
 ) -> Tensor:
-    """Compute ``grad.T @ embedding_bag(...)`` without the pooled matrix ever existing: it is looked up piece by piece.
+    """Compute ``grad.T @ embedding_bag(...)``, looked up piece by piece, or as :func:`dmt_kernels.tower_pool` says.
 
     Parameters
     ----------

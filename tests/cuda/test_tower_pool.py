@@ -136,3 +136,11 @@ def test_tf32_products(op, dtype, dims, out_width):
         expected = (tf32(a) @ tf32(b)).to(found[name].dtype)
         assert_close(found[name], expected, None)
     assert not torch.allclose(found["pooled"], grad @ weight.float(), rtol=1e-5, atol=1e-5 * out_width**0.5)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_of_many_rows(op, dtype, bias):
+    """More ids than bags: torch multiplies."""
+    case = random_bags(dims=(8, 5), rows=(30, 30), blocks=1, samples=4100, longest=4, dtype=dtype, missing=True)
+    check(op, case, 7, torch.bfloat16, bias)

@@ -56,7 +56,9 @@ __global__ void __launch_bounds__(kThreads, 3) pool(const Bags bags, Out* out, c
   for (int64_t column = 0; column == 0 || column < feature.dim; column += group.lanes() * kPackSize<T>) {
     const LaneColumns mine = lane_columns<T>(feature, column, feature.dim - column, group);
     Out* target = out + first_row * bags.width + feature.column + mine.column;
-    const bool aligned = is_aligned(target, bags.width);
+    constexpr int kBytes = kPackSize<T> * static_cast<int>(sizeof(Out)) < 16 ? 8 : 16;  // that are stored at once
+    const bool aligned = reinterpret_cast<uintptr_t>(target) % kBytes == 0 &&
+                         bags.width * static_cast<int64_t>(sizeof(Out)) % kBytes == 0;
     const bool reports = bags.errors != nullptr && column == 0;
     pool_run<T, kTogether>(bags, feature, first_bag, run.count, mine, group, reports, places,
                            [=, &bags](const float (&sums)[kPackSize<T>]) mutable {

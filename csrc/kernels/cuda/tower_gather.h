@@ -124,8 +124,8 @@ class Gatherer {
       const Piece piece = pieces.piece();
       begin = end = 0;
       if (piece.count > 0) {
-        begin = bags_.offsets != nullptr ? bags_.offsets[piece.bag] : piece.bag;
-        end = bags_.offsets != nullptr ? bags_.offsets[piece.bag + 1] : piece.bag + 1;
+        begin = bags_.offsets[piece.bag];
+        end = bags_.offsets[piece.bag + 1];
       }
     };
     const auto advance = [&] {

@@ -86,11 +86,7 @@ struct RawId {
   uint32_t high;
 };
 
-// Without ids (and offsets) bag b has the id b alone.
 DMT_DEVICE RawId ask_for_id(const Bags& bags, int64_t position) {
-  if (bags.ids == nullptr) {
-    return {static_cast<uint32_t>(position), static_cast<uint32_t>(static_cast<uint64_t>(position) >> 32)};
-  }
   if (!bags.wide_ids) return {static_cast<const uint32_t*>(bags.ids)[position], 0};
   const uint2 words = static_cast<const uint2*>(bags.ids)[position];
   return {words.x, words.y};
@@ -203,7 +199,7 @@ DMT_DEVICE void pool_piece(const Bags& bags, const Feature& feature, const Piece
   const int run = kPartRows * lanes / 32;
   const int first = static_cast<int>(threadIdx.x % 32) / lanes * run;
   const int bags_here = count - first < 0 ? 0 : count - first < run ? count - first : run;
-  const LaneGroup group = lane_group(lanes == 4 ? 2 : lanes == 8 ? 3 : lanes == 16 ? 4 : 5);
+  const LaneGroup group = lane_group(lanes == 4 ? 2 : lanes == 8 ? 3 : 4);
   const LaneColumns mine = lane_columns<T>(feature, columns.in_table, columns.count, group);
   const bool is_copied = mine.whole && mine.count == kSize;
   const T* const source = static_cast<const T*>(feature.table) + mine.column;

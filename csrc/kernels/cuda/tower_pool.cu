@@ -231,7 +231,6 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-// And the one feature of a matrix that is looked up.
 int64_t packed_bytes(const Matrix& weight, Products products) {
   return padded_width(weight.rows) * padded_depth(weight.columns) * (products == Products::bf16 ? 2 : 4);
 }

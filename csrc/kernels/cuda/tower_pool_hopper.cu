@@ -31,8 +31,8 @@ constexpr int kAlignment = 1024;
 constexpr int kBarriers = 2 * (kSlots + kFactorSlots);
 
 template <int kColumns>
-constexpr int kSharedBytes = kAlignment + kSlots * kSlotBytes + kFactorSlots * kFactorSlotBytes<kColumns> +
-                             kGatherers * kRingBytes + kBarriers * 8;
+constexpr int kBlockBytes = kAlignment + kSlots * kSlotBytes + kFactorSlots * kFactorSlotBytes<kColumns> +
+                            kGatherers * kRingBytes + kBarriers * 8;
 
 // packed [chunks, depth / 64, kColumns, 64] = the matrix, and zeros: 64 factors of all columns are a tile as products
 // read it. A thread makes 16 bytes.
@@ -255,7 +255,7 @@ DMT_DEVICE void multiply_tiles(const Bags& bags, const Walk& walk, const Shared<
     const Tile samples = walk.samples(item, bags.num_samples);
     const int64_t column = static_cast<int64_t>(walk.chunk(item)) * kColumns;
     const int64_t left = out_width - column;
-    const int64_t block = bags.block_order != nullptr && samples.count > 0 ? bags.block_order[samples.block] : 0;
+    const int64_t block = samples.count > 0 ? bags.block_order[samples.block] : 0;
     const int64_t row = block * bags.num_samples + samples.first;
     sums.store(Target<T>{out + row * out_width + column, bias != nullptr ? bias + column : nullptr, out_width,
                          static_cast<int>(left < kColumns ? left : kColumns), samples.count});
@@ -309,7 +309,7 @@ void multiply_chunks(const Bags& bags, const Matrix& weight, const void* bias, v
   const int64_t items = ceil_div<int64_t>(walk.tiles, kClusterBlocks) * walk.chunks;
   const int64_t clusters = std::min<int64_t>(items, multiprocessors() / kClusterBlocks);
   launch_clusters(multiply_bags<T, kColumns>, static_cast<int>(clusters) * kClusterBlocks, kThreads,
-                  kSharedBytes<kColumns>, stream, bags, walk, static_cast<const unsigned char*>(scratch),
+                  kBlockBytes<kColumns>, stream, bags, walk, static_cast<const unsigned char*>(scratch),
                   static_cast<const T*>(bias), static_cast<T*>(out), weight.rows);
 }
 
