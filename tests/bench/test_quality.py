@@ -147,7 +147,7 @@ def test_seeds_are_added_in_pairs_while_the_difference_is_uncertain(study):
             study.records.add(record(spec, auc))
     assert done == [[f"dlrm flat seed {seed}", f"{CELL} seed {seed}"] for seed in range(4)]
     assert study.difference(CELL).mean == pytest.approx(0.005)
-    assert len(tables(study)) == 12
+    assert len(tables(study)) == 10
 
 
 def test_the_choice_of_towers_is_compared_seed_by_seed(study):
