@@ -139,8 +139,8 @@ TWINS = [check_ids, bags, embedding_bag, embedding_update, tower_pool, tower_poo
 check_bags()
 check_pieces_of_samples()
 check_updates()
-for lengths in ([300, 257, 1], [256, 3, 520]):
-    test_embedding_update.test_rows_that_are_hit_very_often(triton_op, lengths)
+for lengths, dim in (([300, 257, 1], 12), ([256, 3, 520], 7)):
+    test_embedding_update.test_rows_that_are_hit_very_often(triton_op, lengths, dim)
 check_records()
 check_addresses()
 check_missing_ids()
