@@ -98,7 +98,7 @@ class EmbeddingExchange(nn.Module):
 
         Shapes and errors are those of :meth:`forward`. Every batch that was started is finished, in the same order.
         """
-        raise NotImplementedError  # the road: one class each
+        raise NotImplementedError  # every way to exchange is a subclass that has its own
 
     def finish(self, in_flight: Any) -> Tensor:
         """End it: ``[B, sum(C_t)]``."""
