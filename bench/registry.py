@@ -24,7 +24,13 @@ SUITES = {
         "bench.ops.dot_interaction",
         "bench.ops.overhead",
     ),
-    "comm": ("bench.comm.links", "bench.comm.two_stage", "bench.comm.id_exchange", "bench.comm.placement"),
+    "comm": (
+        "bench.comm.links",
+        "bench.comm.stage",
+        "bench.comm.two_stage",
+        "bench.comm.id_exchange",
+        "bench.comm.placement",
+    ),
     "train": ("bench.train_step",),
 }
 QUICK, DEFAULT, FULL = range(3)  # how much one must ask for until a case runs

@@ -54,5 +54,5 @@ def message(source: int, destination: int, count: int, device: torch.device) -> 
 
 
 def to_bytes(size: str) -> int:
-    number, unit = int(size[:-3]), size[-3:]
-    return number * {"KiB": 2**10, "MiB": 2**20}[unit]
+    unit = size.lstrip("0123456789")
+    return int(size.removesuffix(unit)) * {"B": 1, "KiB": 2**10, "MiB": 2**20}[unit]

@@ -24,6 +24,7 @@
 #include <utility>
 #include <vector>
 
+#include "comm/gloo_loops.h"
 #include "kernels/wire_format.h"
 
 namespace dmt {
@@ -294,6 +295,7 @@ class Stage {
     const int rank = group->getRank();
     const int ranks = group->getSize();
     const int tag = groups().next_tag(group);
+    if (tag == 0) keep_gloo_from_preempting();
     const std::vector<at::Tensor>& arriving = received_.pieces();
     const std::vector<at::Tensor>& leaving = sent_.pieces();
     TORCH_CHECK(static_cast<int>(leaving.size()) == ranks && static_cast<int>(arriving.size()) == ranks,

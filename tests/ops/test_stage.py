@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from dmt_kernels.comm import build_mesh, traffic
 from dmt_kernels.ops import stage, wire_decode, wire_encode
-from dmt_kernels.ops._engine import choose_engine
+from dmt_kernels.ops._engine import choose_engine, compiled_engine
 from dmt_kernels.ops.reference import stage as composition
 from dmt_kernels.spec import ExchangeError, InputError, WireFormat
 from tests.ops.bags import DTYPES
@@ -214,6 +215,21 @@ def _two_waits(rank: int, engine: str) -> None:
     stage.stage_wait(ticket)
     with pytest.raises(InputError, match="nothing is in flight under this ticket"):
         stage.stage_wait(ticket)
+
+
+def _policies_of_loops(rank: int) -> None:
+    use("compiled")
+    sent, received = (list(torch.zeros(2, 1).split(1)) for _ in range(2))
+    stage.stage_wait(stage.stage_start(sent, received, dist.group.WORLD.group_name))
+    threads = [path.parent for path in Path("/proc/self/task").glob("*/comm") if path.read_text() == "gloo_tcp_loop\n"]
+    assert threads, "gloo has renamed its threads: csrc/comm/gloo_loops.h looks for them by name"
+    assert {os.sched_getscheduler(int(thread.name)) for thread in threads} == {os.SCHED_BATCH}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a thread may preempt is said as on Linux")
+@pytest.mark.skipif(compiled_engine()[0] is None, reason="the compiled engine says it")
+def test_threads_that_watch_connections_preempt_nobody() -> None:
+    run_ranks(_policies_of_loops, 2)
 
 
 @engines
