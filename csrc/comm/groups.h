@@ -1,0 +1,64 @@
+// What the engine knows of process groups.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
+namespace dmt {
+
+using Group = c10::intrusive_ptr<c10d::ProcessGroup>;
+using WeakGroup = c10::weak_intrusive_ptr<c10d::ProcessGroup>;
+
+// What is known of process groups, as long as they live; a later group of the same name is another one.
+class Groups {
+ public:
+  // Ranks start the stages of a group in the same order, so that they count alike.
+  int next_tag(const Group& group) {
+    std::vector<State> dead;  // before the lock, to end after it: what is freed may want Python's lock
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return static_cast<int>(state_of(group, dead).started++ & 0x3FFFFFFF);
+  }
+
+  // Keeps what the group's backend may still read or write until the group is gone and another one has come, or at
+  // least until it is gone.
+  void keep(const Group& group, std::shared_ptr<void> buffers) {
+    std::vector<State> dead;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    state_of(group, dead).kept.push_back(std::move(buffers));
+  }
+
+ private:
+  struct State {
+    uint32_t started = 0;
+    std::vector<std::shared_ptr<void>> kept;
+  };
+
+  State& state_of(const Group& group, std::vector<State>& dead) {
+    const auto [place, is_new] = states_.try_emplace(WeakGroup(group));
+    for (auto other = states_.begin(); is_new && other != states_.end();) {
+      if (other->first.expired()) {
+        dead.push_back(std::move(other->second));
+        other = states_.erase(other);
+      } else {
+        ++other;
+      }
+    }
+    return place->second;
+  }
+
+  std::mutex mutex_;
+  std::unordered_map<WeakGroup, State> states_;
+};
+
+inline Groups& groups() {
+  static Groups& all = *new Groups;  // what it keeps cannot be freed when the process ends
+  return all;
+}
+
+}  // namespace dmt
