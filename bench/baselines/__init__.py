@@ -34,7 +34,7 @@ class Training:
 PEERS = {
     "fbgemm": Peer("fbgemm_gpu", ("ops",), ("fbgemm-gpu-cpu",)),
     "torchrec": Peer("torchrec", ("comm", "train"), ("fbgemm-gpu-cpu", "torchrec")),
-    "torch": Peer("torch", ("ops",)),
+    "torch": Peer("torch", ("ops", "comm")),
 }
 NAMES = tuple(PEERS)
 

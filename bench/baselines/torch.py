@@ -78,7 +78,7 @@ def wire_decode(message: Tensor, dim: int, wire_format: WireFormat) -> Run | Non
     return lambda: message[:, :-4].view(dtype).float() * message[:, -4:].view(torch.float32)
 
 
-def stage(blocks: list[Tensor], in_place: bool) -> Run:
+def stage(blocks: list[Tensor], in_place: bool, group: dist.ProcessGroup | None = None) -> Run:
     """The blocks of one buffer as it is; others by way of one."""
     buffer = torch.cat([block.flatten() for block in blocks])
     arrived, sizes = torch.empty_like(buffer), [block.numel() for block in blocks]
@@ -87,12 +87,24 @@ def stage(blocks: list[Tensor], in_place: bool) -> Run:
 
     def run() -> list[Tensor]:
         sent = buffer if in_place else torch.cat([block.view(-1) for block in blocks])
-        work = dist.all_to_all_single(arrived, sent, sizes, sizes, async_op=True)
+        work = dist.all_to_all_single(arrived, sent, sizes, sizes, group=group, async_op=True)
         assert work is not None
         work.wait()
         if not in_place:
             torch._foreach_copy_(out, pieces)
         return out
+
+    return run
+
+
+def one_stage(by_rank: Tensor, group: dist.ProcessGroup) -> Run:
+    """``[W, B, D]`` of all samples to ``[B, W * D]`` of the own."""
+    arrived = torch.empty_like(by_rank)
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        dist.all_to_all_single(arrived, by_rank, group=group)
+        return torch.cat(arrived.unbind(0), dim=1)
 
     return run
 

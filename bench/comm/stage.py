@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from bench import baselines
 from bench.agreement import agree
 from bench.comm.links import message, to_bytes
 from bench.registry import DEFAULT, QUICK, Registry, Setting, Work
@@ -18,27 +18,25 @@ SIZES = {"64B": QUICK, "16KiB": DEFAULT, "256KiB": DEFAULT, "1MiB": DEFAULT}  # 
 
 def register(registry: Registry) -> None:
     for size, effort in SIZES.items():
-        registry.add(f"stage/{size}", partial(build, to_bytes(size)), effort)
+        registry.add(f"stage_start/{size}", partial(build, to_bytes(size)), effort)
 
 
 def build(size_bytes: int, setting: Setting) -> Work:
     mesh = setting.mesh
     assert mesh is not None
-    world, count = mesh.topology.world, size_bytes // 4
-    sent = torch.stack([message(mesh.rank, other, count, mesh.device) for other in range(world)])
-    received, by_torch = torch.empty_like(sent), torch.empty_like(sent)
-    leaving, arriving = list(sent.split(1)), list(received.split(1))
-    group = mesh.flat.group_name
+    world, count, group = mesh.topology.world, size_bytes // 4, mesh.flat
+    blocks = list(torch.stack([message(mesh.rank, other, count, mesh.device) for other in range(world)]).split(1))
+    out = list(torch.empty(world, count, device=mesh.device).split(1))
+    peers = baselines.contenders("stage", setting.peers, blocks, True, group)
 
-    def stage() -> Tensor:
-        ops.stage_wait(ops.stage_start(leaving, arriving, group))
-        return received
-
-    def all_to_all_single() -> Tensor:
-        dist.all_to_all_single(by_torch, sent, group=mesh.flat)
-        return by_torch
+    def ours() -> list[Tensor]:
+        ops.stage_wait(ops.stage_start(blocks, out, group.group_name))
+        return out
 
     def check() -> None:
-        agree("a stage and all_to_all_single", stage(), all_to_all_single(), exact=True)
+        expected = torch.stack([message(other, mesh.rank, count, mesh.device) for other in range(world)])
+        agree("what arrived and what was sent", torch.cat(ours()), expected, exact=True)
+        for name, peer in peers.items():
+            agree(f"ours and {name}", torch.cat(peer()), expected, exact=True)
 
-    return Work(stage, {"all_to_all_single": all_to_all_single}, check, work_bytes=4 * count * (world - 1))
+    return Work(ours, peers, check, work_bytes=4 * count * (world - 1))

@@ -23,6 +23,8 @@ def verdict(results: Sequence[Result], facts: Mapping[str, str]) -> str:
                 ratio = result.timings["flat"].p50_ms / result.timings["ours"].p50_ms
                 gains.append(f"{name.split('/')[2].replace('_', ' ')} {ratio:.2f}x")
         parts.append(f"at {size} per rank {', '.join(gains)}")
+    if not parts:
+        return ""
     return f"verdict: {facts['ranks']}: {'; '.join(parts)} (above 1x two stages beat one)"
 
 
