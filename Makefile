@@ -15,6 +15,7 @@ MEMBERS ?= 2
 RATE ?= 200mbit,1gbit,2gbit
 TOWER_RATE ?=
 PNG ?= bench_cluster.png
+WORKERS ?= 2
 PYTHON ?= $(firstword $(shell command -v python; command -v python3))
 
 # "active", "system" or "none", and the prefix of the calling Python.
@@ -41,6 +42,7 @@ CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name
 help: ## Show this text
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 15
 	@echo 'Variables: TORCH="torch==2.13.0 [pip options]", DATA=synthetic|criteo:PATH|npz:PATH, OUT=demo_out, PYTHON=python'
+	@echo '           of test: PYTEST="tests/ops -k bag" WORKERS=2 (processes that share the files of tests)'
 	@echo '           of bench-cluster: HOSTS=2 MEMBERS=2 RATE=200mbit,1gbit,2gbit TOWER_RATE=9x PNG=bench_cluster.png'
 	@echo '           of bench-quality: DATA, QUALITY="--jobs 8 --out DIR --towers 2 4 --compressions 2" (python -m bench.quality --help)'
 
@@ -77,7 +79,7 @@ lint: $(ENVIRONMENT) ## Check format, style and types
 test: export DMT_TESTS = $(CURDIR)/build/tests
 test: lint build ## Lint, build, run the tests
 	build/tests/kernel_tests
-	$(PY) -m pytest $(PYTEST)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 
 # The kernels and, in a copy of the package, the ops that call them; then the kernels with threads that ThreadSanitizer follows.
 sanitize: $(ENVIRONMENT) ## Test kernels and ops under g++'s address, undefined-behavior and thread sanitizers
