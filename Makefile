@@ -62,6 +62,7 @@ endif
 	@mkdir -p $(@D)
 	@$(PY) -c 'from importlib.metadata import version as v; print("torch==" + v("torch"))' > $@.constraint
 	$(PIP) install -q -c $@.constraint 'setuptools>=77' 'cmake>=3.26' ninja 'pybind11>=2.13'
+	@$(PY) setup.py -q build_ext --inplace  # pip would compile, too, but for minutes without a word
 	$(PIP) install -q -c $@.constraint --no-build-isolation -e '.[train,dev]'
 	@touch $@
 
