@@ -15,6 +15,7 @@ MEMBERS ?= 2
 RATE ?= 200mbit,1gbit,2gbit
 TOWER_RATE ?=
 PNG ?= bench_cluster.png
+WORKERS ?= 2
 PYTHON ?= $(firstword $(shell command -v python; command -v python3))
 
 # "active", "system" or "none", and the prefix of the calling Python.
@@ -35,12 +36,14 @@ NAME := $(shell printf '%s' '$(KIND) $(word 2,$(CALLER)) $(if $(filter none,$(KI
 ENVIRONMENT := $(if $(filter active,$(KIND)),build,.venv)/environment/$(NAME)
 CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
 
-.PHONY: help build demo test sanitize cuda-check bench bench-cluster bench-quality lint format clean which-python
+.PHONY: help build demo test cuda-check bench bench-cluster bench-quality lint format clean which-python
+.PHONY: sanitize sanitize-build sanitize-kernels sanitize-ops sanitize-threads
 .DEFAULT_GOAL := help
 
 help: ## Show this text
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 15
 	@echo 'Variables: TORCH="torch==2.13.0 [pip options]", DATA=synthetic|criteo:PATH|npz:PATH, OUT=demo_out, PYTHON=python'
+	@echo '           of test: PYTEST="tests/ops -k bag" WORKERS=2 (processes that share the files of tests)'
 	@echo '           of bench-cluster: HOSTS=2 MEMBERS=2 RATE=200mbit,1gbit,2gbit TOWER_RATE=9x PNG=bench_cluster.png'
 	@echo '           of bench-quality: DATA, QUALITY="--jobs 8 --out DIR --towers 2 4 --compressions 2" (python -m bench.quality --help)'
 
@@ -59,6 +62,7 @@ endif
 	@mkdir -p $(@D)
 	@$(PY) -c 'from importlib.metadata import version as v; print("torch==" + v("torch"))' > $@.constraint
 	$(PIP) install -q -c $@.constraint 'setuptools>=77' 'cmake>=3.26' ninja 'pybind11>=2.13'
+	@$(PY) setup.py -q build_ext --inplace  # pip would compile, too, but for minutes without a word
 	$(PIP) install -q -c $@.constraint --no-build-isolation -e '.[train,dev]'
 	@touch $@
 
@@ -77,18 +81,30 @@ lint: $(ENVIRONMENT) ## Check format, style and types
 test: export DMT_TESTS = $(CURDIR)/build/tests
 test: lint build ## Lint, build, run the tests
 	build/tests/kernel_tests
-	$(PY) -m pytest $(PYTEST)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 
-# The kernels and, in a copy of the package, the ops that call them; then the kernels with threads that ThreadSanitizer follows.
+# What runs on one core leaves the other one to what is beside it.
 sanitize: $(ENVIRONMENT) ## Test kernels and ops under g++'s address, undefined-behavior and thread sanitizers
+	@$(MAKE) --no-print-directory -j 3 sanitize-kernels sanitize-ops sanitize-threads
+
+# The kernels and, in a copy of the package without the engine, the ops that call them.
+sanitize-build:
 	@rm -rf $(SANITIZED)/package
-	@DMT_SANITIZE=address,undefined DMT_TESTS=$(SANITIZED)/address \
+	@DMT_SANITIZE=address,undefined DMT_COMM=off DMT_TESTS=$(SANITIZED)/address \
 	  $(PY) setup.py -q build_py -d $(SANITIZED)/package build_ext -b $(SANITIZED)/package
+
+sanitize-kernels: sanitize-build
 	$(FIXED_ADDRESSES) $(SANITIZED)/address/kernel_tests
+
+sanitize-ops: sanitize-build
 	@cp -r tests pyproject.toml $(SANITIZED)/package
 	@python="$$($(PY) -c 'import sys; print(sys.executable)')" && cd $(SANITIZED)/package && export $(UNDER_ASAN) && \
 	  $(FIXED_ADDRESSES) "$$python" -m dmt_kernels info | grep 'sanitize  *address' && \
-	  $(FIXED_ADDRESSES) "$$python" -m pytest -q --capture=sys -p no:cacheprovider -k 'not compile and not all_to_all' $(TESTS_OF_KERNELS)
+	  $(FIXED_ADDRESSES) "$$python" -m pytest -q --capture=sys -p no:cacheprovider -n $(WORKERS) --dist loadfile \
+	    -k 'not compile and not all_to_all and not never_exists' $(TESTS_OF_KERNELS)
+
+# The kernels on threads that ThreadSanitizer follows.
+sanitize-threads:
 	@export PATH="$(dir $(PY)):$$PATH" DMT_TESTS=$(SANITIZED)/thread && \
 	  cmake -G Ninja -S . -B $$DMT_TESTS/build -DDMT_SANITIZE=thread -DDMT_TESTS=$$DMT_TESTS > /dev/null && \
 	  cmake --build $$DMT_TESTS/build -j "$${MAX_JOBS:-$$(nproc)}"
@@ -126,8 +142,8 @@ UNDER_ASAN = LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:
              ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 # Older runtimes fail where the kernel spreads addresses widely; it is asked not to, where that is allowed.
 FIXED_ADDRESSES = $(shell setarch -R true 2>/dev/null && echo setarch -R)
-# The Python tests of the same stems, but for the comparison with a foreign library. (Those that start a compiler or other processes
-# are left out above: they tell nothing more about the kernels.)
+# The Python tests of the same stems, but for the comparison with a foreign library. (Those that start a compiler or other processes,
+# and the peak of memory, which is the sanitizer's here, are left out above: they tell nothing more about the kernels.)
 TESTS_OF_KERNELS = $(filter-out %fbgemm.py,$(sort $(wildcard $(patsubst tests/csrc/%.cpp,tests/ops/%*.py,$(wildcard tests/csrc/test_*.cpp)))))
 
 CLANG_FORMAT = $(PY) -c 'import clang_format; clang_format.clang_format()'

@@ -95,6 +95,7 @@ def _convert(source: str, out: str, **options: Any) -> None:
     from dmt_kernels.train.data import convert
 
     convert(source, Path(out), **options)
+    print(f"columns: {out} (--data columns:{out})")
 
 
 def _info() -> None:

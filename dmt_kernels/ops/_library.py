@@ -23,7 +23,9 @@ def load() -> str:
         The compiled library is missing.
     """
     if not _CPU_LIBRARY.exists():
-        raise NotBuilt("dmt_kernels is not compiled; run `pip install .`, or `make build` in a checkout.")
+        raise NotBuilt(
+            "dmt_kernels is not compiled; run `make build` in a checkout, or leave it and take what `pip install` made."
+        )
     torch.ops.load_library(str(_CPU_LIBRARY))
     if torch.version.cuda is None:
         return "none"

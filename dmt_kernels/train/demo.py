@@ -47,7 +47,10 @@ def demo(data: str, out: str) -> dict[str, dict[str, Any]]:
     )
     twin = dataclasses.replace(flat, out=str(Path(out) / "dmt"), exchange="sptt", tower_module="dlrm")
     runs = {"flat DLRM": flat, "DMT DLRM": twin}
-    summaries = {title: train(config, show=False) for title, config in runs.items()}
+    summaries = {}
+    for title, config in runs.items():
+        print(f"{title}: {TOWERS * MEMBERS} processes, epochs up to {epochs}, batches of {batch_size}", flush=True)
+        summaries[title] = train(config, show=False)
     plot = Path(out) / "loss.png"
     _plot(runs, plot)
     _print(summaries)

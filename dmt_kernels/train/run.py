@@ -94,5 +94,10 @@ def _on_ranks(config: TrainConfig, work: Callable[..., Any], *args: Any) -> dict
 def _show(figures: dict[str, Any], title: str) -> None:
     table = Table(title=title, show_header=False, title_justify="left")
     for name, value in figures.items():
-        table.add_row(name, f"{value:,.6g}" if isinstance(value, float) else str(value))
+        if value is not None:
+            table.add_row(name, _digits(value) if isinstance(value, float | int) else str(value))
     Console().print(table)
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}"

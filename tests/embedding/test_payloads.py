@@ -90,7 +90,7 @@ ROUNDED = [  # for the mean of many steps; one stage after the other must not dr
     Case("sptt", False, Payloads.of("bf16", "int8", stochastic=True)),
     Case("sptt", False, Payloads.of("fp8", "fp8", stochastic=True)),
 ]
-STEPS = 48
+STEPS = 24
 
 
 def _ids(feature: int) -> Tensor:

@@ -14,7 +14,7 @@ from dmt_kernels.spec import Jagged, Payloads, Plan, Table, TableOptimizer, Topo
 from dmt_kernels.towers import DCNTower, DLRMTower, PassThrough, TowerModule
 
 SEED = 7
-STEPS = 6
+STEPS = 4
 SAMPLES = 6  # per rank: so many that there are chunks that divide it and chunks that do not
 TABLES = (
     Table("users", 11, 8, ("user",)),

@@ -63,9 +63,8 @@ def test_flat_and_pass_through_towers_are_the_same_to_the_last_digit(run):
         ]
 
 
-@pytest.mark.parametrize(("towers", "members"), [(1, 4), (4, 1), (2, 3)], ids=["1x4", "4x1", "2x3"])
-def test_topologies_and_column_splits_change_no_digit(towers, members, tmp_path):
-    arguments = ["--towers", str(towers), "--members", str(members), "--split", "columns", "--data", "synthetic:480"]
+def test_column_splits_change_no_digit(tmp_path):
+    arguments = ["--towers", "2", "--members", "3", "--split", "columns", "--data", "synthetic:480"]
     figures = []
     for kind in ("flat", "sptt"):
         out = tmp_path / kind
@@ -175,8 +174,9 @@ def test_the_readmes_torchrun_on_two_hosts_gives_the_metrics_of_the_local_launch
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    # As it stands, but for the name of the first host and, to be quick, the number of steps.
+    # As it stands, but for the name of the first host and, to be quick, the numbers of rows and steps.
     words = shlex.split(command.replace("HOST0:29500", f"localhost:{port}"))
+    words[words.index("--data") + 1] += ":20000"
     words[words.index("--steps") + 1] = "8"
     words[words.index("--out") + 1] = str(tmp_path / "two hosts")
     agents = [
