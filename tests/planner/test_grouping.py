@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmt_kernels.planner import alignment, group_features, load_affinity, mutual_information, tower_loads
+from dmt_kernels.planner.annealing import anneal
 from dmt_kernels.planner.assignment import assign
 from dmt_kernels.planner.centres import costs, means
 from dmt_kernels.planner.excess import smallest_excess
 from dmt_kernels.planner.exchange import exchange
-from dmt_kernels.planner.program import GAP
+from dmt_kernels.planner.program import GAP, branch
 from dmt_kernels.spec import InputError, Table
 from dmt_kernels.train.partition_report import remarks
 
@@ -61,9 +62,9 @@ def test_known_towers_are_kept_unless_there_are_better_ones() -> None:
     worst = assign(1 - cost, loads, allowed, gap=0.0)
     assert best is not None and worst is not None
     for known in (best.towers, worst.towers):
-        found = assign(cost, loads, allowed, known=known, gap=0.0)
-        assert found is not None and found.towers.tolist() == best.towers.tolist()
-        assert found.bound == pytest.approx(best.cost)
+        found, bound = branch(cost, loads, allowed, known=known, gap=0.0, seconds=10)
+        assert found is not None and found[0].tolist() == best.towers.tolist()
+        assert bound == pytest.approx(best.cost)
 
 
 def test_excess_of_unlike_loads_is_proven() -> None:
@@ -127,8 +128,8 @@ def test_the_rules_heed_pins_and_tell_of_limits(strategy: str) -> None:
     assert any(line.startswith("bytes: outside the slack") for line in remarks(grouping, tables))
 
 
-@pytest.mark.parametrize("improve", [exchange])
-def test_exchanges_keep_limits_and_win(improve: Callable[..., np.ndarray]) -> None:
+@pytest.mark.parametrize("improve", [anneal, exchange])
+def test_annealing_and_exchanges_keep_limits_and_win(improve: Callable[..., np.ndarray]) -> None:
     rng = np.random.default_rng(0)
     tables = _tables(rng.integers(10, 60, 54).tolist())
     loads, allowed = tower_loads(tables, 18, slack=0.4), np.ones((54, 18), bool)
