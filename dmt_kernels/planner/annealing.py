@@ -35,6 +35,7 @@ def anneal(
     A step pairs towers, near ones rather. Every pair exchanges two tables, or moves one, drawn out of all ways to do so
     by what they win (a heat bath). Centres follow at once: a step is judged by the distances to the centres after it.
     Limits may be broken at a price that grows without bounds: there are hardly any ways to go that never break one.
+    On a machine that is too slow for all steps within `seconds`, temperature falls by the clock: towers then differ.
 
     Parameters
     ----------
@@ -57,25 +58,26 @@ def anneal(
     light = weights.astype(np.float32)
     may = np.pad(allowed, ((0, 1), (0, 0)), constant_values=True)
     low, high = (limit.reshape(-1, count)[:, :1] for limit in limits(loads, count))
+    low, high = np.maximum(low, 0), np.minimum(high, weights.sum(1)[:, None])  # or a middle of no limit is none
     middle, half = (low + high) / 2, (high - low) / 2
     spread = float((np.square(points).sum(1) * sizes[:-1]).sum())
     noise = -np.log(rng.standard_exponential(_NOISE + count**2 + count * _SLOTS**2)).astype(np.float32)
-    best, least, unit, step, x, began = slots.copy(), np.inf, np.inf, 0, 0.0, time.monotonic()
+    best, least, unit, step, passed, began = slots.copy(), np.inf, np.inf, 0, 0.0, time.monotonic()
     while True:
-        if step % _LOOK == 0 or x >= 1:
+        if step % _LOOK == 0 or passed >= 1:
             sums, held, load = pulls[slots].sum(1), sizes[slots].sum(1), weights[:, slots].sum(2) - middle
             cost = spread - float(_closeness(np.square(sums).sum(1), held).sum())
-            if cost < least and (np.abs(load) <= half).all():
+            if step == 0 or (cost < least and (np.abs(load) <= half).all()):
                 best, least = slots.copy(), cost
             unit = min(unit, cost / float(sizes.sum()))
-            if x >= 1 or unit <= 0:
+            if passed >= 1 or unit <= 0:
                 break
             centres = _closeness(sums, held[:, None])
             apart = np.square(centres[:, None] - centres).sum(2) / (_NEAR * unit)
             np.fill_diagonal(apart, np.inf)
-        x = max(step / _STEPS, (time.monotonic() - began) / seconds)
+        passed = max(step / _STEPS, (time.monotonic() - began) / seconds)
         step += 1
-        price = _PRICE * tables / count / max(1 - x, 1e-3)
+        price = _PRICE * tables / count / max(1 - passed, 1e-3)
         a, b = _pair(apart, noise[rng.integers(_NOISE) :])
         seen = rng.permutation(slots.shape[1])[:_SLOTS]
         i, j = slots[a][:, seen], slots[b][:, seen]
@@ -88,7 +90,7 @@ def anneal(
         energy -= _won(sums[a], sums[b], held[a], held[b], pulls[i], pulls[j], sizes[i], sizes[j]) / np.float32(unit)
         energy[~(may[i, b[:, None]][:, :, None] & may[j, a[:, None]][:, None])] = np.inf
         now = (np.maximum(np.abs(load[:, a]) - half, 0) + np.maximum(np.abs(load[:, b]) - half, 0)).sum(0)
-        p, q, go = _heat_bath(energy, price * now, _WARM + (_COLD - _WARM) * x, noise[rng.integers(_NOISE) :])
+        p, q, go = _heat_bath(energy, price * now, _WARM + (_COLD - _WARM) * passed, noise[rng.integers(_NOISE) :])
         a, b, p, q = a[go], b[go], seen[p], seen[q]
         i, j = slots[a, p], slots[b, q]
         slots[a, p], slots[b, q] = j, i

@@ -97,7 +97,7 @@ def branch(
         held = np.concatenate([np.bincount(known, load.counted / scale(load), towers) for load in loads])
         once = hstack([once, np.tile([1.0, -1.0], (tables, 1))]).tocsr()
         sums = hstack([sums, np.stack([held, -held], axis=1)]).tocsr()
-        low, high = np.minimum(low, held), np.maximum(high, held)
+        low, high = np.minimum(low, held), np.maximum(high, held)  # where solvers have left them just outside
         price = np.append(price, cost[np.arange(tables), known].sum() * np.array([1.0, -1.0]))
         constraints = [LinearConstraint(csr_matrix(([1.0], ([0], [len(i)])), (1, len(price))), 1, 1)]
     constraints += [LinearConstraint(once, 1, 1), LinearConstraint(sums, low, high)]

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,11 +129,14 @@ def test_the_rules_heed_pins_and_tell_of_limits(strategy: str) -> None:
     assert any(line.startswith("bytes: outside the slack") for line in remarks(grouping, tables))
 
 
+@pytest.mark.parametrize(
+    "slack", [0.4, {"features": np.inf, "bytes": 0.4}], ids=["all limits", "any number of features"]
+)
 @pytest.mark.parametrize("improve", [anneal, exchange])
-def test_annealing_and_exchanges_keep_limits_and_win(improve: Callable[..., np.ndarray]) -> None:
+def test_annealing_and_exchanges_keep_limits_and_win(improve: Callable[..., np.ndarray], slack: Any) -> None:
     rng = np.random.default_rng(0)
     tables = _tables(rng.integers(10, 60, 54).tolist())
-    loads, allowed = tower_loads(tables, 18, slack=0.4), np.ones((54, 18), bool)
+    loads, allowed = tower_loads(tables, 18, slack=slack), np.ones((54, 18), bool)
     allowed[5] = np.arange(18) == 7
     points, sizes = rng.standard_normal((54, 3)), np.ones(54)
     before = assign(rng.random((54, 18)), loads, allowed, gap=0.5)
