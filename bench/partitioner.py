@@ -1,6 +1,6 @@
 """How well, how evenly and how fast features are put into towers: the tables of docs/quality.md, section Partitioner.
 
-`python -m bench.partitioner recovery --groups 4 6 8 | large | members`
+`python -m bench.partitioner recovery --groups 4 6 8 | large --seed 0 | members`
 """
 
 import argparse
@@ -86,9 +86,9 @@ def _log(groups: int, steps: int, seed: int) -> Log:
     return Log(setup.plan.tables, lookups, planted, affinities)
 
 
-def large(features: int = 1000, towers: int = 64) -> None:
+def large(seed: int, features: int = 1000, towers: int = 64) -> None:
     """Random planted affinities of many features, with equal and unequal tables."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     group = rng.permutation(np.arange(features) % towers)
     affinity = np.where(group[:, None] == group, 0.4, 0.03) + 0.05 * np.abs(rng.normal(size=(features, features)))
     affinity = (affinity + affinity.T) / 2
@@ -153,10 +153,11 @@ if __name__ == "__main__":
     parser.add_argument("table", choices=("recovery", "large", "members"))
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--groups", type=int, nargs="+", default=[4, 6, 8])
+    parser.add_argument("--seed", type=int, default=0, help="of the many features")
     arguments = parser.parse_args()
     if arguments.table == "recovery":
         recovery(arguments.steps, arguments.groups)
     elif arguments.table == "large":
-        large()
+        large(arguments.seed)
     else:
         members()

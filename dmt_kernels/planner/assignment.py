@@ -160,6 +160,7 @@ def assign(
     seconds : float
         End without a proof after about that time.
     """
+    # HiGHS is not told the known towers: over very many columns its bound rises more slowly with them.
     found, bound = branch(cost, distinct(loads), allowed, gap=gap, seconds=seconds)
     if np.isneginf(bound) and (relaxed := relax(cost, loads, allowed)) is not None:
         bound = relaxed.cost

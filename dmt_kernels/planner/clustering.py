@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dmt_kernels.planner.annealing import anneal
 from dmt_kernels.planner.assignment import Assignment, Relaxation, assign, draft, relax
 from dmt_kernels.planner.centres import costs, means, start
 from dmt_kernels.planner.excess import smallest_excess
@@ -102,7 +103,7 @@ def cluster(
     kept: Assignment | None = None
     for _ in range(_ROUNDS):
         cost = costs(points, sizes, centres)
-        found = (assign if few else draft)(cost, loads, allowed, seconds=seconds / 4)
+        found = (assign if few else draft)(cost, loads, allowed, seconds=seconds / (4 if few else 6))
         if found is None:
             widen()
             continue
@@ -113,9 +114,10 @@ def cluster(
         centres = means(points, sizes, found.towers, centres)
     assert kept is not None
     if kept.gap > GAP:
-        towers = exchange(points, sizes, loads, allowed, kept.towers, rng=rng, seconds=seconds * 3 / 8)
+        towers = anneal(points, sizes, loads, allowed, kept.towers, rng=rng, seconds=seconds / 8)
+        towers = exchange(points, sizes, loads, allowed, towers, rng=rng, seconds=seconds * 0.45)
         centres = means(points, sizes, towers, centres)
-        found = assign(costs(points, sizes, centres), loads, allowed, known=towers, seconds=seconds / 2)
+        found = assign(costs(points, sizes, centres), loads, allowed, known=towers, seconds=seconds * 0.45)
         assert found is not None
         kept = found
     return Clustering(kept, excess, excess_bound)

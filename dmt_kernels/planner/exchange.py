@@ -87,7 +87,7 @@ def _share(
     square = cost[np.ix_(tables, group)]
     now = towers[tables, None] == group
     offered = now | (np.isfinite(square) & (np.argsort(np.argsort(square, axis=1), axis=1) < _OFFERED))
-    found, _ = branch(square, restrict(loads, tables), offered, gap=GAP / 5, seconds=seconds)
+    found, _ = branch(square, restrict(loads, tables), offered, known=now.argmax(1), gap=GAP / 5, seconds=seconds)
     return None if found is None else (tables, group[found[0]], float(square[now].sum()) - found[1])
 
 

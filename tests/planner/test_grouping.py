@@ -1,6 +1,8 @@
 """Towers of alike features, within limits."""
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmt_kernels.planner import alignment, group_features, load_affinity, mutual_information, tower_loads
+from dmt_kernels.planner.annealing import anneal
 from dmt_kernels.planner.assignment import assign
 from dmt_kernels.planner.centres import costs, means
 from dmt_kernels.planner.excess import smallest_excess
 from dmt_kernels.planner.exchange import exchange
-from dmt_kernels.planner.program import GAP
+from dmt_kernels.planner.program import GAP, branch
 from dmt_kernels.spec import InputError, Table
 from dmt_kernels.train.partition_report import remarks
 
@@ -51,6 +54,18 @@ def test_assignment_and_excess_are_those_of_exhaustive_search(rows: list[int], t
     assert found is not None and _fits(loads, found.towers, towers)
     assert found.bound <= best + 1e-6
     assert best - 1e-6 <= found.cost <= best * (1 + GAP) + 1e-3
+
+
+def test_known_towers_are_kept_unless_there_are_better_ones() -> None:
+    loads, allowed = tower_loads(_tables([10, 20, 30, 40, 50, 60]), 3, slack=0.5), np.ones((6, 3), bool)
+    cost = np.random.default_rng(0).random((6, 3))
+    best = assign(cost, loads, allowed, gap=0.0)
+    worst = assign(1 - cost, loads, allowed, gap=0.0)
+    assert best is not None and worst is not None
+    for known in (best.towers, worst.towers):
+        found, bound = branch(cost, loads, allowed, known=known, gap=0.0, seconds=10)
+        assert found is not None and found[0].tolist() == best.towers.tolist()
+        assert bound == pytest.approx(best.cost)
 
 
 def test_excess_of_unlike_loads_is_proven() -> None:
@@ -114,15 +129,21 @@ def test_the_rules_heed_pins_and_tell_of_limits(strategy: str) -> None:
     assert any(line.startswith("bytes: outside the slack") for line in remarks(grouping, tables))
 
 
-def test_exchanges_keep_limits_and_win() -> None:
+@pytest.mark.parametrize(
+    "slack", [0.4, {"features": np.inf, "bytes": 0.4}], ids=["all limits", "any number of features"]
+)
+@pytest.mark.parametrize("improve", [anneal, exchange])
+def test_annealing_and_exchanges_keep_limits_and_win(improve: Callable[..., np.ndarray], slack: Any) -> None:
     rng = np.random.default_rng(0)
     tables = _tables(rng.integers(10, 60, 54).tolist())
-    loads, allowed = tower_loads(tables, 18, slack=0.4), np.ones((54, 18), bool)
+    loads, allowed = tower_loads(tables, 18, slack=slack), np.ones((54, 18), bool)
+    allowed[5] = np.arange(18) == 7
     points, sizes = rng.standard_normal((54, 3)), np.ones(54)
     before = assign(rng.random((54, 18)), loads, allowed, gap=0.5)
     assert before is not None
-    after = exchange(points, sizes, loads, allowed, before.towers, rng=rng, seconds=20)
+    after = improve(points, sizes, loads, allowed, before.towers, rng=rng, seconds=3)
     assert _fits(loads, after, 18)
+    assert after[5] == 7
 
     def spread(towers: np.ndarray) -> float:
         return costs(points, sizes, means(points, sizes, towers, np.zeros((18, 3))))[np.arange(54), towers].sum()
