@@ -85,10 +85,10 @@ test: lint build ## Lint, build, run the tests
 
 # What runs on one core leaves the other one to what is beside it.
 sanitize: $(ENVIRONMENT) ## Test kernels and ops under g++'s address, undefined-behavior and thread sanitizers
-	@$(MAKE) --no-print-directory -j 3 sanitize-kernels sanitize-ops sanitize-threads
+	@$(MAKE) --no-print-directory -O -j 3 sanitize-kernels sanitize-ops sanitize-threads
 
 # The kernels and, in a copy of the package without the engine, the ops that call them.
-sanitize-build:
+sanitize-build: $(ENVIRONMENT)
 	@rm -rf $(SANITIZED)/package
 	@DMT_SANITIZE=address,undefined DMT_COMM=off DMT_TESTS=$(SANITIZED)/address \
 	  $(PY) setup.py -q build_py -d $(SANITIZED)/package build_ext -b $(SANITIZED)/package
@@ -104,7 +104,7 @@ sanitize-ops: sanitize-build
 	    -k 'not compile and not all_to_all and not never_exists' $(TESTS_OF_KERNELS)
 
 # The kernels on threads that ThreadSanitizer follows.
-sanitize-threads:
+sanitize-threads: $(ENVIRONMENT)
 	@export PATH="$(dir $(PY)):$$PATH" DMT_TESTS=$(SANITIZED)/thread && \
 	  cmake -G Ninja -S . -B $$DMT_TESTS/build -DDMT_SANITIZE=thread -DDMT_TESTS=$$DMT_TESTS > /dev/null && \
 	  cmake --build $$DMT_TESTS/build -j "$${MAX_JOBS:-$$(nproc)}"

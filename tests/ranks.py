@@ -3,6 +3,8 @@
 import multiprocessing as mp
 import os
 import pickle
+import random
+import socket
 import tempfile
 import time
 import traceback
@@ -18,6 +20,15 @@ import torch.distributed as dist
 _CONTEXT = mp.get_context("forkserver")
 DIED = "the process died without a word"
 _CONTEXT.set_forkserver_preload(["pytest", "sklearn.metrics", "torch._dynamo", "dmt_kernels.train.loop"])
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens at, out of those that the kernel gives to nobody who does not ask for it."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as trial:
+            if trial.connect_ex(("localhost", port)) != 0:
+                return port
 
 
 def run_ranks(

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import re
 import signal
-import socket
 import time
 from typing import Any
 
@@ -18,7 +17,7 @@ from dmt_kernels.embedding.sptt_flight import SpttFlight
 from dmt_kernels.embedding.table_shards import TableShards
 from dmt_kernels.planner import partition_features, place
 from dmt_kernels.spec import ExchangeError, InputError, Jagged, Payloads, Table, TableOptimizer, Topology
-from tests.ranks import DIED, run_ranks
+from tests.ranks import DIED, free_port, run_ranks
 
 pytestmark = pytest.mark.distributed
 WORLD, TIMEOUT_S, ALL_ENDED_S = 4, 10, 40
@@ -42,12 +41,6 @@ def _batch(exchange: EmbeddingExchange, samples: int = 6) -> Jagged:
 def _step(exchange: EmbeddingExchange, mesh: Any, samples: int = 6) -> None:
     exchange(_batch(exchange, samples)).square().sum().backward()
     all_reduce_flat([torch.ones(1000)], mesh.dense)
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("localhost", 0))
-        return taken.getsockname()[1]
 
 
 def _fail(fate: str) -> None:
@@ -92,7 +85,7 @@ def _without(rank: int, fallen: int, fate: str, where: str) -> str:
     ],
 )
 def test_a_killed_rank_ends_the_others(fallen: int, where: str, stages: set[str]) -> None:
-    said = run_ranks(_without, WORLD, fallen, "dies", where, mortal=True, timeout_s=ALL_ENDED_S, port=_free_port())
+    said = run_ranks(_without, WORLD, fallen, "dies", where, mortal=True, timeout_s=ALL_ENDED_S, port=free_port())
     assert said[fallen] == DIED
     _say_who_and_where({rank: sentence for rank, sentence in enumerate(said) if rank != fallen}, stages, fallen)
 

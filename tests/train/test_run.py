@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from dmt_kernels.cli import main
+from tests.ranks import free_port
 from tests.train.processes import without_ranks
 
 pytestmark = pytest.mark.distributed
@@ -171,11 +171,8 @@ def test_eval_on_data_of_another_kind(run, tmp_path, capsys):
 def test_the_readmes_torchrun_on_two_hosts_gives_the_metrics_of_the_local_launch(tmp_path):
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     (command,) = re.findall(r"^torchrun (.*?)$(?<!\\)", readme.replace("\\\n", " "), flags=re.MULTILINE)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     # As it stands, but for the name of the first host and, to be quick, the numbers of rows and steps.
-    words = shlex.split(command.replace("HOST0:29500", f"localhost:{port}"))
+    words = shlex.split(command.replace("HOST0:29500", f"localhost:{free_port()}"))
     words[words.index("--data") + 1] += ":20000"
     words[words.index("--steps") + 1] = "8"
     words[words.index("--out") + 1] = str(tmp_path / "two hosts")
