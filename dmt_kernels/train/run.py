@@ -95,7 +95,7 @@ def _show(figures: dict[str, Any], title: str) -> None:
     table = Table(title=title, show_header=False, title_justify="left")
     for name, value in figures.items():
         if value is not None:
-            table.add_row(name, _digits(value) if isinstance(value, float | int) else str(value))
+            table.add_row(name, str(value) if isinstance(value, str | bool) else _digits(value))
     Console().print(table)
 
 
