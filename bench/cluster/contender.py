@@ -16,7 +16,7 @@ from typing import Any
 from bench.cluster import network
 from bench.cluster.network import Network
 from bench.cluster.problem import Problem
-from bench.cluster.variants import Variant
+from bench.cluster.variants import SHARED_MEMORY, Variant
 
 PATIENCE_S = 120  # for an answer
 PORT = 29500  # of the first contender; a run has all ports to itself
@@ -71,8 +71,9 @@ class Contender:
 class Hosts:
     """The emulated hosts, with a process in each that makes ranks."""
 
-    def __init__(self, problem: Problem, hosts: Network, folder: Path) -> None:
+    def __init__(self, problem: Problem, hosts: Network, folder: Path, *, shapes_inner: bool) -> None:
         self.problem, self.network, self._folder = problem, hosts, folder
+        self._shapes_inner = shapes_inner
         self._listener = Listener(str(folder / "socket"), "AF_UNIX", backlog=64)
         self._contenders = 0
         self._processes = [self._start(host) for host in range(hosts.hosts)]
@@ -110,6 +111,8 @@ class Hosts:
             "GLOO_SOCKET_IFNAME": network.INTERFACE,
             "OMP_NUM_THREADS": "1",
         }
+        if self._shapes_inner:
+            variables[SHARED_MEMORY] = "0"  # which goes past the shaper
         command = [sys.executable, "-m", "bench.cluster.host", str(self._folder / "socket"), str(host)]
         with self._output(host).open("wb") as output:
             return subprocess.Popen(
@@ -143,7 +146,7 @@ def started(problem: Problem, *, shapes_inner: bool) -> Iterator[Hosts]:
     hosts = Network(problem.hosts)
     hosts.build(shapes_inner=shapes_inner)
     with TemporaryDirectory() as folder:
-        running = Hosts(problem, hosts, Path(folder))
+        running = Hosts(problem, hosts, Path(folder), shapes_inner=shapes_inner)
         try:
             yield running
         except Failure as failure:

@@ -18,7 +18,7 @@ import torch
 from bench import baselines
 from bench.cluster.problem import Problem
 from bench.cluster.rank import Rank
-from bench.cluster.variants import Variant
+from bench.cluster.variants import SHARED_MEMORY, Variant
 
 
 def main(socket: str, host: int) -> None:
@@ -53,6 +53,8 @@ def _rank(socket: str, variant: Variant, problem: Problem, host: int, member: in
         "MASTER_PORT": port,
     }
     os.environ.update({name: str(value) for name, value in variables.items()})
+    if not variant.shares_memory:
+        os.environ[SHARED_MEMORY] = "0"
     questions = Client(socket)
     questions.send(rank)
     try:

@@ -8,6 +8,8 @@ from typing import Any
 
 from dmt_kernels.spec import InputError, Payloads, WireFormat
 
+SHARED_MEMORY = "DMT_SHARED_MEMORY"  # in the environment of a rank
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -26,6 +28,7 @@ class Variant:
     peer: str | None = None  # whose it is, if not ours
     payload: WireFormat = WireFormat.FP32  # of rows and gradients between hosts
     tower_payload: WireFormat = WireFormat.FP32  # inside a host
+    shares_memory: bool = True  # ranks of a host, which otherwise talk over its loopback
     amp: bool = False  # layers and tower modules multiply in bfloat16
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     headline: bool = True  # takes part unless contenders are named
@@ -54,6 +57,8 @@ VARIANTS = (
     Variant("flat", "flat"),
     Variant("sptt", "sptt"),
     Variant("dmt", "sptt", tower_module=True),
+    Variant("flat, loopback", "flat", shares_memory=False, headline=False),
+    Variant("dmt, loopback", "sptt", tower_module=True, shares_memory=False),
     Variant("flat, bare", "flat", over_arch=False, headline=False),
     Variant("dmt, owner", "sptt", tower_module=True, options={"placement": "owner"}, headline=False),
     Variant("dmt, bare", "sptt", over_arch=False, tower_module=True),
@@ -120,6 +125,8 @@ RATIOS = (
     ("dmt, fp8", "dmt, fp16"),
     ("dmt, fp16, amp", "dmt, fp16"),
     ("dmt, fp8, amp", "dmt, fp16, amp"),
+    ("dmt", "dmt, loopback"),
+    ("flat", "flat, loopback"),
     ("dmt", "flat"),
     ("sptt", "flat"),
 )

@@ -10,6 +10,8 @@
 
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
+#include "comm/neighbours.h"
+
 namespace dmt {
 
 using Group = c10::intrusive_ptr<c10d::ProcessGroup>;
@@ -18,11 +20,23 @@ using WeakGroup = c10::weak_intrusive_ptr<c10d::ProcessGroup>;
 // What is known of process groups, as long as they live; a later group of the same name is another one.
 class Groups {
  public:
+  struct Turn {
+    int tag;  // of a stage's messages
+    std::shared_ptr<const Neighbours> neighbours;
+  };
+
   // Ranks start the stages of a group in the same order, so that they count alike.
-  int next_tag(const Group& group) {
+  Turn next_turn(const Group& group) {
     std::vector<State> dead;  // before the lock, to end after it: what is freed may want Python's lock
     const std::lock_guard<std::mutex> lock(mutex_);
-    return static_cast<int>(state_of(group, dead).started++ & 0x3FFFFFFF);
+    State& state = state_of(group, dead);
+    return {static_cast<int>(state.started++ & 0x3FFFFFFF), state.neighbours};
+  }
+
+  void introduce(const Group& group, std::shared_ptr<const Neighbours> neighbours) {
+    std::vector<State> dead;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    state_of(group, dead).neighbours = std::move(neighbours);
   }
 
   // Keeps what the group's backend may still read or write until the group is gone and another one has come, or at
@@ -37,6 +51,7 @@ class Groups {
   struct State {
     uint32_t started = 0;
     std::vector<std::shared_ptr<void>> kept;
+    std::shared_ptr<const Neighbours> neighbours = std::make_shared<Neighbours>();
   };
 
   State& state_of(const Group& group, std::vector<State>& dead) {

@@ -118,27 +118,41 @@ class Stage {
 
   // gloo's all-to-all posts what it sends before what it receives. Two ranks that come at different times then use a
   // link in one direction after the other: the late one's word that it is ready queues behind its own message.
+  //
+  // What takes longest to come starts first; what neighbours send is there soonest, so that it is waited for first.
   void send_to_each(const Group& group) {
-    const int rank = group->getRank();
     const int ranks = group->getSize();
-    const int tag = groups().next_tag(group);
-    if (tag == 0) keep_gloo_from_preempting();
+    const Groups::Turn turn = groups().next_turn(group);
+    if (turn.tag == 0) keep_gloo_from_preempting();
     const std::vector<at::Tensor>& arriving = received_.pieces();
     const std::vector<at::Tensor>& leaving = sent_.pieces();
     TORCH_CHECK(static_cast<int>(leaving.size()) == ranks && static_cast<int>(arriving.size()) == ranks,
                 "a stage among ", ranks, " ranks needs as many blocks, got ", leaving.size(), " and ", arriving.size());
+    std::vector<int> near, far;
     // Every rank begins with its successor, so that nobody is sent to by all at once.
-    const auto for_peers = [&](const std::vector<at::Tensor>& pieces, const auto& function) {
-      for (int i = 1; i < ranks; ++i) {
-        const int peer = (rank + i) % ranks;
-        if (pieces[peer].numel() == 0) continue;
-        std::vector<at::Tensor> one = {pieces[peer]};
-        naming(peer, [&] { works_.push_back({function(one, peer), peer}); });
+    for (int i = 1; i < ranks; ++i) {
+      const int peer = (group->getRank() + i) % ranks;
+      (turn.neighbours->has(peer) ? near : far).push_back(peer);
+    }
+    const auto for_peers = [](const std::vector<int>& peers, const std::vector<at::Tensor>& pieces,
+                              const auto& function) {
+      for (const int peer : peers) {
+        if (pieces[peer].numel() != 0) naming(peer, [&] { function(peer, pieces[peer]); });
       }
     };
-    for_peers(arriving, [&](std::vector<at::Tensor>& piece, int peer) { return group->recv(piece, peer, tag); });
-    for_peers(leaving, [&](std::vector<at::Tensor>& piece, int peer) { return group->send(piece, peer, tag); });
-    arriving[rank].copy_(leaving[rank]);
+    for_peers(near, arriving, [&](int peer, const at::Tensor& piece) {
+      works_.push_back({turn.neighbours->receive(peer, piece, turn.tag), peer});
+    });
+    for_peers(far, arriving, [&](int peer, const at::Tensor& piece) {
+      std::vector<at::Tensor> one = {piece};
+      works_.push_back({group->recv(one, peer, turn.tag), peer});
+    });
+    for_peers(far, leaving, [&](int peer, const at::Tensor& piece) {
+      std::vector<at::Tensor> one = {piece};
+      works_.push_back({group->send(one, peer, turn.tag), peer});
+    });
+    for_peers(near, leaving, [&](int peer, const at::Tensor& piece) { turn.neighbours->send(peer, piece, turn.tag); });
+    arriving[group->getRank()].copy_(leaving[group->getRank()]);
   }
 
   Message sent_;
@@ -173,6 +187,16 @@ std::shared_ptr<Stage> start(Blocks blocks, Blocks out, const std::string& group
   return stage;
 }
 
+std::vector<int> share_memory(const std::string& name, bool is_willing) {
+  std::shared_ptr<const Neighbours> neighbours;
+  in_plain_words([&] {
+    const Group group = c10d::resolve_process_group(name);
+    neighbours = std::make_shared<const Neighbours>(*group, is_willing);
+    groups().introduce(group, neighbours);
+  });
+  return neighbours->ranks();
+}
+
 void promise(const std::shared_ptr<Stage>& stage, const at::Tensor& tensor) {
   c10d::register_work(tensor, c10::make_intrusive<StageWork>(stage));
 }
@@ -197,5 +221,6 @@ PYBIND11_MODULE(_comm, module) {
       .def("wait", &dmt::Stage::wait, Unlocked())
       .def("promise", &dmt::promise);
   module.def("start", &dmt::start, Unlocked());
+  module.def("share_memory", &dmt::share_memory, Unlocked());
   module.def("copied_bytes", [] { return dmt::copied_bytes.load(); });
 }

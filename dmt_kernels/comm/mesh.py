@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from dmt_kernels.comm.agreement import check_agreement
-from dmt_kernels.ops import traffic
+from dmt_kernels.ops import stage_share_memory, traffic
 from dmt_kernels.ops.groups import naming_failures
 from dmt_kernels.spec import ExchangeError, InputError, Topology
 
@@ -137,6 +137,8 @@ def _new_group(
     traffic.register_group(mine.group_name, stage, [_link(topology, rank, other) for other in ranks_of_mine])
     with naming_failures(mine.group_name, "connected"):
         dist.all_reduce(torch.zeros(1, device=device), group=mine)  # now, in order, not under the first step
+    if device.type == "cpu" and not stage.endswith("dense"):  # groups of no stages
+        stage_share_memory(mine.group_name)
     return mine
 
 

@@ -43,6 +43,10 @@ class Engine(Protocol):
         """Start a stage; arguments as in `dmt_kernels.ops.stage_start`."""
         ...
 
+    def share_memory(self, group: str, is_willing: bool) -> list[int]:
+        """Agree with the ranks of a group which of them share memory with this one from its next stage on."""
+        ...
+
     def copied_bytes(self) -> int:
         """Bytes copied so far to pack and unpack."""
         ...

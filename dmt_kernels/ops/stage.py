@@ -5,6 +5,7 @@ It is what eager mode runs on; what is traced are the functional collectives of 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,6 +113,37 @@ def stage_wait(ticket: Ticket) -> None:
         stage.wait()
     except RuntimeError as error:
         raise exchange_failure(ticket._group, "waited for the others' blocks", error) from error
+
+
+def stage_share_memory(group: str) -> list[int]:
+    """Let ranks of one host send each other their blocks through memory instead of the backend. Collective.
+
+    For blocks on the CPU, from the group's next stage on: a copy on either side takes the place of the kernel's way
+    through sockets. Two ranks do so if neither has ``DMT_SHARED_MEMORY=0`` in its environment, both have one network
+    and one ``/proc``, and may open each other's files there. Others, and all on the composition, keep to the backend.
+    :func:`~dmt_kernels.comm.build_mesh` has done it for its groups.
+
+    Up to 1024 messages to a rank may be under way; what they take of memory at one time is kept.
+
+    Parameters
+    ----------
+    group : str
+        Name of a process group with a backend for the CPU. Every rank of it calls this alike.
+
+    Returns
+    -------
+    list of int
+        The ranks of the group that this rank shares memory with.
+
+    Raises
+    ------
+    ExchangeError
+        There is no such group, or a rank of it does not answer.
+    """
+    try:
+        return _engine.share_memory(group, os.environ.get("DMT_SHARED_MEMORY") != "0")
+    except RuntimeError as error:
+        raise exchange_failure(group, "looked for ranks that share memory", error) from error
 
 
 def stage_copied_bytes() -> int:

@@ -49,8 +49,9 @@ def _fail(fate: str) -> None:
     time.sleep(7)  # longer than the 5 s after which the others give up
 
 
-def _without(rank: int, fallen: int, fate: str, where: str) -> str:
+def _without(rank: int, fallen: int, fate: str, where: str, shares: bool) -> str:
     """Train until a rank fails in the third step, somewhere; what every rank says then."""
+    os.environ["DMT_SHARED_MEMORY"] = str(int(shares))
     mesh = build_mesh(2, 2, timeout_s=TIMEOUT_S if fate == "dies" else 5)
     dist.barrier()  # all have a mesh
     if where == "start" and rank == fallen:
@@ -74,6 +75,7 @@ def _without(rank: int, fallen: int, fate: str, where: str) -> str:
     return str(raised.value)
 
 
+@pytest.mark.parametrize("shares", [True, False], ids=["shared memory", "gloo"])
 @pytest.mark.parametrize(
     ("fallen", "where", "stages"),
     [
@@ -84,14 +86,16 @@ def _without(rank: int, fallen: int, fate: str, where: str) -> str:
         (0, "gradients", {"dense"}),
     ],
 )
-def test_a_killed_rank_ends_the_others(fallen: int, where: str, stages: set[str]) -> None:
-    said = run_ranks(_without, WORLD, fallen, "dies", where, mortal=True, timeout_s=ALL_ENDED_S, port=free_port())
+def test_a_killed_rank_ends_the_others(fallen: int, where: str, stages: set[str], shares: bool) -> None:
+    arguments = (fallen, "dies", where, shares)
+    said = run_ranks(_without, WORLD, *arguments, mortal=True, timeout_s=ALL_ENDED_S, port=free_port())
     assert said[fallen] == DIED
     _say_who_and_where({rank: sentence for rank, sentence in enumerate(said) if rank != fallen}, stages, fallen)
 
 
-def test_a_rank_that_cannot_be_reached_ends_the_others_and_itself() -> None:
-    said = run_ranks(_without, WORLD, 1, "sleeps", "ids", mortal=True, timeout_s=ALL_ENDED_S)
+@pytest.mark.parametrize("shares", [True, False], ids=["shared memory", "gloo"])
+def test_a_rank_that_cannot_be_reached_ends_the_others_and_itself(shares: bool) -> None:
+    said = run_ranks(_without, WORLD, 1, "sleeps", "ids", shares, mortal=True, timeout_s=ALL_ENDED_S)
     assert any("and lost rank 1 " in sentence and "Timed out" in sentence for sentence in said)
     _say_who_and_where(dict(enumerate(said)), {"ids"})
 

@@ -52,7 +52,7 @@ def _every_case(rank: int, engine: str, world: int) -> None:
         before = stage.stage_copied_bytes()
         stage.stage_wait(stage.stage_start(sent, received, group, case.format, seed=case.seed, step=case.number))
         _check_arrived(case, rank, received)
-        copied = case.copied_bytes(sent, received, piecewise=engine == "compiled")
+        copied = case.copied_bytes(sent, received, piecewise=engine != "composition")
         assert stage.stage_copied_bytes() - before == copied, case
 
 

@@ -96,6 +96,11 @@ def start(
     return Stage(blocks, out, group, format, seed, step)
 
 
+def share_memory(group: str, is_willing: bool) -> list[int]:
+    """Nobody shares memory here."""
+    return []
+
+
 def copied_bytes() -> int:
     """Bytes copied to pack and unpack."""
     return _copied_bytes
