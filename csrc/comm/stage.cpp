@@ -18,9 +18,9 @@
 #include <utility>
 #include <vector>
 
-#include "comm/gloo_loops.h"
 #include "comm/groups.h"
 #include "comm/message.h"
+#include "comm/scheduling.h"
 
 namespace dmt {
 namespace {
@@ -123,7 +123,10 @@ class Stage {
   void send_to_each(const Group& group) {
     const int ranks = group->getSize();
     const Groups::Turn turn = groups().next_turn(group);
-    if (turn.tag == 0) keep_gloo_from_preempting();
+    if (turn.tag == 0) {
+      keep_gloo_from_preempting();
+      ask_for_long_slices();
+    }
     const std::vector<at::Tensor>& arriving = received_.pieces();
     const std::vector<at::Tensor>& leaving = sent_.pieces();
     TORCH_CHECK(static_cast<int>(leaving.size()) == ranks && static_cast<int>(arriving.size()) == ranks,

@@ -1,10 +1,13 @@
 """Stages, on every engine there is: what arrives, in whatever memory; what is copied; what a failure leaves."""
 
 import contextlib
+import ctypes
 import itertools
 import os
+import platform
 import re
 import signal
+import struct
 import sys
 import threading
 import time
@@ -227,13 +230,36 @@ def _policies_of_loops(rank: int) -> None:
         with contextlib.suppress(OSError):  # a thread may end meanwhile
             names[int(path.parent.name)] = path.read_text().strip()
     threads = [thread for thread, name in names.items() if name == "gloo_tcp_loop"]
-    assert threads, "gloo has renamed its threads: csrc/comm/gloo_loops.h looks for them by name"
+    assert threads, "gloo has renamed its threads: csrc/comm/scheduling.h looks for them by name"
     assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
 
 
 @pytest.mark.skipif(compiled_engine()[0] is None, reason="the compiled engine says it")
 def test_threads_that_watch_connections_preempt_nobody() -> None:
     run_ranks(_policies_of_loops, 2)
+
+
+def _slice_ns() -> int:
+    """Of this thread, 0 on Linux before 6.12; by the number that sched_getattr has on this processor."""
+    number, attributes = {"x86_64": 315, "aarch64": 275}[platform.machine()], ctypes.create_string_buffer(48)
+    assert ctypes.CDLL(None).syscall(number, 0, attributes, len(attributes), 0) == 0
+    return struct.unpack_from("Q", attributes, 24)[0]
+
+
+def _slices(rank: int) -> tuple[int, int]:
+    use("compiled")
+    before = _slice_ns()
+    sent, received = (list(torch.zeros(2, 1).split(1)) for _ in range(2))
+    stage.stage_wait(stage.stage_start(sent, received, dist.group.WORLD.group_name))
+    return before, _slice_ns()
+
+
+@pytest.mark.skipif(compiled_engine()[0] is None, reason="the compiled engine asks for them")
+def test_who_posts_messages_is_seldom_preempted() -> None:
+    for before, after in run_ranks(_slices, 2):
+        if before == 0:
+            pytest.skip("this kernel has one slice for all")
+        assert after == 20_000_000 > before
 
 
 @engines
