@@ -21,7 +21,7 @@ using WeakGroup = c10::weak_intrusive_ptr<c10d::ProcessGroup>;
 class Groups {
  public:
   struct Turn {
-    int tag;  // of a stage's messages
+    int tag = 0;  // of a stage's messages
     std::shared_ptr<const Neighbours> neighbours;
   };
 

@@ -1,5 +1,5 @@
-// dmt_kernels._comm: a stage of an exchange, that is an all-to-all of blocks of rows, in flight between start and wait.
-// dmt_kernels/ops/stage.py documents it; dmt_kernels/ops/reference/stage.py is the same in Python.
+// dmt_kernels._comm: a stage of an exchange, that is an all-to-all of blocks of rows, in flight between its beginning
+// and wait. dmt_kernels/ops/stage.py documents it; dmt_kernels/ops/reference/stage.py is the same in Python.
 //
 // c10d has no stable ABI, so this serves the torch minor it was built with and no other; the package asks before it
 // loads it. It is a module of its own instead of ops, because a call then costs half as much.
@@ -58,37 +58,39 @@ void naming(int peer, const Function& function) {
 // A stage that nobody waits for, or that fails, leaves all that to its group: other ranks may still be at it.
 class Stage {
  public:
-  Stage(Blocks blocks, Blocks out, const std::string& group, std::optional<int64_t> format)
-      : sent_(std::move(blocks), format),
-        received_(std::move(out), format),
-        group_(WeakGroup(c10d::resolve_process_group(group))) {}
+  Stage(Blocks out, const std::string& group, std::optional<int64_t> format)
+      : received_(std::move(out), format), group_(WeakGroup(c10d::resolve_process_group(group))) {}
   Stage(const Stage&) = delete;
 
   ~Stage() {
     const Group group = is_done_ || works_.empty() ? Group() : group_.lock();
     if (!group) return;
-    using Buffers = std::tuple<Message, Message, std::vector<Pending>>;
+    using Buffers = std::tuple<std::optional<Message>, Message, std::vector<Pending>>;
     groups().keep(group, std::make_shared<Buffers>(std::move(sent_), std::move(received_), std::move(works_)));
   }
 
-  void start(std::optional<int64_t> seed, int64_t step) {
-    const Group group = group_.lock();
-    TORCH_CHECK(group, "the process group is gone");
-    sent_.pack(seed, step);
-    if (sent_.bytes().is_cpu()) {
-      send_to_each(group);
+  void expect() {
+    if (received_.bytes().is_cpu()) receive_from_each();
+  }
+
+  void send(Blocks blocks, std::optional<int64_t> format, std::optional<int64_t> seed, int64_t step) {
+    sent_.emplace(std::move(blocks), format);
+    sent_->pack(seed, step);
+    if (sent_->bytes().is_cpu()) {
+      send_to_each();
       return;
     }
+    const Group group = this->group();
 #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13
     works_.push_back(
-        {group->all_to_all_single(received_.bytes(), sent_.bytes(), received_.sizes(), sent_.sizes()), NOBODY});
+        {group->all_to_all_single(received_.bytes(), sent_->bytes(), received_.sizes(), sent_->sizes()), NOBODY});
 #else
     works_.push_back(
-        {group->alltoall_base(received_.bytes(), sent_.bytes(), received_.sizes(), sent_.sizes()), NOBODY});
+        {group->alltoall_base(received_.bytes(), sent_->bytes(), received_.sizes(), sent_->sizes()), NOBODY});
 #endif
   }
 
-  const std::vector<int64_t>& sent_bytes() { return sent_.sizes(); }
+  const std::vector<int64_t>& sent_bytes() { return sent_->sizes(); }
 
   void wait() {
     if (is_done_) return;
@@ -101,7 +103,7 @@ class Stage {
           naming(peer, [&work = work] { work->wait(); });
         }
       }
-      sent_.record_stream();
+      sent_->record_stream();
       received_.record_stream();
       received_.unpack();
     });
@@ -116,51 +118,64 @@ class Stage {
     int peer;
   };
 
+  Group group() const {
+    Group group = group_.lock();
+    TORCH_CHECK(group, "the process group is gone");
+    return group;
+  }
+
   // gloo's all-to-all posts what it sends before what it receives. Two ranks that come at different times then use a
   // link in one direction after the other: the late one's word that it is ready queues behind its own message.
   //
-  // What takes longest to come starts first; what neighbours send is there soonest, so that it is waited for first.
-  void send_to_each(const Group& group) {
-    const int ranks = group->getSize();
-    const Groups::Turn turn = groups().next_turn(group);
-    if (turn.tag == 0) {
+  // What neighbours send is there soonest, so that it is waited for first.
+  void receive_from_each() {
+    const Group group = this->group();
+    turn_ = groups().next_turn(group);
+    if (turn_.tag == 0) {
       keep_gloo_from_preempting();
       ask_for_long_slices();
     }
-    const std::vector<at::Tensor>& arriving = received_.pieces();
-    const std::vector<at::Tensor>& leaving = sent_.pieces();
-    TORCH_CHECK(static_cast<int>(leaving.size()) == ranks && static_cast<int>(arriving.size()) == ranks,
-                "a stage among ", ranks, " ranks needs as many blocks, got ", leaving.size(), " and ", arriving.size());
-    std::vector<int> near, far;
+    for_peers(group, received_, NEAR, [&](int peer, const at::Tensor& piece) {
+      works_.push_back({turn_.neighbours->receive(peer, piece, turn_.tag), peer});
+    });
+    for_peers(group, received_, FAR, [&](int peer, const at::Tensor& piece) {
+      std::vector<at::Tensor> one = {piece};
+      works_.push_back({group->recv(one, peer, turn_.tag), peer});
+    });
+  }
+
+  // What takes longest to arrive leaves first.
+  void send_to_each() {
+    const Group group = this->group();
+    for_peers(group, *sent_, FAR, [&](int peer, const at::Tensor& piece) {
+      std::vector<at::Tensor> one = {piece};
+      works_.push_back({group->send(one, peer, turn_.tag), peer});
+    });
+    for_peers(group, *sent_, NEAR,
+              [&](int peer, const at::Tensor& piece) { turn_.neighbours->send(peer, piece, turn_.tag); });
+    received_.pieces()[group->getRank()].copy_(sent_->pieces()[group->getRank()]);
+  }
+
+  enum Distance { NEAR, FAR };
+
+  template <class Function>
+  void for_peers(const Group& group, const Message& message, Distance distance, const Function& function) const {
+    const int ranks = group->getSize();
+    const std::vector<at::Tensor>& pieces = message.pieces();
+    TORCH_CHECK(static_cast<int>(pieces.size()) == ranks, "a stage among ", ranks, " ranks needs as many blocks, got ",
+                pieces.size());
     // Every rank begins with its successor, so that nobody is sent to by all at once.
     for (int i = 1; i < ranks; ++i) {
       const int peer = (group->getRank() + i) % ranks;
-      (turn.neighbours->has(peer) ? near : far).push_back(peer);
+      if (pieces[peer].numel() == 0 || turn_.neighbours->has(peer) != (distance == NEAR)) continue;
+      naming(peer, [&] { function(peer, pieces[peer]); });
     }
-    const auto for_peers = [](const std::vector<int>& peers, const std::vector<at::Tensor>& pieces,
-                              const auto& function) {
-      for (const int peer : peers) {
-        if (pieces[peer].numel() != 0) naming(peer, [&] { function(peer, pieces[peer]); });
-      }
-    };
-    for_peers(near, arriving, [&](int peer, const at::Tensor& piece) {
-      works_.push_back({turn.neighbours->receive(peer, piece, turn.tag), peer});
-    });
-    for_peers(far, arriving, [&](int peer, const at::Tensor& piece) {
-      std::vector<at::Tensor> one = {piece};
-      works_.push_back({group->recv(one, peer, turn.tag), peer});
-    });
-    for_peers(far, leaving, [&](int peer, const at::Tensor& piece) {
-      std::vector<at::Tensor> one = {piece};
-      works_.push_back({group->send(one, peer, turn.tag), peer});
-    });
-    for_peers(near, leaving, [&](int peer, const at::Tensor& piece) { turn.neighbours->send(peer, piece, turn.tag); });
-    arriving[group->getRank()].copy_(leaving[group->getRank()]);
   }
 
-  Message sent_;
+  std::optional<Message> sent_;
   Message received_;
   WeakGroup group_;
+  Groups::Turn turn_;
   std::vector<Pending> works_;
   bool is_done_ = false;
 };
@@ -179,15 +194,21 @@ class StageWork : public c10d::Work {
   std::weak_ptr<Stage> stage_;
 };
 
-std::shared_ptr<Stage> start(Blocks blocks, Blocks out, const std::string& group, std::optional<int64_t> format,
-                             std::optional<int64_t> seed, int64_t step) {
+std::shared_ptr<Stage> expect(Blocks out, const std::string& group, std::optional<int64_t> format) {
   std::shared_ptr<Stage> stage;
   in_plain_words([&] {
     const at::AutoDispatchBelowADInplaceOrView untracked;  // no gradients, no version counters
-    stage = std::make_shared<Stage>(std::move(blocks), std::move(out), group, format);
-    stage->start(seed, step);
+    stage = std::make_shared<Stage>(std::move(out), group, format);
+    stage->expect();
   });
   return stage;
+}
+
+void send(Stage& stage, Blocks blocks, std::optional<int64_t> format, std::optional<int64_t> seed, int64_t step) {
+  in_plain_words([&] {
+    const at::AutoDispatchBelowADInplaceOrView untracked;
+    stage.send(std::move(blocks), format, seed, step);
+  });
 }
 
 std::vector<int> share_memory(const std::string& name, bool is_willing) {
@@ -221,9 +242,10 @@ PYBIND11_MODULE(_comm, module) {
   });
   pybind11::class_<dmt::Stage, std::shared_ptr<dmt::Stage>>(module, "Stage", pybind11::module_local())
       .def_property_readonly("sent_bytes", &dmt::Stage::sent_bytes)
+      .def("send", &dmt::send, Unlocked())
       .def("wait", &dmt::Stage::wait, Unlocked())
       .def("promise", &dmt::promise);
-  module.def("start", &dmt::start, Unlocked());
+  module.def("expect", &dmt::expect, Unlocked());
   module.def("share_memory", &dmt::share_memory, Unlocked());
   module.def("copied_bytes", [] { return dmt::copied_bytes.load(); });
 }

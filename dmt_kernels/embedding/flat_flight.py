@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dmt_kernels.embedding.column_layout import TowerLayout
 from dmt_kernels.embedding.flight import Cargo, Flight
-from dmt_kernels.embedding.stage import Stage, others
+from dmt_kernels.embedding.stage import Stage
 
 
 class FlatFlight(Flight):
@@ -56,24 +56,31 @@ class FlatFlight(Flight):
         self._arrived: list[_Blocks] = []  # of every chunk
         self._kept_grads: list[Tensor] = []  # of every chunk, first from the peers, then of the whole tower
 
+    def expect(self, chunk: int) -> None:
+        """Begin the stage, and that of the peers for kept columns."""
+        arriving = self._blocks_of(self.out[self.rows_of(chunk)])
+        if self.has_sent:
+            self._tickets["flat", chunk] = self.flat.expect(arriving.sent, self.rank)
+        if self.has_kept:
+            self._tickets["kept", chunk] = self.peer.expect(arriving.kept, self.t)
+        self._arrived.append(arriving)
+
     def lookup(self, chunk: int) -> list[Tensor]:
         """Look up what each rank gets, ``[b, D_r]``; the kept columns with it."""
         return self.pooled_blocks(chunk, self.flat, len(self.block_order), self.rank, encodes=not self.has_kept)
 
     def send(self, chunk: int, looked_up: list[Tensor]) -> None:
-        """Start the stage, and that of the peers for kept columns."""
-        arriving = self._blocks_of(self.out[self.rows_of(chunk)])
-        sent = looked_up
+        """Send in the stage, and kept columns to the peers."""
+        arriving, sent = self._arrived[chunk], looked_up
         if self.has_kept:
             sent = [block[:, : self.own.sent_width] for block in looked_up]
         if self.has_sent:
             arriving.sent[self.rank].copy_(sent[self.rank])
-            self._tickets["flat", chunk] = self.flat.start(*others(self.rank, sent, arriving.sent))
+            self.flat.send(self._tickets["flat", chunk], sent, self.rank)
         if self.has_kept:
             mine = [block[:, self.own.sent_width :] for block in looked_up[self.r :: len(self.layouts[0].members)]]
             arriving.kept[self.t].copy_(mine[self.t])
-            self._tickets["kept", chunk] = self.peer.start(*others(self.t, mine, arriving.kept))
-        self._arrived.append(arriving)
+            self.peer.send(self._tickets["kept", chunk], mine, self.t)
 
     def compress(self, chunk: int) -> None:
         """Nothing: there is no stage between."""
@@ -103,12 +110,12 @@ class FlatFlight(Flight):
         if self.has_sent:
             out = self._by_rank(self.pooled_grad(chunk))[:, :, : self.own.sent_width].unbind(0)
             out[self.rank].copy_(leaving.sent[self.rank])
-            self._tickets["flat", chunk] = self.flat.start_back(*others(self.rank, leaving.sent, out), draw)
+            self._tickets["flat", chunk] = self.flat.start_back(leaving.sent, out, self.rank, draw)
         if self.has_kept:
             mine = grad.new_empty(len(self.layouts), self.chunk_samples, self.own.kept_width)
             mine[self.t].copy_(leaving.kept[self.t])
             self._kept_grads.append(mine)
-            self._tickets["kept", chunk] = self.peer.start_back(*others(self.t, leaving.kept, mine.unbind(0)), draw)
+            self._tickets["kept", chunk] = self.peer.start_back(leaving.kept, mine.unbind(0), self.t, draw)
 
     def decompress(self, chunk: int) -> None:
         """Show kept columns' gradients to all replicas, so that they make the same update."""

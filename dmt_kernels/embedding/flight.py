@@ -124,6 +124,8 @@ class Flight(ABC):
     def depart(self) -> None:
         """Look all chunks up and start all messages."""
         for chunk in range(self.chunks):
+            self.expect(chunk)
+        for chunk in range(self.chunks):
             self.send(chunk, self.lookup(chunk))
             if chunk:
                 self.compress(chunk - 1)
@@ -169,16 +171,20 @@ class Flight(ABC):
         self.end()
 
     @abstractmethod
+    def expect(self, chunk: int) -> None:
+        """Begin all stages of a chunk: say where its rows are to arrive."""
+
+    @abstractmethod
     def lookup(self, chunk: int) -> list[Tensor]:
         """Make what :meth:`send` takes: a chunk's block for every rank of the first stage."""
 
     @abstractmethod
     def send(self, chunk: int, looked_up: list[Tensor]) -> None:
-        """Start the first stage of what :meth:`lookup` has made."""
+        """Send, in the first stage, what :meth:`lookup` has made."""
 
     @abstractmethod
     def compress(self, chunk: int) -> None:
-        """Wait for the first stage and start the next one, if there is one."""
+        """Wait for the first stage and send in the next one, if there is one."""
 
     @abstractmethod
     def deliver(self, chunk: int) -> None:

@@ -20,7 +20,6 @@ from torch import Tensor
 from dmt_kernels import ops
 from dmt_kernels.embedding.flight import Cargo
 from dmt_kernels.embedding.peer_flight import PeerFlight, TowerRoad
-from dmt_kernels.embedding.stage import others
 from dmt_kernels.embedding.tower_step import product_dtype
 from dmt_kernels.towers import TowerSlice
 
@@ -61,6 +60,13 @@ class OwnerFlight(PeerFlight):
         """Weight ``[C_t, D_r]`` and, on one member, bias ``[C_t]``; computed when autograd may see it."""
         return self._weight_bias
 
+    def expect(self, chunk: int) -> None:
+        """Begin both stages."""
+        super().expect(chunk)
+        memory = self.buffers.take(f"arrived {chunk}", self.members, self.towers * self.chunk_samples, self.width)
+        self._partial.append([block[:rows] for block, rows in zip(memory, self._rows, strict=True)])
+        self._tickets["tower", chunk] = self.tower.expect(self._partial[chunk], self.member)
+
     def lookup(self, chunk: int) -> list[Tensor]:
         """Pool and multiply a chunk: each member's ``[T*b, C_t]``; without tables ``[0, C_t]``."""
         weight, *bias = (value.detach() for value in self.inputs)
@@ -70,17 +76,14 @@ class OwnerFlight(PeerFlight):
         return list(sums.view(self.members, self._rows[self.member], self.width).unbind(0))
 
     def send(self, chunk: int, looked_up: list[Tensor]) -> None:
-        """Start the tower stage of partial sums."""
-        memory = self.buffers.take(f"arrived {chunk}", self.members, self.towers * self.chunk_samples, self.width)
-        arriving = [block[:rows] for block, rows in zip(memory, self._rows, strict=True)]
-        arriving[self.member] = looked_up[self.member]
-        self._tickets["tower", chunk] = self.tower.start(*others(self.member, looked_up, arriving))
-        self._partial.append(list(itertools.compress(arriving, self._owns)))
+        """Send partial sums in the tower stage."""
+        self.tower.send(self._tickets["tower", chunk], looked_up, self.member)
+        self._partial[chunk][self.member] = looked_up[self.member]
 
     def compress(self, chunk: int) -> None:
-        """Wait for the tower stage, add up, start the peer stage."""
+        """Wait for the tower stage, add up, send in the peer stage."""
         self._wait("tower", chunk)
-        total, *more = self._partial[chunk]
+        total, *more = itertools.compress(self._partial[chunk], self._owns)
         for partial in more:
             total = torch.add(total, partial, out=self.compressed(chunk).flatten(0, 1))
         self.send_to_peers(chunk, total.view(self.towers, self.chunk_samples, self.width))
@@ -94,8 +97,7 @@ class OwnerFlight(PeerFlight):
         self._wait("peer", chunk)
         sent = [self._grads[chunk][:rows] for rows in self._rows]
         arriving = [block[: self._rows[self.member]] for block in self._tower_grads(chunk)]
-        wired = others(self.member, sent, arriving)
-        self._tickets["tower", chunk] = self.tower.start_back(*wired, self._draw(chunk))
+        self._tickets["tower", chunk] = self.tower.start_back(sent, arriving, self.member, self._draw(chunk))
 
     def collect(self, chunk: int) -> None:
         """Wait for the whole tower's gradient: that of the pooled rows is its product with the slice."""

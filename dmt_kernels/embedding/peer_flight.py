@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dmt_kernels.embedding.column_layout import TowerLayout
 from dmt_kernels.embedding.flight import Cargo, Flight
-from dmt_kernels.embedding.stage import Stage, others
+from dmt_kernels.embedding.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,23 @@ class PeerFlight(Flight):
         self.t, self.member = road.place
         self.members, self.towers = len(self.layout.members), len(self.out_widths)
         self.own, self.width = self.layout.members[self.member], self.out_widths[self.t]
+        self._own_out: dict[int, Tensor] = {}  # of chunks that are not compressed yet: the own tower's [b, C_t] of out
         self._grads: list[Tensor] = []  # of every chunk: [T*b, C_t], of what the tower has compressed
 
     def compressed(self, chunk: int) -> Tensor:
         """Memory of what the tower has made of a chunk, ``[T, b, C_t]``."""
         return self.buffers.take(f"compressed {chunk}", self.towers, self.chunk_samples, self.width)
 
-    def send_to_peers(self, chunk: int, compressed: Tensor) -> None:
-        """Start the peer stage of ``[T, b, C_t]``."""
+    def expect(self, chunk: int) -> None:
+        """Begin the peer stage."""
         arriving = self.out[self.rows_of(chunk)].split(self.out_widths, dim=1)
-        arriving[self.t].copy_(compressed[self.t])
-        self._tickets["peer", chunk] = self.peer.start(*others(self.t, compressed.unbind(0), arriving))
+        self._own_out[chunk] = arriving[self.t]
+        self._tickets["peer", chunk] = self.peer.expect(arriving, self.t)
+
+    def send_to_peers(self, chunk: int, compressed: Tensor) -> None:
+        """Send ``[T, b, C_t]``."""
+        self._own_out.pop(chunk).copy_(compressed[self.t])
+        self.peer.send(self._tickets["peer", chunk], compressed.unbind(0), self.t)
 
     def deliver(self, chunk: int) -> None:
         """Wait for the peer stage."""
@@ -76,8 +82,7 @@ class PeerFlight(Flight):
         self._grads.append(arriving.flatten(0, 1))
         sent = grad.split(self.out_widths, dim=1)
         arriving[self.t].copy_(sent[self.t])
-        blocks = others(self.t, sent, arriving.unbind(0))
-        self._tickets["peer", chunk] = self.peer.start_back(*blocks, self._draw(chunk))
+        self._tickets["peer", chunk] = self.peer.start_back(sent, arriving.unbind(0), self.t, self._draw(chunk))
 
     def returning(self, chunk: int) -> Tensor:
         """Memory of the gradient of a chunk's compressed rows, ``[T, b, C_t]``: where they lay, who have arrived."""

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dmt_kernels.embedding.flight import Cargo
 from dmt_kernels.embedding.peer_flight import PeerFlight, TowerRoad
-from dmt_kernels.embedding.stage import others
 from dmt_kernels.embedding.tower_step import TowerStep
 
 
@@ -45,23 +44,29 @@ class SpttFlight(PeerFlight):
         """The tower module's parameters, or what was computed of them."""
         return self.tower_step.inputs
 
+    def expect(self, chunk: int) -> None:
+        """Begin both stages."""
+        super().expect(chunk)
+        self._blocks.append(self._side_by_side(f"arrived {chunk}"))
+        if any(self.layout.sent_widths):
+            self._tickets["tower", chunk] = self.tower.expect(self._blocks[chunk], self.member)
+
     def lookup(self, chunk: int) -> list[Tensor]:
         """Look up what each member gets, ``[T*b, D_r]``; the kept columns with it."""
         return self.pooled_blocks(chunk, self.tower, self.members, self.member, encodes=not self.layout.kept_width)
 
     def send(self, chunk: int, looked_up: list[Tensor]) -> None:
-        """Start the tower stage."""
+        """Send in the tower stage."""
         sent, kept = looked_up, looked_up[self.member][:, self.own.sent_width :]
         if self.layout.kept_width:
             sent = [block[:, : self.own.sent_width] for block in looked_up]
-        arriving = self._side_by_side(f"arrived {chunk}")
-        arriving[self.member] = sent[self.member]
         if any(self.layout.sent_widths):
-            self._tickets["tower", chunk] = self.tower.start(*others(self.member, sent, arriving))
-        self._blocks.append([*arriving, kept])
+            self.tower.send(self._tickets["tower", chunk], sent, self.member)
+        self._blocks[chunk][self.member] = sent[self.member]
+        self._blocks[chunk].append(kept)
 
     def compress(self, chunk: int) -> None:
-        """Wait for the tower stage, apply the tower module, start the peer stage."""
+        """Wait for the tower stage, apply the tower module, send in the peer stage."""
         self._wait("tower", chunk)
         compressed = self.compressed(chunk)
         self.tower_step.forward(self._blocks[chunk], compressed.flatten(0, 1))
@@ -79,8 +84,8 @@ class SpttFlight(PeerFlight):
         kept = self.buffers.take(f"kept {chunk}", self.towers * self.chunk_samples, self.layout.kept_width)
         self.tower_step.backward(chunk, grad, [*blocks, kept])
         if any(self.layout.sent_widths):
-            wired = others(self.member, blocks, sent_back)
-            self._tickets["tower", chunk] = self.tower.start_back(*wired, self._draw(chunk))
+            ticket = self.tower.start_back(blocks, sent_back, self.member, self._draw(chunk))
+            self._tickets["tower", chunk] = ticket
         if self.layout.kept_width:  # every replica sees all gradients, to make the same update
             out = arriving[:, :, sent_width:].unbind(0)
             self._tickets["kept", chunk] = self.tower.gather(kept, out)

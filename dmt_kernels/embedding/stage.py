@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dmt_kernels.ops import Ticket, stage_start
+from dmt_kernels.ops import Ticket, stage_expect, stage_send, stage_start
 from dmt_kernels.spec import WireFormat
 
 
@@ -35,26 +35,28 @@ class Stage:
         """Whether embeddings are encoded on their way."""
         return _lossy(self.format) is not None
 
-    def start(self, blocks: Sequence[Tensor], out: Sequence[Tensor]) -> Ticket:
-        """Start sending embeddings, encoded already or not; see :func:`~dmt_kernels.ops.stage_start`."""
-        return stage_start(blocks, out, self.group, _lossy(self.format))
+    def expect(self, out: Sequence[Tensor], own: int) -> Ticket:
+        """Say where embeddings are to arrive, from all but this rank: see :func:`~dmt_kernels.ops.stage_expect`."""
+        return stage_expect(others(own, out), self.group, _lossy(self.format))
 
-    def start_back(self, blocks: Sequence[Tensor], out: Sequence[Tensor], step: int) -> Ticket:
-        """Start sending gradients; calls with the same `step` draw the same numbers."""
-        return stage_start(blocks, out, self.group, _lossy(self.backward_format), seed=self.seed, step=step)
+    def send(self, ticket: Ticket, blocks: Sequence[Tensor], own: int) -> None:
+        """Send embeddings to all but this rank, encoded already or not."""
+        stage_send(ticket, others(own, blocks))
+
+    def start_back(self, blocks: Sequence[Tensor], out: Sequence[Tensor], own: int, step: int) -> Ticket:
+        """Start sending gradients to all but this rank; calls with the same `step` draw the same numbers."""
+        format = _lossy(self.backward_format)
+        return stage_start(others(own, blocks), others(own, out), self.group, format, seed=self.seed, step=step)
 
     def gather(self, block: Tensor, out: Sequence[Tensor]) -> Ticket:
         """Start sending the same block to all, bit for bit."""
         return stage_start([block] * len(out), out, self.group)
 
 
-def others(own: int, blocks: Sequence[Tensor], out: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def others(own: int, blocks: Sequence[Tensor]) -> list[Tensor]:
     """Leave out what a rank would send to itself: that stays where it is, unrounded, or is copied by the caller."""
     nothing = blocks[own - 1][:0]  # of a neighbour's dtype: the own block alone may be unencoded
-    return (
-        [nothing if i == own else block for i, block in enumerate(blocks)],
-        [block[:0] if i == own else block for i, block in enumerate(out)],
-    )
+    return [nothing if i == own else block for i, block in enumerate(blocks)]
 
 
 def _lossy(format: WireFormat) -> WireFormat | None:

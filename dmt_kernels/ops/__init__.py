@@ -11,7 +11,7 @@ from dmt_kernels.ops.embedding_update import embedding_row_squares, embedding_up
 from dmt_kernels.ops.id_codec import bytes_per_id, id_decode, id_encode, id_payload_bytes
 from dmt_kernels.ops.id_exchange import IdExchange, IdRoutes, ReceivedIds, id_exchange, select_features
 from dmt_kernels.ops.peer_all_to_all import peer_all_to_all, peer_all_to_all_start, peer_all_to_all_wait
-from dmt_kernels.ops.stage import Ticket, stage_share_memory, stage_start, stage_wait
+from dmt_kernels.ops.stage import Ticket, stage_expect, stage_send, stage_share_memory, stage_start, stage_wait
 from dmt_kernels.ops.tower_all_to_all import tower_all_to_all, tower_all_to_all_start, tower_all_to_all_wait
 from dmt_kernels.ops.tower_pool import tower_pool
 from dmt_kernels.ops.tower_pool_gradients import tower_pool_pooled_backward, tower_pool_weight_backward
@@ -42,6 +42,8 @@ __all__ = [
     "peer_all_to_all_wait",
     "raise_missing_ids",
     "select_features",
+    "stage_expect",
+    "stage_send",
     "stage_share_memory",
     "stage_start",
     "stage_wait",

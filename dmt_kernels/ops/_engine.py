@@ -13,11 +13,15 @@ from dmt_kernels.ops.reference import stage as composition
 
 
 class Stage(Protocol):
-    """A stage in flight. It keeps everything alive that the backend reads and writes."""
+    """A stage of which blocks are expected. It keeps everything alive that the backend reads and writes."""
+
+    def send(self, blocks: Sequence[Tensor], format: int | None, seed: int | None, step: int) -> None:
+        """Send a block to every rank; arguments as in `dmt_kernels.ops.stage_send`."""
+        ...
 
     @property
     def sent_bytes(self) -> list[int]:
-        """To every rank."""
+        """To every rank, once sent."""
         ...
 
     def wait(self) -> None:
@@ -29,18 +33,10 @@ class Stage(Protocol):
 
 
 class Engine(Protocol):
-    """Starts stages; a format is the code of a WireFormat, None carries the dtype's own bytes."""
+    """Begins stages; a format is the code of a WireFormat, None carries the dtype's own bytes."""
 
-    def start(
-        self,
-        blocks: Sequence[Tensor],
-        out: Sequence[Tensor],
-        group: str,
-        format: int | None,
-        seed: int | None,
-        step: int,
-    ) -> Stage:
-        """Start a stage; arguments as in `dmt_kernels.ops.stage_start`."""
+    def expect(self, out: Sequence[Tensor], group: str, format: int | None) -> Stage:
+        """Begin a stage; arguments as in `dmt_kernels.ops.stage_expect`."""
         ...
 
     def share_memory(self, group: str, is_willing: bool) -> list[int]:

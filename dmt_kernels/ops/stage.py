@@ -23,16 +23,16 @@ _CODES = {format: format.code for format in WireFormat}
 
 
 class Ticket:
-    """A stage in flight: what :func:`stage_start` returns, for one :func:`stage_wait`.
+    """A stage in flight: what :func:`stage_start` and :func:`stage_expect` return, for one :func:`stage_wait`.
 
     If nobody waits for it, or it fails, what it sends and receives stays in memory as long as its group lives, since
     other ranks may still be at it. The compiled engine frees it when stages of a later group begin.
     """
 
-    __slots__ = ("_group", "_stage")
+    __slots__ = ("_format", "_group", "_is_sent", "_stage")
 
-    def __init__(self, group: str, stage: Any) -> None:
-        self._group, self._stage = group, stage
+    def __init__(self, group: str, stage: Any, format: WireFormat | None) -> None:
+        self._group, self._stage, self._format, self._is_sent = group, stage, format, False
 
     def promise(self, tensor: Tensor) -> None:
         """Let torch's own ``wait_tensor(tensor)`` wait for the stage; the compiled engine only."""
@@ -51,8 +51,8 @@ def stage_start(
     """Start sending ``blocks[i]`` to rank ``i`` of the group.
 
     After :func:`stage_wait`, ``out[i]`` holds what rank ``i`` sent. Every rank of the group starts the same stages in
-    the same order, also with nothing to send. Any number may be in flight; they are waited for in the order in which
-    they were started. Until then nobody may write to ``blocks``, or touch ``out``.
+    the same order, also with nothing to send. Any number may be in flight. Until one is waited for nobody may write to
+    its ``blocks``, or touch ``out``.
 
     If there is nothing to convert, blocks that lie in memory one behind the other, in order and without gaps (views of
     one buffer), are sent from where they are, and ``out`` is received in place; on the compiled engine's way through
@@ -85,13 +85,59 @@ def stage_start(
     ExchangeError
         The group's backend refuses.
     """
-    code = None if format is None or _keeps_bits(format, blocks) else _CODES[format]
+    ticket = stage_expect(out, group, format)
+    stage_send(ticket, blocks, seed=seed, step=step)
+    return ticket
+
+
+def stage_expect(out: Sequence[Tensor], group: str, format: WireFormat | None = None) -> Ticket:
+    """Begin a stage by saying where its blocks are to arrive; :func:`stage_send` follows.
+
+    The two are :func:`stage_start`. Over gloo a block travels once its receiver has said that it is ready, and that
+    word queues behind what this rank sends before; so whoever knows of several stages expects them all, then sends.
+
+    Parameters
+    ----------
+    out, group, format
+        As for :func:`stage_start`. Every rank of the group expects the same stages in the same order.
+
+    Raises
+    ------
+    ExchangeError
+        The group's backend refuses.
+    """
     try:
-        stage = _engine.start(blocks, out, group, code, seed, step)
+        stage = _engine.expect(out, group, _code(format, out))
     except RuntimeError as error:
-        raise exchange_failure(group, "sent its blocks", error) from error
-    traffic.count_sent(group, stage.sent_bytes)
-    return Ticket(group, stage)
+        raise exchange_failure(group, "expected blocks", error) from error
+    return Ticket(group, stage, format)
+
+
+def stage_send(ticket: Ticket, blocks: Sequence[Tensor], *, seed: int | None = None, step: int = 0) -> None:
+    """Send the blocks of a stage that :func:`stage_expect` has begun.
+
+    Parameters
+    ----------
+    ticket : Ticket
+        The stage; its format is that of the blocks.
+    blocks, seed, step
+        As for :func:`stage_start`. Stages of a group are sent in the order in which they are expected.
+
+    Raises
+    ------
+    ExchangeError
+        The group's backend refuses.
+    InputError
+        They were sent before.
+    """
+    if ticket._is_sent or ticket._stage is None:
+        raise InputError("stage_send: the blocks of this stage were sent before")
+    ticket._is_sent = True
+    try:
+        ticket._stage.send(blocks, _code(ticket._format, blocks), seed, step)
+    except RuntimeError as error:
+        raise exchange_failure(ticket._group, "sent its blocks", error) from error
+    traffic.count_sent(ticket._group, ticket._stage.sent_bytes)
 
 
 def stage_wait(ticket: Ticket) -> None:
@@ -104,11 +150,11 @@ def stage_wait(ticket: Ticket) -> None:
     ExchangeError
         A rank of the group died, or did not answer within the group's timeout.
     InputError
-        It was waited for before.
+        It was waited for before, or has not been sent.
     """
+    if ticket._stage is None or not ticket._is_sent:
+        raise InputError("stage_wait: nothing is in flight under this ticket; a stage is sent and waited for once")
     stage, ticket._stage = ticket._stage, None
-    if stage is None:
-        raise InputError("stage_wait: nothing is in flight under this ticket; a stage is waited for once")
     try:
         stage.wait()
     except RuntimeError as error:
@@ -159,5 +205,6 @@ def engine_is_compiled() -> bool:
     return _engine is not composition
 
 
-def _keeps_bits(format: WireFormat, blocks: Sequence[Tensor]) -> bool:
-    return format is WireFormat.FP32 and blocks[0].dtype is torch.float32
+def _code(format: WireFormat | None, blocks: Sequence[Tensor]) -> int | None:
+    keeps_bits = format is None or (format is WireFormat.FP32 and blocks[0].dtype is torch.float32)
+    return None if keeps_bits else _CODES[format]  # type: ignore[index]  # (it is not None here)

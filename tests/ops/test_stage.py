@@ -204,7 +204,7 @@ def test_survivors_say_who_they_are_and_what_they_waited_for(engine: str, fate: 
 
 def _no_group(rank: int, engine: str) -> None:
     use(engine)
-    with pytest.raises(ExchangeError, match="rank 0 sent its blocks in a stage of group 'nobody', and"):
+    with pytest.raises(ExchangeError, match="rank 0 expected blocks in a stage of group 'nobody', and"):
         stage.stage_start([torch.ones(1, 1)], [torch.ones(1, 1)], "nobody")
 
 

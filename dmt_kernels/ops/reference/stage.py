@@ -56,26 +56,24 @@ class _Message:
 
 
 class Stage:
-    """A stage in flight."""
+    """A stage of which blocks are expected."""
 
-    def __init__(
-        self,
-        blocks: Sequence[Tensor],
-        out: Sequence[Tensor],
-        group: str,
-        format: int | None,
-        seed: int | None,
-        step: int,
-    ) -> None:
+    def __init__(self, out: Sequence[Tensor], group: str, format: int | None) -> None:
         with _untracked():
-            self._sent, self._received = _Message(blocks, format), _Message(out, format)
+            self._received = _Message(out, format)
+        self._group = resolve_group(group)
+
+    def send(self, blocks: Sequence[Tensor], format: int | None, seed: int | None, step: int) -> None:
+        """Send a block to every rank; arguments as in `dmt_kernels.ops.stage.stage_send`."""
+        with _untracked():
+            self._sent = _Message(blocks, format)
             self._sent.pack(seed, step)
             work = dist.all_to_all_single(
                 self._received.bytes,
                 self._sent.bytes,
                 self._received.sizes,
                 self._sent.sizes,
-                group=resolve_group(group),
+                group=self._group,
                 async_op=True,
             )
         assert work is not None
@@ -89,11 +87,9 @@ class Stage:
             self._received.unpack()
 
 
-def start(
-    blocks: Sequence[Tensor], out: Sequence[Tensor], group: str, format: int | None, seed: int | None, step: int
-) -> Stage:
-    """Start a stage; arguments as in `dmt_kernels.ops.stage.stage_start`."""
-    return Stage(blocks, out, group, format, seed, step)
+def expect(out: Sequence[Tensor], group: str, format: int | None) -> Stage:
+    """Begin a stage; arguments as in `dmt_kernels.ops.stage.stage_expect`."""
+    return Stage(out, group, format)
 
 
 def share_memory(group: str, is_willing: bool) -> list[int]:
