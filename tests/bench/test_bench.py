@@ -199,6 +199,20 @@ def test_the_command_runs_a_tiny_case(tmp_path):
     assert LOOKUP in done.stdout
 
 
+def test_a_stage_without_a_wire_is_measured_beside_torch(tmp_path):
+    out = tmp_path / "out.json"
+    words = ["--filter", "overhead/stage", "--peer", "torch", "--json", str(out)]
+    done = subprocess.run([sys.executable, "-m", "bench", "ops", *words], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+    contenders = {
+        case["case"]: set(case["timings"]) for case in json.loads(out.read_text())["suites"]["ops"]["results"]
+    }
+    both = {"ours", "torch"}
+    assert contenders == {f"overhead/stage/{way}": both for way in ("in_place", "packed")} | {
+        "overhead/stage/int8": {"ours"}
+    }
+
+
 @pytest.mark.distributed
 def test_the_exchange_is_measured_on_ranks_of_its_own(tmp_path):
     out = tmp_path / "out.json"
