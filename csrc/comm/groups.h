@@ -25,7 +25,7 @@ class Groups {
     std::shared_ptr<const Neighbours> neighbours;
   };
 
-  // Ranks start the stages of a group in the same order, so that they count alike.
+  // Ranks expect the stages of a group in the same order, so that they count alike.
   Turn next_turn(const Group& group) {
     std::vector<State> dead;  // before the lock, to end after it: what is freed may want Python's lock
     const std::lock_guard<std::mutex> lock(mutex_);

@@ -1,12 +1,13 @@
 // Messages from one process to another of the same host, through memory that both map.
 //
-// The memory is a file without a place (memfd) that the sender makes and the receiver opens in /proc: slots that say
-// where messages lie, then the messages. To send is to copy a message in and never waits; the file grows to what is
-// under way at one time. To receive is to copy it out.
+// The memory is a file without a place (memfd) that the sender makes and the receiver opens in /proc while they meet:
+// slots that say where messages lie, then the messages. To send is to copy a message in, which waits for nobody; to
+// receive is to copy it out. The file is sparse: it takes as much memory as was under way at one time.
 #pragma once
 
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <atomic>
@@ -17,6 +18,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -28,9 +30,10 @@ namespace dmt {
 
 // The beginning of the file.
 struct Slots {
-  static constexpr uint32_t COUNT = 1024;           // messages that are under way, at most
-  static constexpr size_t BYTES = 1 << 15;          // of the file, before messages
-  static constexpr size_t MESSAGE_BYTES = 1 << 16;  // behind them, at first
+  static constexpr uint32_t COUNT = 1024;
+  static constexpr size_t BYTES = 1 << 16;  // of the file, before messages: whole pages, also where these are large
+  static constexpr size_t MESSAGE_BYTES = 1 << 16;  // of messages that are mapped at first
+  static constexpr off_t FILE_BYTES = off_t{1} << 40;
 
   struct Slot {
     uint64_t offset;  // among messages
@@ -54,13 +57,16 @@ class Outbox {
   static constexpr const char* FILE_NAME = "dmt_kernels";
 
   explicit Outbox(uint64_t nonce)
-      : file_(memfd_create(FILE_NAME, MFD_CLOEXEC)),
-        slots_memory_(sized(Slots::BYTES + Slots::MESSAGE_BYTES), 0, Slots::BYTES),
-        messages_(file_.number(), Slots::BYTES, Slots::MESSAGE_BYTES) {
+      : file_(std::make_unique<File>(memfd_create(FILE_NAME, MFD_CLOEXEC))),
+        slots_memory_(sized_file(), 0, Slots::BYTES),
+        messages_(file_->number(), Slots::BYTES, Slots::MESSAGE_BYTES) {
     slots_.nonce = nonce;
   }
 
-  int file() const { return file_.number(); }
+  int file() const { return file_->number(); }
+
+  // Once the receiver has it open, or will not: processes may have few files.
+  void close_file() { file_.reset(); }
 
   void put(const void* data, size_t bytes, uint32_t tag) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -68,16 +74,14 @@ class Outbox {
     const uint32_t number = slots_.sent.load(std::memory_order_relaxed);
     Slots::Slot& slot = slots_.of(number);
     if (slot.is_full.load(std::memory_order_acquire) != 0) {
-      throw std::runtime_error(std::to_string(Slots::COUNT) + " messages through shared memory are under way already");
+      throw std::runtime_error("of the last " + std::to_string(Slots::COUNT) +
+                               " messages through shared memory the first has not been received");
     }
-    const size_t offset = place(bytes);
-    std::memcpy(messages_.data() + offset, data, bytes);
-    ends_.emplace(offset, offset + bytes);
-    under_way_.emplace_back(number, offset);
-    slot.offset = offset;
+    slot.offset = bytes == 0 ? 0 : place(bytes, number);
     slot.bytes = bytes;
     slot.tag = tag;
-    slot.is_full.store(1, std::memory_order_relaxed);
+    if (bytes != 0) std::memcpy(messages_.data() + slot.offset, data, bytes);
+    slot.is_full.store(1, std::memory_order_release);
     slots_.sent.store(number + 1, std::memory_order_release);
     syscall(SYS_futex, &slots_.sent, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
   }
@@ -94,30 +98,28 @@ class Outbox {
   }
 
   // The first gap, since caches know it best.
-  size_t place(size_t bytes) {
+  size_t place(size_t bytes, uint32_t number) {
     constexpr size_t line = 64;
     size_t begin = 0;
     for (const auto& [offset, end] : ends_) {
       if (begin + bytes <= offset) break;
       begin = (end + line - 1) / line * line;
     }
-    if (begin + bytes > messages_.size()) {
-      const size_t size = std::max(begin + bytes, 2 * messages_.size());
-      sized(Slots::BYTES + size);
-      messages_.grow_to(size);
-    }
+    if (begin + bytes > messages_.size()) messages_.grow_to(std::max(begin + bytes, 2 * messages_.size()));
+    ends_.emplace(begin, begin + bytes);
+    under_way_.emplace_back(number, begin);
     return begin;
   }
 
-  int sized(size_t size) const {
-    if (ftruncate(file_.number(), static_cast<off_t>(size)) != 0) {
+  int sized_file() const {
+    if (ftruncate(file_->number(), Slots::FILE_BYTES) != 0) {
       throw std::system_error(errno, std::generic_category(), "a file in memory");
     }
-    return file_.number();
+    return file_->number();
   }
 
   std::mutex mutex_;
-  File file_;
+  std::unique_ptr<File> file_;
   Mapping slots_memory_;
   Slots& slots_ = Slots::in(slots_memory_);
   Mapping messages_;
@@ -137,43 +139,71 @@ class Inbox {
       return nullptr;  // to open somebody's device might do something
     }
     const File here(::open(path.c_str(), O_RDWR | O_CLOEXEC));
-    if (!here) return nullptr;
+    struct stat status{};
+    if (!here || fstat(here.number(), &status) != 0 || status.st_size != Slots::FILE_BYTES) return nullptr;
     std::unique_ptr<Inbox> inbox(new Inbox(sender, here.number()));
-    return inbox->sender_ && inbox->slots_.nonce == nonce ? std::move(inbox) : nullptr;
+    return *inbox->sender_ && inbox->slots_.nonce == nonce ? std::move(inbox) : nullptr;
   }
 
   // Messages may be taken in another order than they were put.
   void take(void* data, size_t bytes, uint32_t tag, std::chrono::milliseconds timeout) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const auto deadline = std::chrono::steady_clock::now() + timeout;
+    const auto deadline = std::chrono::steady_clock::now() + std::min<std::chrono::milliseconds>(timeout, LONGEST);
+    std::unique_lock<std::mutex> lock(mutex_);
     for (uint32_t number = first_;; ++number) {
-      while (has_all_before(number)) sleep(number, deadline, timeout);
+      while (has_all_before(number)) {
+        lock.unlock();  // somebody else may wait for what is there
+        sleep(number, deadline, timeout);
+        lock.lock();
+      }
       Slots::Slot& slot = slots_.of(number);
-      if (slot.is_full.load(std::memory_order_relaxed) == 0 || slot.tag != tag) continue;
+      if (!holds_wanted(slot) || slot.tag != tag) continue;
       if (slot.bytes != bytes) {
         throw std::runtime_error("a message of " + std::to_string(slot.bytes) + " bytes came where one of " +
                                  std::to_string(bytes) + " was expected");
       }
       messages_.grow_to(slot.offset + bytes);
-      std::memcpy(data, messages_.data() + slot.offset, bytes);
+      if (bytes != 0) std::memcpy(data, messages_.data() + slot.offset, bytes);
       slot.is_full.store(0, std::memory_order_release);
       break;
     }
-    while (!has_all_before(first_) && slots_.of(first_).is_full.load(std::memory_order_relaxed) == 0) ++first_;
+    pass_what_is_received();
+  }
+
+  // Nobody will take the message of that tag, which may not be there yet.
+  void forget(uint32_t tag) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    unwanted_.insert(tag);
+    for (uint32_t number = first_; !has_all_before(number); ++number) holds_wanted(slots_.of(number));
+    pass_what_is_received();
   }
 
  private:
+  static constexpr std::chrono::hours LONGEST{24 * 365};  // a clock has an end
+
   Inbox(pid_t sender, int file)
-      : sender_(sender), slots_memory_(file, 0, Slots::BYTES), messages_(file, Slots::BYTES, Slots::MESSAGE_BYTES) {}
+      : sender_(OtherProcess::of(sender)),
+        slots_memory_(file, 0, Slots::BYTES),
+        messages_(file, Slots::BYTES, Slots::MESSAGE_BYTES) {}
 
   bool has_all_before(uint32_t number) const { return slots_.sent.load(std::memory_order_acquire) == number; }
+
+  bool holds_wanted(Slots::Slot& slot) {
+    if (slot.is_full.load(std::memory_order_acquire) == 0) return false;
+    if (unwanted_.erase(slot.tag) == 0) return true;
+    slot.is_full.store(0, std::memory_order_release);
+    return false;
+  }
+
+  void pass_what_is_received() {
+    while (!has_all_before(first_) && slots_.of(first_).is_full.load(std::memory_order_acquire) == 0) ++first_;
+  }
 
   // Until something comes after all messages before that one, or for a moment.
   void sleep(uint32_t number, std::chrono::steady_clock::time_point deadline, std::chrono::milliseconds timeout) const {
     const timespec moment{0, 20'000'000};
     syscall(SYS_futex, &slots_.sent, FUTEX_WAIT, number, &moment, nullptr, 0);
     if (!has_all_before(number)) return;
-    if (sender_.has_ended() && has_all_before(number)) {
+    if (sender_->has_ended() && has_all_before(number)) {
       throw std::runtime_error("shared memory closed by peer, whose process has ended");
     }
     if (std::chrono::steady_clock::now() >= deadline) {
@@ -183,11 +213,12 @@ class Inbox {
   }
 
   std::mutex mutex_;
-  OtherProcess sender_;
+  std::shared_ptr<OtherProcess> sender_;
   Mapping slots_memory_;
   Slots& slots_ = Slots::in(slots_memory_);
   Mapping messages_;
-  uint32_t first_ = 0;  // all messages before it have been taken
+  uint32_t first_ = 0;           // all messages before it have been taken
+  std::set<uint32_t> unwanted_;  // tags of messages that nobody will take
 };
 
 }  // namespace dmt

@@ -26,22 +26,24 @@ struct Neighbour {
   std::unique_ptr<Inbox> inbox;
 };
 
-// A message that a neighbour sends.
-class Delivery : public c10d::Work {
+// A message that a neighbour sends, or has sent. It is taken, or forgotten.
+class Delivery {
  public:
-  Delivery(std::shared_ptr<Neighbour> from, at::Tensor to, uint32_t tag, std::chrono::milliseconds timeout)
-      : from_(std::move(from)), to_(std::move(to)), tag_(tag), timeout_(timeout) {}
+  Delivery(std::shared_ptr<Neighbour> from, uint32_t tag) : from_(std::move(from)), tag_(tag) {}
+  Delivery(Delivery&&) = default;
+  ~Delivery() {
+    if (from_ != nullptr) from_->inbox->forget(tag_);
+  }
 
-  bool wait(std::chrono::milliseconds /*timeout*/) override {
-    from_->inbox->take(to_.mutable_data_ptr(), to_.nbytes(), tag_, timeout_);
-    return true;
+  void take(const at::Tensor& to, std::chrono::milliseconds timeout) {
+    if (from_ == nullptr) return;
+    from_->inbox->take(to.mutable_data_ptr(), to.nbytes(), tag_, timeout);
+    from_ = nullptr;
   }
 
  private:
   std::shared_ptr<Neighbour> from_;
-  at::Tensor to_;
   uint32_t tag_;
-  std::chrono::milliseconds timeout_;
 };
 
 class Neighbours {
@@ -49,24 +51,23 @@ class Neighbours {
   Neighbours() = default;  // nobody
 
   // Collective. Ranks are neighbours if both are willing and can open each other's files.
-  Neighbours(c10d::ProcessGroup& group, bool is_willing)
-      : of_rank_(group.getSize()), timeout_(group.getBackend(c10::DeviceType::CPU)->getBackendOptions()->timeout) {
+  Neighbours(c10d::ProcessGroup& group, bool is_willing) {
+    if (group.getBackend(c10::DeviceType::CPU)->getBackendName() != "gloo") return;  // others know what to do
     const int ranks = group.getSize(), rank = group.getRank();
-    const std::vector<int64_t> place = is_willing ? place_of_this_process() : std::vector<int64_t>(PLACE_NUMBERS);
-    const auto places = ask_all(group, place);
-    std::random_device random;
-    const int64_t nonce = static_cast<int64_t>(random()) << 32 | random();
+    of_rank_.resize(ranks);
+    const Identity self = is_willing ? identify() : Identity{};
+    const auto places = ask_all(group, self.place);
     std::vector<int64_t> offers(ranks, -1);
     for (int peer = 0; peer < ranks; ++peer) {
-      if (peer == rank || place[0] == 0 || places[peer] != place) continue;
+      if (peer == rank || self.place[0] == 0 || places[peer] != self.place) continue;
       try {
-        of_rank_[peer] = std::make_shared<Neighbour>(Neighbour{std::make_unique<Outbox>(nonce), nullptr});
+        of_rank_[peer] = std::make_shared<Neighbour>(Neighbour{std::make_unique<Outbox>(self.nonce), nullptr});
         offers[peer] = of_rank_[peer]->outbox->file();
-      } catch (const std::system_error&) {  // such as too many open files
+      } catch (const std::exception&) {  // such as too many open files
       }
     }
 
-    offers.insert(offers.end(), {getpid(), nonce});
+    offers.insert(offers.end(), {getpid(), self.nonce});
     const auto all_offers = ask_all(group, offers);
     std::vector<int64_t> opened(ranks);
     for (int peer = 0; peer < ranks; ++peer) {
@@ -75,7 +76,7 @@ class Neighbours {
       try {
         of_rank_[peer]->inbox =
             Inbox::open(static_cast<pid_t>(offer[ranks]), static_cast<int>(offer[rank]), offer[ranks + 1]);
-      } catch (const std::system_error&) {
+      } catch (const std::exception&) {
       }
       opened[peer] = of_rank_[peer]->inbox != nullptr;
     }
@@ -83,6 +84,7 @@ class Neighbours {
     const auto all_opened = ask_all(group, opened);
     for (int peer = 0; peer < ranks; ++peer) {
       if (opened[peer] == 0 || all_opened[peer][rank] == 0) of_rank_[peer] = nullptr;
+      if (of_rank_[peer] != nullptr) of_rank_[peer]->outbox->close_file();
     }
   }
 
@@ -100,25 +102,32 @@ class Neighbours {
     of_rank_[rank]->outbox->put(message.const_data_ptr(), message.nbytes(), tag);
   }
 
-  c10::intrusive_ptr<c10d::Work> receive(int rank, const at::Tensor& message, uint32_t tag) const {
-    return c10::make_intrusive<Delivery>(of_rank_[rank], message, tag, timeout_);
-  }
+  Delivery expect(int rank, uint32_t tag) const { return Delivery(of_rank_[rank], tag); }
 
  private:
-  static constexpr size_t PLACE_NUMBERS = 4;
+  struct Identity {
+    std::vector<int64_t> place = std::vector<int64_t>(4);
+    int64_t nonce = 0;
+  };
 
-  // What processes have in common that see each other in /proc, and their network: hosts that differ in that alone
-  // (containers, emulated hosts) are meant to be hosts. Zeros if it cannot be known.
-  static std::vector<int64_t> place_of_this_process() {
+  // A place is what processes have in common that see each other in /proc, and their network: hosts that differ in that
+  // alone (containers, emulated hosts) are meant to be hosts. Zeros if it cannot be known.
+  static Identity identify() {
     std::string boot;
     std::getline(std::ifstream("/proc/sys/kernel/random/boot_id"), boot);
     boot.erase(std::remove(boot.begin(), boot.end(), '-'), boot.end());
     struct stat processes{}, network{};
     if (boot.size() != 32 || stat("/proc/self/ns/pid", &processes) != 0 || stat("/proc/self/ns/net", &network) != 0) {
-      return std::vector<int64_t>(PLACE_NUMBERS);
+      return {};
     }
     const auto half = [&](int from) { return static_cast<int64_t>(std::stoull(boot.substr(from, 16), nullptr, 16)); };
-    return {half(0), half(16), static_cast<int64_t>(processes.st_ino), static_cast<int64_t>(network.st_ino)};
+    try {
+      std::random_device random;
+      return {{half(0), half(16), static_cast<int64_t>(processes.st_ino), static_cast<int64_t>(network.st_ino)},
+              static_cast<int64_t>(random()) << 32 | random()};
+    } catch (const std::exception&) {  // no number, or no randomness
+      return {};
+    }
   }
 
   // What every rank says; all say as many numbers.
@@ -136,7 +145,6 @@ class Neighbours {
   }
 
   std::vector<std::shared_ptr<Neighbour>> of_rank_;
-  std::chrono::milliseconds timeout_{0};
 };
 
 }  // namespace dmt

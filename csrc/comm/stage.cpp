@@ -55,7 +55,8 @@ void naming(int peer, const Function& function) {
 // wait for NCCL's own (ProcessGroupNCCL.hpp, TensorShelf), or until it is done. After that wait, staging that is freed
 // may be handed out again to the current stream alone, which record_stream() sees to.
 //
-// A stage that nobody waits for, or that fails, leaves all that to its group: other ranks may still be at it.
+// A stage that nobody waits for, or that fails, leaves all that to its group: other ranks may still be at it, but
+// for neighbours, who reach no memory of this rank's.
 class Stage {
  public:
   Stage(Blocks out, const std::string& group, std::optional<int64_t> format)
@@ -70,10 +71,11 @@ class Stage {
   }
 
   void expect() {
-    if (received_.bytes().is_cpu()) receive_from_each();
+    if (received_.bytes().is_cpu()) expect_from_each();
   }
 
   void send(Blocks blocks, std::optional<int64_t> format, std::optional<int64_t> seed, int64_t step) {
+    TORCH_CHECK(!sent_, "the stage has sent its blocks");
     sent_.emplace(std::move(blocks), format);
     sent_->pack(seed, step);
     if (sent_->bytes().is_cpu()) {
@@ -96,6 +98,10 @@ class Stage {
     if (is_done_) return;
     in_plain_words([this] {
       const at::AutoDispatchBelowADInplaceOrView untracked;
+      TORCH_CHECK(sent_, "the stage has sent nothing");
+      for (Expected& expected : expected_) {
+        naming(expected.peer, [&] { expected.delivery.take(received_.pieces()[expected.peer], timeout()); });
+      }
       for (const auto& [work, peer] : works_) {
         if (peer == NOBODY) {
           work->wait();
@@ -113,6 +119,11 @@ class Stage {
  private:
   static constexpr int NOBODY = -1;  // in particular
 
+  struct Expected {
+    int peer;
+    Delivery delivery;
+  };
+
   struct Pending {
     c10::intrusive_ptr<c10d::Work> work;
     int peer;
@@ -124,19 +135,21 @@ class Stage {
     return group;
   }
 
+  std::chrono::milliseconds timeout() const {
+    return group()->getBackend(c10::DeviceType::CPU)->getBackendOptions()->timeout;
+  }
+
   // gloo's all-to-all posts what it sends before what it receives. Two ranks that come at different times then use a
   // link in one direction after the other: the late one's word that it is ready queues behind its own message.
-  //
-  // What neighbours send is there soonest, so that it is waited for first.
-  void receive_from_each() {
+  void expect_from_each() {
     const Group group = this->group();
     turn_ = groups().next_turn(group);
     if (turn_.tag == 0) {
       keep_gloo_from_preempting();
       ask_for_long_slices();
     }
-    for_peers(group, received_, NEAR, [&](int peer, const at::Tensor& piece) {
-      works_.push_back({turn_.neighbours->receive(peer, piece, turn_.tag), peer});
+    for_peers(group, received_, NEAR, [&](int peer, const at::Tensor&) {
+      expected_.push_back({peer, turn_.neighbours->expect(peer, turn_.tag)});
     });
     for_peers(group, received_, FAR, [&](int peer, const at::Tensor& piece) {
       std::vector<at::Tensor> one = {piece};
@@ -167,7 +180,8 @@ class Stage {
     // Every rank begins with its successor, so that nobody is sent to by all at once.
     for (int i = 1; i < ranks; ++i) {
       const int peer = (group->getRank() + i) % ranks;
-      if (pieces[peer].numel() == 0 || turn_.neighbours->has(peer) != (distance == NEAR)) continue;
+      if (turn_.neighbours->has(peer) != (distance == NEAR)) continue;
+      if (pieces[peer].numel() == 0 && distance == FAR) continue;  // a neighbour notices who expects nothing
       naming(peer, [&] { function(peer, pieces[peer]); });
     }
   }
@@ -176,6 +190,7 @@ class Stage {
   Message received_;
   WeakGroup group_;
   Groups::Turn turn_;
+  std::vector<Expected> expected_;  // from neighbours
   std::vector<Pending> works_;
   bool is_done_ = false;
 };

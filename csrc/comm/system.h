@@ -8,6 +8,9 @@
 
 #include <cerrno>
 #include <cstddef>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <system_error>
 
 namespace dmt {
@@ -53,10 +56,23 @@ class Mapping {
   size_t size_;
 };
 
-// Another process, which may end at any time; whether it has shows before its parent asks.
+// Another process, which may end at any time. That shows at once, also while its parent has not asked for its status.
 class OtherProcess {
  public:
-  explicit OtherProcess(pid_t id) : descriptor_(static_cast<int>(syscall(SYS_pidfd_open, id, 0))) {}
+  // One for all who ask for it, since it is an open file.
+  static std::shared_ptr<OtherProcess> of(pid_t id) {
+    static std::mutex mutex;
+    static auto& known = *new std::map<pid_t, std::weak_ptr<OtherProcess>>;
+    const std::lock_guard<std::mutex> lock(mutex);
+    std::shared_ptr<OtherProcess> process = known[id].lock();
+    if (process == nullptr || process->has_ended()) {  // another one may have its number by now
+      process = std::make_shared<OtherProcess>(id);
+      known[id] = process;
+    }
+    return process;
+  }
+
+  explicit OtherProcess(pid_t id) : descriptor_(open(id)) {}
   explicit operator bool() const { return static_cast<bool>(descriptor_); }
   bool has_ended() const {
     pollfd question{descriptor_.number(), POLLIN, 0};
@@ -64,6 +80,14 @@ class OtherProcess {
   }
 
  private:
+  static int open([[maybe_unused]] pid_t id) {
+#ifdef SYS_pidfd_open
+    return static_cast<int>(syscall(SYS_pidfd_open, id, 0));
+#else
+    return -1;
+#endif
+  }
+
   File descriptor_;
 };
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from dmt_kernels.comm.agreement import check_agreement
 from dmt_kernels.ops import stage_share_memory, traffic
 from dmt_kernels.ops.groups import naming_failures
+from dmt_kernels.ops.stage import engine_in_use
 from dmt_kernels.spec import ExchangeError, InputError, Topology
 
 DEFAULT_TIMEOUT_S = 120.0
@@ -72,7 +73,8 @@ def build_mesh(
     Raises
     ------
     InputError
-        If ``torch.distributed`` is not initialised, ``T * R`` is not the world size, or ranks were told other towers.
+        If ``torch.distributed`` is not initialised, ``T * R`` is not the world size, ranks were told other towers, or
+        exchange on other engines.
     ExchangeError
         If a rank does not come within the timeout.
     """
@@ -85,7 +87,12 @@ def build_mesh(
     by_member = [topology.peer_ranks(r) for r in range(topology.members)]
     # new_group is collective over the world: all ranks make all groups, in this order.
     ids = _new_group("ids", everyone, topology, rank, device, timeout_s)
-    check_agreement([("towers", topology.towers), ("members", topology.members)], ids, device)
+    told = [
+        ("towers", topology.towers),
+        ("members", topology.members),
+        ("communication engine", engine_in_use.partition(":")[0]),
+    ]
+    check_agreement(told, ids, device)
     groups = {
         stage: _new_group(stage, partition, topology, rank, device, timeout_s)
         for stage, partition in (
@@ -97,7 +104,11 @@ def build_mesh(
             ("tower_dense", by_tower),
         )
     }
-    return Mesh(topology=topology, rank=rank, device=device, ids=ids, **groups)
+    mesh = Mesh(topology=topology, rank=rank, device=device, ids=ids, **groups)
+    if device.type == "cpu":
+        for group in (mesh.ids, mesh.flat, mesh.tower, mesh.peer, mesh.rows):  # those of stages
+            stage_share_memory(group.group_name)
+    return mesh
 
 
 def _topology(world: int, towers: int | None, members: int | None) -> Topology:
@@ -137,8 +148,6 @@ def _new_group(
     traffic.register_group(mine.group_name, stage, [_link(topology, rank, other) for other in ranks_of_mine])
     with naming_failures(mine.group_name, "connected"):
         dist.all_reduce(torch.zeros(1, device=device), group=mine)  # now, in order, not under the first step
-    if device.type == "cpu" and not stage.endswith("dense"):  # groups of no stages
-        stage_share_memory(mine.group_name)
     return mine
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dmt_kernels.ops.stage import engine_in_use
 from dmt_kernels.spec import Payloads, Plan
 from dmt_kernels.towers import TowerModule
 
@@ -37,4 +36,3 @@ def describe(
     for t, module in sorted((tower_modules or {}).items()):
         yield f"tower module {t}", f"{type(module).__name__} with {module.out_width} columns"
     # The compiled one and the composition cut what they send into messages of their own.
-    yield "communication engine", engine_in_use.partition(":")[0]

@@ -54,7 +54,6 @@ class PeerFlight(Flight):
         self.t, self.member = road.place
         self.members, self.towers = len(self.layout.members), len(self.out_widths)
         self.own, self.width = self.layout.members[self.member], self.out_widths[self.t]
-        self._own_out: dict[int, Tensor] = {}  # of chunks that are not compressed yet: the own tower's [b, C_t] of out
         self._grads: list[Tensor] = []  # of every chunk: [T*b, C_t], of what the tower has compressed
 
     def compressed(self, chunk: int) -> Tensor:
@@ -63,13 +62,11 @@ class PeerFlight(Flight):
 
     def expect(self, chunk: int) -> None:
         """Begin the peer stage."""
-        arriving = self.out[self.rows_of(chunk)].split(self.out_widths, dim=1)
-        self._own_out[chunk] = arriving[self.t]
-        self._tickets["peer", chunk] = self.peer.expect(arriving, self.t)
+        self._tickets["peer", chunk] = self.peer.expect(self._arriving(chunk), self.t)
 
     def send_to_peers(self, chunk: int, compressed: Tensor) -> None:
         """Send ``[T, b, C_t]``."""
-        self._own_out.pop(chunk).copy_(compressed[self.t])
+        self._arriving(chunk)[self.t].copy_(compressed[self.t])
         self.peer.send(self._tickets["peer", chunk], compressed.unbind(0), self.t)
 
     def deliver(self, chunk: int) -> None:
@@ -87,6 +84,10 @@ class PeerFlight(Flight):
     def returning(self, chunk: int) -> Tensor:
         """Memory of the gradient of a chunk's compressed rows, ``[T, b, C_t]``: where they lay, who have arrived."""
         return self.compressed(chunk)
+
+    def _arriving(self, chunk: int) -> tuple[Tensor, ...]:
+        """Where rows of every tower arrive, ``[b, C_t]``."""
+        return self.out[self.rows_of(chunk)].split(self.out_widths, dim=1)
 
     def input_grads(self) -> tuple[Tensor | None, ...]:
         """Gradients of the tower module's parameters."""

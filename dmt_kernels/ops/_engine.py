@@ -40,7 +40,7 @@ class Engine(Protocol):
         ...
 
     def share_memory(self, group: str, is_willing: bool) -> list[int]:
-        """Agree with the ranks of a group which of them share memory with this one from its next stage on."""
+        """Agree with the ranks of a group which of them share memory with this one from its next stage on: these."""
         ...
 
     def copied_bytes(self) -> int:

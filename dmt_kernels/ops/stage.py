@@ -121,23 +121,24 @@ def stage_send(ticket: Ticket, blocks: Sequence[Tensor], *, seed: int | None = N
     ticket : Ticket
         The stage; its format is that of the blocks.
     blocks, seed, step
-        As for :func:`stage_start`. Stages of a group are sent in the order in which they are expected.
+        As for :func:`stage_start`. Every rank of a group sends its stages in the same order.
 
     Raises
     ------
     ExchangeError
         The group's backend refuses.
     InputError
-        They were sent before.
+        They were sent before, or that failed.
     """
     if ticket._is_sent or ticket._stage is None:
-        raise InputError("stage_send: the blocks of this stage were sent before")
-    ticket._is_sent = True
+        raise InputError("stage_send: the blocks of a stage are sent once")
+    stage, ticket._stage = ticket._stage, None  # nobody can wait for what fails here
     try:
-        ticket._stage.send(blocks, _code(ticket._format, blocks), seed, step)
+        stage.send(blocks, _code(ticket._format, blocks), seed, step)
     except RuntimeError as error:
         raise exchange_failure(ticket._group, "sent its blocks", error) from error
-    traffic.count_sent(ticket._group, ticket._stage.sent_bytes)
+    ticket._stage, ticket._is_sent = stage, True
+    traffic.count_sent(ticket._group, stage.sent_bytes)
 
 
 def stage_wait(ticket: Ticket) -> None:
@@ -169,12 +170,13 @@ def stage_share_memory(group: str) -> list[int]:
     and one ``/proc``, and may open each other's files there. Others, and all on the composition, keep to the backend.
     :func:`~dmt_kernels.comm.build_mesh` has done it for its groups.
 
-    Up to 1024 messages to a rank may be under way; what they take of memory at one time is kept.
+    What messages take of memory at one time is kept. A stage fails whose message to such a rank is the 1,024th since
+    one that has not been received.
 
     Parameters
     ----------
     group : str
-        Name of a process group with a backend for the CPU. Every rank of it calls this alike.
+        Name of a process group with a backend for the CPU. Every rank of it calls this alike, on the same engine.
 
     Returns
     -------

@@ -12,9 +12,11 @@ import torch
 import torch.distributed as dist
 
 from dmt_kernels.comm import all_reduce_flat, build_mesh
+from dmt_kernels.comm import mesh as mesh_module
 from dmt_kernels.embedding import EmbeddingExchange, build_exchange
 from dmt_kernels.embedding.sptt_flight import SpttFlight
 from dmt_kernels.embedding.table_shards import TableShards
+from dmt_kernels.ops import stage
 from dmt_kernels.planner import partition_features, place
 from dmt_kernels.spec import ExchangeError, InputError, Jagged, Payloads, Table, TableOptimizer, Topology
 from tests.ranks import DIED, free_port, run_ranks
@@ -161,6 +163,23 @@ def _unlike_towers(rank: int) -> str:
 def test_ranks_in_unlike_towers() -> None:
     said = run_ranks(_unlike_towers, WORLD, timeout_s=ALL_ENDED_S)
     assert said == ["rank 2 has towers 4, rank 0 has towers 2"] * WORLD
+
+
+def _unlike_engines(rank: int) -> str:
+    if rank == 1:
+        mesh_module.engine_in_use = "composition of torch.distributed: told so"
+    with pytest.raises(InputError) as raised:
+        build_mesh(2, 2, timeout_s=TIMEOUT_S)
+    return str(raised.value)
+
+
+@pytest.mark.skipif(not stage.engine_is_compiled(), reason="there is one engine")
+def test_ranks_with_unlike_engines() -> None:
+    difference = (
+        "rank 1 has communication engine composition of torch.distributed, rank 0 has communication engine compiled"
+    )
+    for sentence in run_ranks(_unlike_engines, WORLD, timeout_s=ALL_ENDED_S):
+        assert sentence.startswith(difference)
 
 
 def _unlike_batches(rank: int, ahead: bool) -> list[str]:

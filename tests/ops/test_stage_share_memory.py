@@ -1,7 +1,9 @@
 """Blocks through shared memory: between whom, in which order, and how much memory it takes."""
 
-import contextlib
 import os
+import re
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dmt_kernels.ops import stage_share_memory, stage_start, stage_wait
+from dmt_kernels.ops import stage_expect, stage_send, stage_share_memory, stage_start, stage_wait
 from dmt_kernels.ops._engine import compiled_engine
 from dmt_kernels.ops.stage import Ticket
 from dmt_kernels.spec import ExchangeError
@@ -66,12 +68,9 @@ def test_stages_are_waited_for_in_any_order() -> None:
 
 
 def _memory_bytes() -> int:
-    """Of the files that this process has made for others."""
-    total = 0
-    for path in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the one that lists the others
-            total += path.stat().st_size * ("memfd:dmt_kernels" in os.readlink(path))
-    return total
+    """Of shared memory that this process has touched."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"RssShmem:\s+(\d+) kB", status)[1])
 
 
 def _many(rank: int) -> int:
@@ -96,7 +95,9 @@ def test_memory_is_used_again() -> None:
 def _too_many(rank: int) -> None:
     group = _share()
     flying = [_start(group, float(number), 2) for number in range(1024)]
-    with pytest.raises(ExchangeError, match=r"sent its blocks and lost rank \d .* 1024 messages .* are under way"):
+    with pytest.raises(
+        ExchangeError, match=r"sent its blocks and lost rank \d .* of the last 1024 messages .* the first"
+    ):
         _start(group, 0.0, 2)
     dist.barrier()  # nobody has taken a message before
     for number, (ticket, out) in enumerate(flying):
@@ -108,21 +109,65 @@ def test_memory_has_an_end() -> None:
     run_ranks(_too_many, 2)
 
 
-def _unlike(rank: int) -> None:
+def _dropped(rank: int) -> None:
+    """A rank does not wait for some stages, whose messages have come, or come later: both give their place back."""
+    group = _share()
+    for number in range(2000):
+        ticket, out = _start(group, float(number), 2)
+        if number % 500 == 0:
+            dist.barrier()  # all messages are there
+        if number % 250 == 0 and rank == number % 500 // 250:
+            continue
+        stage_wait(ticket)
+        assert _arrived(out, float(number))
+
+
+def test_stages_that_nobody_waits_for_are_forgotten() -> None:
+    run_ranks(_dropped, 2)
+
+
+def _two_threads(rank: int) -> None:
+    """A thread of rank 0 waits for what rank 1 sends once rank 0 has received something else."""
+    group, store = _share(), dist.distributed_c10d._get_default_store()
+    blocks, outs = list(torch.ones(2, 1, 4)), torch.zeros(2, 2, 1, 4)
+    first, second = (stage_expect(list(out), group) for out in outs)
+    stage_send(first, blocks)
+    if rank == 0:
+        stage_send(second, blocks)
+        waiting = threading.Thread(target=stage_wait, args=(second,))
+        waiting.start()
+        time.sleep(0.2)  # it is at it
+        stage_wait(first)
+        store.set("received", "1")
+        waiting.join()
+    else:
+        store.wait(["received"])
+        stage_send(second, blocks)
+        stage_wait(first)
+        stage_wait(second)
+    assert torch.equal(outs, torch.ones_like(outs))
+
+
+def test_threads_wait_beside_each_other() -> None:
+    run_ranks(_two_threads, 2)
+
+
+def _unlike(rank: int, expects: int) -> None:
     group = _share()
     blocks, out = [torch.ones(1, 5)] * 2, [torch.zeros(1, 5), torch.zeros(1, 5)]
     if rank == 1:
-        out[0] = torch.zeros(1, 6)
+        out[0] = torch.zeros(expects // 4, 1)
     ticket = stage_start(blocks, out, group)
     if rank == 0:
         stage_wait(ticket)
         return
-    with pytest.raises(ExchangeError, match="a message of 20 bytes came where one of 24 was expected"):
+    with pytest.raises(ExchangeError, match=f"a message of 20 bytes came where one of {expects} was expected"):
         stage_wait(ticket)
 
 
-def test_a_block_of_another_size_is_refused() -> None:
-    run_ranks(_unlike, 2)
+@pytest.mark.parametrize("expects", [24, 0])
+def test_a_block_of_another_size_is_refused(expects: int) -> None:
+    run_ranks(_unlike, 2, expects)
 
 
 def _nobody(rank: int) -> None:
