@@ -61,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bench-cluster DISAGREES, not timed: {record['complaint']}")
         return 1
     show_tables(facts(record["environment"], "environment"), *show.tables(record), *record["obstacles"].values())
+    if record["reclaimed_bytes"]:
+        short = f"memory was short ({record['reclaimed_bytes'] / 1e6:.0f} MB of pages were taken back), so that times"
+        print(f"{short} are longer than they are: name fewer contenders", file=sys.stderr)
     if options.plot:
         show.plot(record, Path(options.plot))
         print(f"plot: {options.plot}")

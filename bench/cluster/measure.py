@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from bench import baselines
@@ -35,6 +37,7 @@ def measure(problem: Problem, variants: Sequence[Variant], rates: Sequence[Rates
     """
     obstacles = {} if (text := baselines.obstacle("torchrec")) is None else {"torchrec": text}
     taking_part = [variant for variant in variants if variant.peer not in obstacles]
+    before = _reclaimed_bytes()
     with started(problem, shapes_inner=any(inner for _, inner in rates)) as hosts:
         contenders = [hosts.contender(variant) for variant in taking_part]
         ours = [contender for contender in contenders if contender.variant.peer is None]
@@ -50,7 +53,14 @@ def measure(problem: Problem, variants: Sequence[Variant], rates: Sequence[Rates
             record["phases"].append({"rate": None, "tower_rate": None, "over_arch_ms": over_arch})
             record["phases"][0] |= _step_times(contenders, seconds)
             record["phases"] += [_shaped(contenders, hosts, rate, inner, seconds) for rate, inner in rates]
+        record["reclaimed_bytes"] = _reclaimed_bytes() - before
         return record
+
+
+def _reclaimed_bytes() -> int:
+    """What the system has taken back so far, of anybody's pages, because memory was short."""
+    counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    return mmap.PAGESIZE * sum(int(counts.get(name, 0)) for name in ("pgsteal_kswapd", "pgsteal_direct"))
 
 
 def _shaped(

@@ -13,6 +13,7 @@ import torch
 
 from bench import report
 from bench.agreement import Disagreement
+from bench.cluster import __main__ as command
 from bench.cluster import network, show
 from bench.cluster.__main__ import main
 from bench.cluster.check import agree_within, output_bound
@@ -161,6 +162,16 @@ def test_tables_show_floor_exposed_share_and_ratios(capsys, tmp_path):
     assert [cell.strip() for cell in ratio.split("|")[2:4]] == ["1.00", "2.00"]
     show.plot(record(), tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("reclaimed", [0, 2_000_000])
+def test_short_memory_is_told(reclaimed, monkeypatch, capsys):
+    told = record() | {"reclaimed_bytes": reclaimed, "complaint": None, "obstacles": {}}
+    monkeypatch.setenv(command.INSIDE, "1")
+    monkeypatch.setattr(network, "obstacle", lambda: None)
+    monkeypatch.setattr(command, "measure", lambda *_: told)
+    assert main([]) == 0
+    assert ("memory was short (2 MB of pages" in capsys.readouterr().err) == bool(reclaimed)
 
 
 def test_without_the_tools_one_sentence_and_code_2(monkeypatch, capsys):
