@@ -22,7 +22,7 @@ class Groups {
  public:
   struct Turn {
     int tag = 0;  // of a stage's messages
-    std::shared_ptr<const Neighbours> neighbours;
+    std::shared_ptr<const Neighbours> neighbours = std::make_shared<const Neighbours>();
   };
 
   // Ranks expect the stages of a group in the same order, so that they count alike.

@@ -57,7 +57,7 @@ class Outbox {
   static constexpr const char* FILE_NAME = "dmt_kernels";
 
   explicit Outbox(uint64_t nonce)
-      : file_(std::make_unique<File>(memfd_create(FILE_NAME, MFD_CLOEXEC))),
+      : file_(std::make_unique<File>(memory_file())),
         slots_memory_(sized_file(), 0, Slots::BYTES),
         messages_(file_->number(), Slots::BYTES, Slots::MESSAGE_BYTES) {
     slots_.nonce = nonce;
@@ -87,6 +87,15 @@ class Outbox {
   }
 
  private:
+  // Some systems refuse memory that could be run as a program; others do not know the wish that it be none.
+  static int memory_file() {
+#ifdef MFD_NOEXEC_SEAL
+    const int file = memfd_create(FILE_NAME, MFD_CLOEXEC | MFD_NOEXEC_SEAL);
+    if (file >= 0 || errno != EINVAL) return file;
+#endif
+    return memfd_create(FILE_NAME, MFD_CLOEXEC);
+  }
+
   void forget_received() {
     const auto is_received = [this](const std::pair<uint32_t, size_t>& message) {
       const auto& [number, offset] = message;
@@ -105,10 +114,25 @@ class Outbox {
       if (begin + bytes <= offset) break;
       begin = (end + line - 1) / line * line;
     }
-    if (begin + bytes > messages_.size()) messages_.grow_to(std::max(begin + bytes, 2 * messages_.size()));
+    if (begin + bytes > messages_.size()) messages_.grow_to(std::max(whole(begin + bytes), 2 * messages_.size()));
+    touch(whole(begin + bytes));
     ends_.emplace(begin, begin + bytes);
     under_way_.emplace_back(number, begin);
     return begin;
+  }
+
+  // In pages, however large they are.
+  static size_t whole(size_t bytes) { return (bytes + Slots::BYTES - 1) / Slots::BYTES * Slots::BYTES; }
+
+  // Gets the pages of messages up to there, or says that there are none; a copy would end the process.
+  void touch([[maybe_unused]] size_t end) {
+#ifdef MADV_POPULATE_WRITE
+    if (end <= touched_) return;
+    if (madvise(messages_.data() + touched_, end - touched_, MADV_POPULATE_WRITE) != 0 && errno != EINVAL) {
+      throw std::system_error(errno, std::generic_category(), "memory to share");
+    }
+    touched_ = end;
+#endif
   }
 
   int sized_file() const {
@@ -123,6 +147,7 @@ class Outbox {
   Mapping slots_memory_;
   Slots& slots_ = Slots::in(slots_memory_);
   Mapping messages_;
+  size_t touched_ = 0;                                  // bytes of messages whose pages are there
   std::map<size_t, size_t> ends_;                       // by where messages begin that are under way
   std::vector<std::pair<uint32_t, size_t>> under_way_;  // their numbers, and where they begin
 };
@@ -152,7 +177,8 @@ class Inbox {
     for (uint32_t number = first_;; ++number) {
       while (has_all_before(number)) {
         lock.unlock();  // somebody else may wait for what is there
-        sleep(number, deadline, timeout);
+        sleep(number);
+        complain(number, deadline, timeout);
         lock.lock();
       }
       Slots::Slot& slot = slots_.of(number);
@@ -167,6 +193,12 @@ class Inbox {
       break;
     }
     pass_what_is_received();
+  }
+
+  // Tags come again in the end; none of what was forgotten long ago is meant.
+  void expect(uint32_t tag) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    unwanted_.erase(tag);
   }
 
   // Nobody will take the message of that tag, which may not be there yet.
@@ -199,11 +231,14 @@ class Inbox {
   }
 
   // Until something comes after all messages before that one, or for a moment.
-  void sleep(uint32_t number, std::chrono::steady_clock::time_point deadline, std::chrono::milliseconds timeout) const {
+  void sleep(uint32_t number) const {
     const timespec moment{0, 20'000'000};
     syscall(SYS_futex, &slots_.sent, FUTEX_WAIT, number, &moment, nullptr, 0);
-    if (!has_all_before(number)) return;
-    if (sender_->has_ended() && has_all_before(number)) {
+  }
+
+  void complain(uint32_t number, std::chrono::steady_clock::time_point deadline,
+                std::chrono::milliseconds timeout) const {
+    if (has_all_before(number) && sender_->has_ended() && has_all_before(number)) {
       throw std::runtime_error("shared memory closed by peer, whose process has ended");
     }
     if (std::chrono::steady_clock::now() >= deadline) {

@@ -32,7 +32,11 @@ class Delivery {
   Delivery(std::shared_ptr<Neighbour> from, uint32_t tag) : from_(std::move(from)), tag_(tag) {}
   Delivery(Delivery&&) = default;
   ~Delivery() {
-    if (from_ != nullptr) from_->inbox->forget(tag_);
+    if (from_ == nullptr) return;
+    try {
+      from_->inbox->forget(tag_);
+    } catch (const std::exception&) {  // no memory for a note; then its place stays taken
+    }
   }
 
   void take(const at::Tensor& to, std::chrono::milliseconds timeout) {
@@ -52,7 +56,7 @@ class Neighbours {
 
   // Collective. Ranks are neighbours if both are willing and can open each other's files.
   Neighbours(c10d::ProcessGroup& group, bool is_willing) {
-    if (group.getBackend(c10::DeviceType::CPU)->getBackendName() != "gloo") return;  // others know what to do
+    if (group.getBackend(c10::DeviceType::CPU)->getBackendName() != "gloo") return;  // others have ways of their own
     const int ranks = group.getSize(), rank = group.getRank();
     of_rank_.resize(ranks);
     const Identity self = is_willing ? identify() : Identity{};
@@ -96,13 +100,18 @@ class Neighbours {
     return all;
   }
 
+  bool exist() const { return !of_rank_.empty(); }
+
   bool has(int rank) const { return !of_rank_.empty() && of_rank_[rank] != nullptr; }
 
   void send(int rank, const at::Tensor& message, uint32_t tag) const {
     of_rank_[rank]->outbox->put(message.const_data_ptr(), message.nbytes(), tag);
   }
 
-  Delivery expect(int rank, uint32_t tag) const { return Delivery(of_rank_[rank], tag); }
+  Delivery expect(int rank, uint32_t tag) const {
+    of_rank_[rank]->inbox->expect(tag);
+    return Delivery(of_rank_[rank], tag);
+  }
 
  private:
   struct Identity {

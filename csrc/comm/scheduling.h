@@ -39,7 +39,8 @@ inline void keep_gloo_from_preempting() noexcept {
 }
 
 // Asks for time slices of 20 ms for this thread, as long as a pass of a step, so that it is seldom preempted while it
-// posts; not for the threads and processes that it will make. Linux grants it from 6.12 on, and takes no notice before.
+// posts; not for the threads and processes that it will make. Linux grants it from 6.12 on; before, it
+// has no slice to tell of. (What such a thread makes also begins with nice 0 if its own is negative.)
 inline void ask_for_long_slices() noexcept {
 #ifdef SYS_sched_setattr
   struct {  // sched_attr of the kernel, as of its first version
@@ -51,7 +52,8 @@ inline void ask_for_long_slices() noexcept {
   } attributes{};
   constexpr uint64_t slice_ns = 20'000'000;
   if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) != 0) return;
-  if (attributes.policy != SCHED_OTHER || attributes.runtime >= slice_ns) return;
+  const bool has_slices = attributes.runtime != 0;
+  if (attributes.policy != SCHED_OTHER || !has_slices || attributes.runtime >= slice_ns) return;
   constexpr uint64_t reset_on_fork = 1;
   attributes.flags |= reset_on_fork;
   attributes.size = sizeof attributes;

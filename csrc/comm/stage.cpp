@@ -77,6 +77,7 @@ class Stage {
   void send(Blocks blocks, std::optional<int64_t> format, std::optional<int64_t> seed, int64_t step) {
     TORCH_CHECK(!sent_, "the stage has sent its blocks");
     sent_.emplace(std::move(blocks), format);
+    TORCH_CHECK(sent_->bytes().device() == received_.bytes().device(), "blocks and out are on one device");
     sent_->pack(seed, step);
     if (sent_->bytes().is_cpu()) {
       send_to_each();
@@ -100,7 +101,7 @@ class Stage {
       const at::AutoDispatchBelowADInplaceOrView untracked;
       TORCH_CHECK(sent_, "the stage has sent nothing");
       for (Expected& expected : expected_) {
-        naming(expected.peer, [&] { expected.delivery.take(received_.pieces()[expected.peer], timeout()); });
+        naming(expected.peer, [&] { expected.delivery.take(received_.pieces()[expected.peer], timeout_); });
       }
       for (const auto& [work, peer] : works_) {
         if (peer == NOBODY) {
@@ -135,15 +136,14 @@ class Stage {
     return group;
   }
 
-  std::chrono::milliseconds timeout() const {
-    return group()->getBackend(c10::DeviceType::CPU)->getBackendOptions()->timeout;
-  }
-
   // gloo's all-to-all posts what it sends before what it receives. Two ranks that come at different times then use a
   // link in one direction after the other: the late one's word that it is ready queues behind its own message.
   void expect_from_each() {
     const Group group = this->group();
     turn_ = groups().next_turn(group);
+    if (turn_.neighbours->exist()) {
+      timeout_ = group->getBackend(c10::DeviceType::CPU)->getBackendOptions()->timeout;
+    }
     if (turn_.tag == 0) {
       keep_gloo_from_preempting();
       ask_for_long_slices();
@@ -181,7 +181,8 @@ class Stage {
     for (int i = 1; i < ranks; ++i) {
       const int peer = (group->getRank() + i) % ranks;
       if (turn_.neighbours->has(peer) != (distance == NEAR)) continue;
-      if (pieces[peer].numel() == 0 && distance == FAR) continue;  // a neighbour notices who expects nothing
+      if (pieces[peer].numel() == 0 && distance == FAR)
+        continue;  // neighbours get empty ones, so that unlike sizes show
       naming(peer, [&] { function(peer, pieces[peer]); });
     }
   }
@@ -190,7 +191,8 @@ class Stage {
   Message received_;
   WeakGroup group_;
   Groups::Turn turn_;
-  std::vector<Expected> expected_;  // from neighbours
+  std::chrono::milliseconds timeout_{0};  // for neighbours
+  std::vector<Expected> expected_;        // from neighbours
   std::vector<Pending> works_;
   bool is_done_ = false;
 };

@@ -25,8 +25,8 @@ _CODES = {format: format.code for format in WireFormat}
 class Ticket:
     """A stage in flight: what :func:`stage_start` and :func:`stage_expect` return, for one :func:`stage_wait`.
 
-    If nobody waits for it, or it fails, what it sends and receives stays in memory as long as its group lives, since
-    other ranks may still be at it. The compiled engine frees it when stages of a later group begin.
+    If nobody waits for it, or it fails, what travels through the backend stays in memory as long as its group lives,
+    since other ranks may still be at it. The compiled engine frees it when stages of a later group begin.
     """
 
     __slots__ = ("_format", "_group", "_is_sent", "_stage")
@@ -167,11 +167,12 @@ def stage_share_memory(group: str) -> list[int]:
 
     For blocks on the CPU, from the group's next stage on: a copy on either side takes the place of the kernel's way
     through sockets. Two ranks do so if neither has ``DMT_SHARED_MEMORY=0`` in its environment, both have one network
-    and one ``/proc``, and may open each other's files there. Others, and all on the composition, keep to the backend.
+    and one ``/proc``, may open each other's files there, and have no limit on the size of files (``ulimit -f``).
+    Others, and all on the composition, keep to the backend.
     :func:`~dmt_kernels.comm.build_mesh` has done it for its groups.
 
-    What messages take of memory at one time is kept. A stage fails whose message to such a rank is the 1,024th since
-    one that has not been received.
+    What messages take of memory at one time is kept. Empty blocks are messages, too, so that ranks notice unlike sizes.
+    A stage fails whose message to such a rank is the 1,024th since one that has not been received.
 
     Parameters
     ----------
