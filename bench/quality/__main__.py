@@ -26,7 +26,7 @@ from dmt_kernels.planner import GROUPINGS, STRATEGIES
 from dmt_kernels.spec import InputError
 from dmt_kernels.train.config import FORMATS, TrainConfig, flag
 
-CHOSEN_HERE = ("data", "seed", "local", "partition", "model", "exchange", "out", "overwrite")
+CHOSEN_HERE = ("data", "seed", "local", "partition", "model", "exchange", "out", "overwrite", "average_weights")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +70,7 @@ def _plan(given: argparse.Namespace) -> Plan:
         most=max(given.most, given.least),
         half_width=given.half_width,
         payloads=given.payloads,
-        options=dict(given.option),
+        options=({"average_weights": given.average_weights} if given.average_weights else {}) | dict(given.option),
         tower_options=dict(given.tower_option),
     )
 
@@ -106,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--epochs", 20, "of a run at most", "N")
     add("--patience", 2, "epochs without a better validation AUC that end a run", "N")
     add("--trial-epochs", None, "of a trial at most (--epochs); fewer are a bias against what converges late", "N")
+    help = "how far weights' moving average, which is scored, decays by the step; 0: the last step's are"
+    add("--average-weights", 0.995, help, "DECAY", float)
     add("--least", 3, "seeds", "N")
     add("--most", 20, "seeds", "N")
     add("--half-width", 0.0004, "of the confidence interval of a difference: no seeds are added below", "AUC", float)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.quality.__main__ import _parser, main
+from bench.quality.__main__ import _parser, _plan, main
 from bench.quality.grid import Cell, Plan, grid
 from bench.quality.partitions import choose_towers
 from bench.quality.provenance import code, made_otherwise
@@ -198,7 +198,7 @@ def test_the_epoch_that_reaches_an_auc():
 def test_a_tiny_grid_from_end_to_end_that_is_killed_on_the_way(tmp_path, capsys):
     words = "--jobs 1 --models dlrm --towers 2 --compressions 2 --partitions random --trials 1 --epochs 2"
     words += " --data synthetic:512 --trial-epochs 1 --least 2 --most 2 --tune-at 2,2 --train-payloads fp8"
-    words += " --option batch_size=128 --option average-weights=0.9 --tower-option tower_module=dcn"
+    words += " --average-weights 0.9 --option batch_size=128 --tower-option tower_module=dcn"
     command = [*words.split(), "--out", str(tmp_path)]
     assert main(command) == 0
     shown = capsys.readouterr().out
@@ -210,6 +210,7 @@ def test_a_tiny_grid_from_end_to_end_that_is_killed_on_the_way(tmp_path, capsys)
     assert run["payloads"]["fp8"] != run["auc"]
     assert len(run["curve"]) == 2
     assert run["spec"]["options"]["tower_module"] == "dcn"
+    assert run["spec"]["options"]["average_weights"] == 0.9
     assert "to the best" in (tmp_path / "tables.md").read_text()
     assert (tmp_path / "differences.png").stat().st_size > 1000
 
@@ -244,6 +245,8 @@ def test_a_run_is_scored_as_it_is_trained(tmp_path, monkeypatch):
         ("--option members=two", "'two'"),
         ("--option amp=maybe", "amp is true or false, not 'maybe'"),
         ("--option seed=3", "seed is what the bench itself chooses"),
+        ("--option average-weights=0.9", "average-weights is what the bench itself chooses"),
+        ("--average-weights 1", "--average-weights 1 is not between 0 and 1"),
         ("--models dlrm tlrm", "'tlrm'"),
         ("--compressions 2 0", "--compression 0"),
         ("--tower-option tower-payload=int7", "'int7'"),
@@ -260,6 +263,16 @@ def test_what_cannot_be_trained_with_is_said_before_anything_is(words, said, tmp
 def test_options_are_read_as_train_reads_them():
     given = _parser().parse_args(["--option", "members=2", "--option", "amp=true", "--option", "table-lr=1e-2"])
     assert dict(given.option) == {"members": 2, "amp": True, "table_lr": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("words", "decay"), [("", 0.995), ("--average-weights 0.9", 0.9), ("--average-weights 0", None)]
+)
+def test_averages_are_what_is_scored_unless_that_is_unwanted(words, decay):
+    plan = _plan(_parser().parse_args(words.split()))
+    assert all(
+        plan.run(cell, {}, 0)["options"].get("average_weights") == decay for cell in (plan.cells[0], *plan.twins)
+    )
 
 
 def test_a_model_whose_trials_all_failed_is_shown(study):
