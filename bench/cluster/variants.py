@@ -116,6 +116,7 @@ RATIOS = (
     ("dmt, bare", "TorchRec towers, bare"),
     ("dmt, bare, fp16", "TorchRec towers, bare, fp16"),
     ("dmt", "TorchRec flat"),
+    ("dmt, auto chunks", "TorchRec flat"),
     ("dmt, fp16", "TorchRec flat, fp16"),
     ("dmt, bare, fp16, amp", "TorchRec towers, bare, fp16, amp"),
     ("dmt, fp16, amp", "TorchRec flat, fp16, amp"),
