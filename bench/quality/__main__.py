@@ -26,7 +26,7 @@ from dmt_kernels.planner import GROUPINGS, STRATEGIES
 from dmt_kernels.spec import InputError
 from dmt_kernels.train.config import FORMATS, TrainConfig, flag
 
-CHOSEN_HERE = ("data", "seed", "local", "partition", "model", "exchange", "out", "overwrite", "average_weights")
+CHOSEN_HERE = ("data", "seed", "local", "partition", "model", "exchange", "out", "overwrite")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--epochs", 20, "of a run at most", "N")
     add("--patience", 2, "epochs without a better validation AUC that end a run", "N")
     add("--trial-epochs", None, "of a trial at most (--epochs); fewer are a bias against what converges late", "N")
-    help = "how far weights' moving average, which is scored, decays by the step; 0: the last step's are"
+    help = "decay, by the step, of the moving average of weights that is scored; 0: the last step's weights are"
     add("--average-weights", 0.995, help, "DECAY", float)
     add("--least", 3, "seeds", "N")
     add("--most", 20, "seeds", "N")
@@ -133,6 +133,8 @@ def _option(text: str) -> tuple[str, Any]:
     """A field of `TrainConfig` and its value, as ``train`` itself reads it."""
     name, _, value = text.partition("=")
     field = name.replace("-", "_")
+    if field == "average_weights":
+        raise argparse.ArgumentTypeError(f"{name} is an option of the bench: --average-weights")
     if field in CHOSEN_HERE:
         raise argparse.ArgumentTypeError(f"{name} is what the bench itself chooses")
     given = [f"{flag(field)}={value}"]

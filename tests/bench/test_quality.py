@@ -245,7 +245,7 @@ def test_a_run_is_scored_as_it_is_trained(tmp_path, monkeypatch):
         ("--option members=two", "'two'"),
         ("--option amp=maybe", "amp is true or false, not 'maybe'"),
         ("--option seed=3", "seed is what the bench itself chooses"),
-        ("--option average-weights=0.9", "average-weights is what the bench itself chooses"),
+        ("--option average-weights=0.9", "average-weights is an option of the bench: --average-weights"),
         ("--average-weights 1", "--average-weights 1 is not between 0 and 1"),
         ("--models dlrm tlrm", "'tlrm'"),
         ("--compressions 2 0", "--compression 0"),
