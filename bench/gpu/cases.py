@@ -131,7 +131,8 @@ class Cases:
 
         touched = sum(len(some.unique()) for some in ids.view(s.features, -1))
         row = s.dim * 4
-        passes = -(-(s.features * s.rows).bit_length() // 8)
+        is_sparse = 16 * len(ids) < s.features * s.rows  # then rows are sorted by their number in the table alone
+        passes = -(-(s.rows if is_sparse else s.features * s.rows).bit_length() // 8)
         rest = 16 * len(ids) * passes + 16 * len(ids) + touched * (2 * row + 8)
         floor = len(ids) * row / self.device.gather_rate + rest / self.device.copy_rate
         others: dict[str, Callable[[], Run]] = {

@@ -8,7 +8,7 @@ import torch
 
 from bench.gpu.__main__ import measure, write
 from bench.gpu.cases import Case
-from bench.gpu.graph import device_spans, gaps
+from bench.gpu.graph import device_spans, gaps, typical, verdict
 
 GPU = SimpleNamespace(device=torch.device("cuda"), seconds=lambda run: run())  # runs say how long they take
 
@@ -19,9 +19,21 @@ def event(start, duration, category="kernel"):
 
 def test_gaps_between_kernels_that_overlap():
     events = [event(130, 10), event(100, 20), event(105, 3, "gpu_memcpy"), event(0, 500, "cpu_op"), {"name": "thread"}]
-    found = {"kernels": 3, "us": 40, "largest gap us": 10, "idle us": 10, "between": "any and any"}
+    found = {"kernels": 3, "us": 40, "idle us": 10, "largest gap us": 10, "between": "any and any", "memset gap us": 0}
     assert gaps(device_spans({"traceEvents": events})) == found
+    found = gaps([(0, 1, "a"), (2, 3, "Memset "), (9, 10, "b")])
+    assert (found["largest gap us"], found["between"], found["memset gap us"]) == (1, "a and Memset ", 6)
+    assert [verdict(found, memset) for memset in (1.0, 6.0)] == ["unknown", "no"]
+    assert verdict(gaps([(0, 1, "a"), (2, 3, "b")]), 1.0) == "yes"
+    assert verdict(gaps([(0, 1, "a"), (9, 10, "b")]), 1.0) == "no"
     assert gaps([])["kernels"] == 0
+
+
+def test_a_replay_of_medians_has_no_gap_of_one_replay():
+    replays = [[(0, 2, "a"), (3, 5, "b")], [(10, 12, "a"), (60, 62, "b")], [(90, 93, "a"), (94, 96, "b")]]
+    assert typical(replays) == [(0, 2, "a"), (3, 5, "b")]
+    with pytest.raises(RuntimeError, match="another order"):
+        typical([replays[0], [(0, 2, "b"), (3, 5, "a")]])
 
 
 def test_results_are_whole_after_every_case(tmp_path):
