@@ -18,8 +18,8 @@ Tensor check_ids(const Tensor& ids, const Tensor& offsets, const std::vector<int
   // Only the integers are looked at: every feature is a table of its own, without columns.
   const BagArguments bags(op, rows, std::vector<int64_t>(rows.size(), 0), ScalarType::Float, ids, offsets, std::nullopt,
                           std::nullopt, std::nullopt, std::nullopt, blocks);
-  DeviceBags on_device(bags, ids);
-  on_device.upload(device.stream());
+  DeviceBags on_device(bags);
+  on_device.upload(ids, device.stream());
   const Tensor result = torch::stable::new_empty(ids, {5}, ScalarType::Long);
   cuda::check_ids(on_device.layout(), static_cast<cuda::MissingIds*>(result.mutable_data_ptr()), device.stream());
   return result;

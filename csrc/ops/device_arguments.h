@@ -36,6 +36,17 @@ cuda::DType device_dtype(const char* op, const char* name, ScalarType dtype);
 // Uninitialised bytes on the device of `like`, from torch's allocator: the stream's own, so free when the op returns.
 Tensor device_bytes(const Tensor& like, int64_t bytes);
 
+// What an op sends to the device for its kernels to read.
+class Uploads {
+ public:
+  // Bytes of the host's on the device of `like`: where an earlier call on this stream has put them, if they are the
+  // same (tables and features seldom change), or in memory that lives as long as this.
+  const void* put(const Tensor& like, const void* source, int64_t bytes, cudaStream_t stream);
+
+ private:
+  std::vector<Tensor> own_;
+};
+
 // The device's record of ids out of range. Making the first one waits for the device, so a process's first call may not
 // be captured.
 Tensor id_errors(const Tensor& like);
@@ -48,24 +59,24 @@ class DeviceBags {
   // `reports`: whether ids out of range are errors.
   DeviceBags(const char* op, const TableArguments& tables, const BagArguments& bags, const Tensor& like, bool reports);
   // Without tables and without reports: for who looks at ids alone.
-  DeviceBags(const BagArguments& bags, const Tensor& like);
+  explicit DeviceBags(const BagArguments& bags);
   DeviceBags(const DeviceBags&) = delete;
   DeviceBags& operator=(const DeviceBags&) = delete;
 
   const std::vector<cuda::Feature>& features() const { return features_; }
   int64_t widest_dim() const;
-  void upload(cudaStream_t stream);
+  void upload(const Tensor& like, cudaStream_t stream);
 
   const cuda::Bags& layout() const { return layout_; }
   cuda::DType dtype() const { return dtype_; }  // of the tables
 
  private:
-  void describe(const cpu::BagLayout& bags, const Tensor& like);
+  void describe(const cpu::BagLayout& bags);
 
   cuda::DType dtype_ = cuda::DType::f32;
   std::vector<cuda::Feature> features_;
   std::vector<int64_t> block_order_;
-  Tensor buffer_;
+  Uploads uploads_;
   Tensor errors_;
   cuda::Bags layout_ = {};
 };

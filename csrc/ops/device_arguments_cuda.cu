@@ -2,10 +2,14 @@
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <algorithm>
 
+#include <algorithm>
+#include <cstring>
 #include <map>
 #include <mutex>
+#include <string>
+#include <unordered_map>
+#include <utility>
 
 #if defined(__CUDACC__)
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
@@ -48,6 +52,50 @@ Tensor device_bytes(const Tensor& like, int64_t bytes) {
   return torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
 }
 
+namespace {
+
+// Bytes on the device for one stream's kernels, which are never changed: they may be read by any kernel that is still
+// to run. Not torch's memory, some of which is a graph's or a pool's and ends with it.
+class Shelf {
+ public:
+  // Null where there is no room left.
+  const void* find_or_put(const void* source, int64_t bytes, cudaStream_t stream) {
+    std::string wanted(static_cast<const char*>(source), static_cast<size_t>(bytes));
+    const auto found = places_.find(wanted);
+    if (found != places_.end()) return memory_ + found->second;
+    const int64_t size = cuda::ceil_div<int64_t>(bytes, kAlignment) * kAlignment;
+    if (used_ + size > kBytes) return nullptr;
+    cuda::upload(memory_ + used_, source, bytes, stream);
+    places_.emplace(std::move(wanted), used_);
+    return memory_ + std::exchange(used_, used_ + size);
+  }
+
+ private:
+  static constexpr int64_t kBytes = 1 << 20;
+  static constexpr int64_t kAlignment = 256;
+  char* memory_ = static_cast<char*>(cuda::allocate(kBytes));
+  int64_t used_ = 0;
+  std::unordered_map<std::string, int64_t> places_;
+};
+
+const void* on_shelf(int32_t device, const void* source, int64_t bytes, cudaStream_t stream) {
+  if (cuda::is_captured(stream)) return nullptr;  // a graph keeps its own
+  static std::mutex mutex;
+  static auto* const shelves = new std::map<std::pair<int32_t, cudaStream_t>, Shelf>();  // for ever: CUDA ends first
+  const std::lock_guard<std::mutex> lock(mutex);
+  return (*shelves)[{device, stream}].find_or_put(source, bytes, stream);
+}
+
+}  // namespace
+
+const void* Uploads::put(const Tensor& like, const void* source, int64_t bytes, cudaStream_t stream) {
+  const void* const there = on_shelf(like.get_device_index(), source, bytes, stream);
+  if (there != nullptr) return there;
+  own_.push_back(device_bytes(like, cuda::ceil_div<int64_t>(bytes, 16) * 16));
+  cuda::upload(own_.back().mutable_data_ptr(), source, bytes, stream);
+  return own_.back().const_data_ptr();
+}
+
 Tensor id_errors(const Tensor& like) {
   static std::mutex mutex;
   static auto* const records = new std::map<int32_t, Tensor>();  // for ever: CUDA ends before statics do
@@ -73,12 +121,12 @@ Tensor pooled_grad(const char* op, const Tensor& grad, const BagArguments& bags,
   return contiguous_as(grad, type);
 }
 
-DeviceBags::DeviceBags(const BagArguments& bags, const Tensor& like) { describe(bags.layout(), like); }
+DeviceBags::DeviceBags(const BagArguments& bags) { describe(bags.layout()); }
 
 DeviceBags::DeviceBags(const char* op, const TableArguments& tables, const BagArguments& bags, const Tensor& like,
                        bool reports)
     : dtype_(device_dtype(op, "tables", tables.dtype())), errors_(id_errors(like)) {
-  describe(bags.layout(), like);
+  describe(bags.layout());
   check(layout_.num_ids <= INT32_MAX, op, "more than 2^31 - 1 ids in one call");  // kernels count them in 32 bits
   const cpu::TableData data = tables.data();
   for (cuda::Feature& feature : features_) {
@@ -91,7 +139,7 @@ DeviceBags::DeviceBags(const char* op, const TableArguments& tables, const BagAr
   if (reports) layout_.errors = static_cast<cuda::IdErrors*>(errors_.mutable_data_ptr());
 }
 
-void DeviceBags::describe(const cpu::BagLayout& all, const Tensor& like) {
+void DeviceBags::describe(const cpu::BagLayout& all) {
   block_order_.assign(all.block_order, all.block_order + all.num_blocks);
   std::vector<int64_t> first_keys = {0};
   for (int64_t t = 0; t < all.num_tables; ++t) first_keys.push_back(first_keys.back() + all.table_rows[t]);
@@ -125,11 +173,6 @@ void DeviceBags::describe(const cpu::BagLayout& all, const Tensor& like) {
       .wide_ids = all.wide_ids,
       .is_shard = all.row_starts != nullptr,
   };
-  const int64_t feature_bytes = all.num_features * static_cast<int64_t>(sizeof(cuda::Feature));
-  buffer_ = device_bytes(like, feature_bytes + cuda::ceil_div<int64_t>(all.num_blocks, 2) * 16);
-  layout_.features = static_cast<const cuda::Feature*>(buffer_.const_data_ptr());
-  layout_.block_order =
-      reinterpret_cast<const int64_t*>(static_cast<const char*>(buffer_.const_data_ptr()) + feature_bytes);
 }
 
 int64_t DeviceBags::widest_dim() const {
@@ -138,12 +181,14 @@ int64_t DeviceBags::widest_dim() const {
   return widest;
 }
 
-void DeviceBags::upload(cudaStream_t stream) {
+void DeviceBags::upload(const Tensor& like, cudaStream_t stream) {
   const size_t feature_bytes = features_.size() * sizeof(cuda::Feature);
-  std::vector<char> bytes(static_cast<size_t>(buffer_.size(0)));
+  std::vector<char> bytes(feature_bytes + block_order_.size() * sizeof(int64_t));
   std::memcpy(bytes.data(), features_.data(), feature_bytes);
   std::memcpy(bytes.data() + feature_bytes, block_order_.data(), block_order_.size() * sizeof(int64_t));
-  cuda::upload(buffer_.mutable_data_ptr(), bytes.data(), buffer_.size(0), stream);
+  const void* const there = uploads_.put(like, bytes.data(), static_cast<int64_t>(bytes.size()), stream);
+  layout_.features = static_cast<const cuda::Feature*>(there);
+  layout_.block_order = reinterpret_cast<const int64_t*>(static_cast<const char*>(there) + feature_bytes);
 }
 
 namespace {

@@ -25,13 +25,12 @@ void embedding_bag_blocks_(std::vector<Tensor> blocks, const std::vector<Tensor>
                           feature_tables, poolings, row_starts, block_order);
   const auto targets = pooled_blocks<cuda::PooledBlock>(op, blocks, bags, rows.dtype(), wire);
   DeviceBags on_device(op, rows, bags, ids, mode == Bounds::error);
-  on_device.upload(device.stream());
-  const int64_t target_bytes = static_cast<int64_t>(targets.size() * sizeof(cuda::PooledBlock));
-  const Tensor uploaded = device_bytes(ids, target_bytes);
-  cuda::upload(uploaded.mutable_data_ptr(), targets.data(), target_bytes, device.stream());
-  cuda::embedding_bag_blocks(on_device.layout(), on_device.dtype(),
-                             static_cast<const cuda::PooledBlock*>(uploaded.const_data_ptr()), wire,
-                             on_device.widest_dim(), device.stream());
+  on_device.upload(ids, device.stream());
+  Uploads uploads;
+  const void* const blocks_there = uploads.put(
+      ids, targets.data(), static_cast<int64_t>(targets.size() * sizeof(cuda::PooledBlock)), device.stream());
+  cuda::embedding_bag_blocks(on_device.layout(), on_device.dtype(), static_cast<const cuda::PooledBlock*>(blocks_there),
+                             wire, on_device.widest_dim(), device.stream());
 }
 
 }  // namespace

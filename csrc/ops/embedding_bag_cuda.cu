@@ -11,7 +11,7 @@ namespace {
 void pool_into(const char* op, const Tensor& out, const TableArguments& rows, const BagArguments& bags,
                const Tensor& ids, Bounds mode, const OnDevice& device) {
   DeviceBags on_device(op, rows, bags, ids, mode == Bounds::error);
-  on_device.upload(device.stream());
+  on_device.upload(ids, device.stream());
   cuda::embedding_bag(on_device.layout(), on_device.dtype(), on_device.widest_dim(), out.mutable_data_ptr(),
                       device_dtype(op, "outputs", out.scalar_type()), device.stream());
 }
@@ -64,7 +64,7 @@ Tensor embedding_bag_weights_backward(const Tensor& grad, const std::vector<Tens
   const Tensor sums_grad = pooled_grad(op, grad, bags, ScalarType::Float);
   const Tensor weight_grad = torch::stable::new_zeros(sums_grad, {bags.layout().num_ids});
   DeviceBags on_device(op, rows, bags, ids, false);
-  on_device.upload(device.stream());
+  on_device.upload(ids, device.stream());
   cuda::embedding_bag_weights_backward(on_device.layout(), on_device.dtype(), on_device.widest_dim(),
                                        static_cast<const float*>(sums_grad.const_data_ptr()),
                                        static_cast<float*>(weight_grad.mutable_data_ptr()), device.stream());

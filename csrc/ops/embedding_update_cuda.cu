@@ -36,13 +36,13 @@ void update(const char* op, const std::vector<Tensor>& tables, const std::vector
   int64_t workspace_bytes = 0;
   cuda::UpdatePlan plan = cuda::plan_update(on_device.layout(), on_device.features(), updated, on_device.dtype(),
                                             gradient, workspace_bytes);
-  on_device.upload(device.stream());
-  const int64_t table_bytes = static_cast<int64_t>(updated.size() * sizeof(cuda::UpdatedTable));
-  const Tensor uploaded = device_bytes(ids, table_bytes);
-  cuda::upload(uploaded.mutable_data_ptr(), updated.data(), table_bytes, device.stream());
+  on_device.upload(ids, device.stream());
+  Uploads uploads;
+  const void* const tables_there = uploads.put(
+      ids, updated.data(), static_cast<int64_t>(updated.size() * sizeof(cuda::UpdatedTable)), device.stream());
   const Tensor workspace = device_bytes(ids, workspace_bytes);
   cuda::place_workspace(plan, workspace.mutable_data_ptr());
-  cuda::run_update(on_device.layout(), plan, static_cast<const cuda::UpdatedTable*>(uploaded.const_data_ptr()),
+  cuda::run_update(on_device.layout(), plan, static_cast<const cuda::UpdatedTable*>(tables_there),
                    static_cast<int64_t>(updated.size()), on_device.dtype(), gradient, optimizer, settings,
                    step.has_value() ? static_cast<const int64_t*>(step->const_data_ptr()) : nullptr, statistic,
                    device.stream());

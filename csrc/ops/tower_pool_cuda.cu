@@ -65,7 +65,7 @@ Tensor tower_pool(const std::vector<Tensor>& tables, const Tensor& ids, const Te
   const TowerArguments tower(op, dtype, bags.width(), weight, bias);
   const cuda::Products products = products_of(op, dtype, product_dtype, tf32);
   DeviceBags on_device(op, rows, bags, ids, mode == Bounds::error);
-  on_device.upload(device.stream());
+  on_device.upload(ids, device.stream());
   const cuda::Matrix factors = matrix_of(tower.weight);
   if (is_for_library(products, bags.out_rows(), factors.rows, bags.width()) &&
       !cuda::is_for_hopper(on_device.layout(), on_device.dtype(), factors, products)) {
@@ -105,7 +105,7 @@ Tensor tower_pool_weight_backward(const Tensor& grad, const std::vector<Tensor>&
         ", C], a row per row of the output, got ", shape_name(grad));
   const cuda::Products products = products_of(op, dtype, product_dtype, tf32);
   DeviceBags on_device(op, rows, bags, ids, false);
-  on_device.upload(device.stream());
+  on_device.upload(ids, device.stream());
   if (is_for_library(products, bags.out_rows(), grad.size(1), bags.width())) {
     const Tensor transposed = torch::stable::transpose(contiguous_as(grad, ScalarType::BFloat16), 0, 1);
     const Tensor pooled = pooled_rows(on_device, bags.out_rows(), bags.width(), ids, device.stream());

@@ -278,6 +278,12 @@ T __ldg(const T* source) {
 
 namespace dmt::cuda {
 
+inline int multiprocessors() { return 2; }
+
+inline void* allocate(int64_t bytes) { return std::aligned_alloc(256, static_cast<size_t>(bytes)); }
+
+inline bool is_captured(cudaStream_t) { return false; }
+
 inline void fill_bytes(void* target, int value, int64_t bytes, cudaStream_t) {
   if (bytes > 0) std::memset(target, value, static_cast<size_t>(bytes));
 }

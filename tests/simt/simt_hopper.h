@@ -9,7 +9,6 @@ namespace dmt::cuda {
 constexpr int kClusterBlocks = 1;
 
 inline bool is_hopper() { return true; }
-inline int multiprocessors() { return 2; }
 
 template <class... Parameters, class... Arguments>
 void launch_clusters(void (*kernel)(Parameters...), int blocks, int threads, int64_t shared, cudaStream_t stream,

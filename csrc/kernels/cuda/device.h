@@ -43,6 +43,30 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t 
   check_cuda(cudaGetLastError(), "launching a kernel");
 }
 
+inline int attribute_of_device(cudaDeviceAttr attribute) {
+  int device = 0;
+  int value = 0;
+  check_cuda(cudaGetDevice(&device), "asking for the device");
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "asking what the device is");
+  return value;
+}
+
+inline int multiprocessors() { return attribute_of_device(cudaDevAttrMultiProcessorCount); }
+
+// Memory of the current device that is never given back.
+inline void* allocate(int64_t bytes) {
+  void* memory = nullptr;
+  check_cuda(cudaMalloc(&memory, static_cast<size_t>(bytes)), "allocating memory");
+  return memory;
+}
+
+// Whether what the stream is given becomes part of a CUDA graph.
+inline bool is_captured(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check_cuda(cudaStreamIsCapturing(stream, &status), "asking whether a graph is made");
+  return status != cudaStreamCaptureStatusNone;
+}
+
 inline void fill_bytes(void* target, int value, int64_t bytes, cudaStream_t stream) {
   check_cuda(cudaMemsetAsync(target, value, static_cast<size_t>(bytes), stream), "filling memory");
 }

@@ -24,14 +24,6 @@ DMT_BOTH int swizzled_part(int row, int part) { return row * kSwizzledRow + (par
 
 constexpr int kClusterBlocks = 2;  // of all clusters
 
-inline int attribute_of_device(cudaDeviceAttr attribute) {
-  int device = 0;
-  int value = 0;
-  check_cuda(cudaGetDevice(&device), "asking for the device");
-  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "asking what the device is");
-  return value;
-}
-
 // Whether the current device is one, and this was compiled for it.
 inline bool is_hopper() {
 #if defined(DMT_SM90A)
@@ -40,8 +32,6 @@ inline bool is_hopper() {
   return false;
 #endif
 }
-
-inline int multiprocessors() { return attribute_of_device(cudaDevAttrMultiProcessorCount); }
 
 // kernel<<<...>>>(arguments...) in clusters of blocks. It may begin before the last kernel of the stream has ended,
 // whose results are there after wait_for_last_kernel().
