@@ -37,13 +37,27 @@ def test_bits_of_the_cpu(op, case):
 @pytest.mark.parametrize("longest", [1, 3, 40])
 def test_runs_of_every_length(op, dtype, longest):
     """Rows in flight cross the ends of bags; features of more columns than a warp has packs; many blocks."""
-    for dims in [(128, 4), (300, 16)]:
+    for dims, samples in [((128, 4), 37), ((300, 16), 37), ((32, 12), 700)]:
         case = random_bags(
-            dims=dims, rows=(50, 9), blocks=2, samples=37, longest=longest, dtype=dtype, pooling=["mean", "sum"],
+            dims=dims, rows=(50, 9), blocks=2, samples=samples, longest=longest, dtype=dtype, pooling=["mean", "sum"],
             missing=True, block_order=[1, 0], slack=3,
         )  # fmt: skip
         assert_same_as_on_the_cpu(op, case)
         assert_same_as_on_the_cpu(op, case, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bags_of_one_id(op, dtype):
+    """Rows are their own sums, but for zeros, which are not negative; some are missing, some held elsewhere."""
+    case = random_bags(dims=(128, 4, 12), rows=(50, 9, 5), blocks=2, samples=701, dtype=dtype, shard=True)
+    case.tables[0][::2, ::3] = -0.0
+    case.offsets = torch.arange(len(case.offsets))
+    ids = torch.cat([case.ids, torch.randint(-1, 60, (len(case.offsets),))])[: len(case.offsets) - 1]
+    case.ids = ids.contiguous()
+    for out_dtype in (None, torch.float32, torch.bfloat16):
+        assert_same_as_on_the_cpu(op, case, out_dtype)
+    pooled = op("embedding_bag")(*arguments(case), None)
+    assert (pooled == 0).any() and not (pooled.signbit() & (pooled == 0)).any()
 
 
 def test_tables_that_are_column_slices(op):
@@ -55,6 +69,23 @@ def test_tables_that_are_column_slices(op):
 def test_more_features_than_one_piece_of_an_upload_holds(op):
     features = [i % 3 for i in range(100)]
     assert_same_as_on_the_cpu(op, random_bags(dims=(4, 8, 3), rows=(5, 6, 7), features=features, samples=3))
+
+
+def test_more_tables_in_turn_than_the_device_remembers(op):
+    table = torch.randn(300, 4)
+    ids, offsets = torch.arange(0, 600, 2), torch.arange(0, 301, 100)
+    for rows in [*range(1, 300), 1, 300]:
+        actual = op("embedding_bag")([table[:rows]], ids, offsets, bounds=2)
+        assert_same_bits(actual, embedding_bag([table[:rows]], ids, offsets, bounds="none"))
+
+
+def test_a_table_that_moves_or_changes(op):
+    case = random_bags(samples=6)
+    for _ in range(2):
+        case.tables = [table + 1 for table in case.tables]
+        assert_same_as_on_the_cpu(op, case)
+        case.tables[0].mul_(2)
+        assert_same_as_on_the_cpu(op, case)
 
 
 def test_offsets_are_clamped(op):

@@ -86,7 +86,7 @@ def test_many_samples(op, dtype, dims, out_width, samples, options):
     case.offsets[1:] = lengths.cumsum(0)
     tables, ids, offsets, weights, *layout = arguments(case)
     count = int(offsets[-1])
-    assert count <= len(lengths) <= len(ids)
+    assert count == len(lengths) <= len(ids)
     weight = torch.randn(out_width, case.width).to(dtype)
     weights = None if weights is None else weights[:count]
     given = (tables, ids[:count], offsets, weight, None, weights, *layout, False, torch.bfloat16)

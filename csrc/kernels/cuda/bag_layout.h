@@ -57,6 +57,23 @@ DMT_DEVICE int64_t load_id(const Bags& bags, int64_t position) {
                        : static_cast<const int32_t*>(bags.ids)[position];
 }
 
+// An id as it was read: to look at it would be to wait for it.
+struct RawId {
+  uint32_t low;
+  uint32_t high;
+};
+
+DMT_DEVICE RawId ask_for_id(const Bags& bags, int64_t position) {
+  if (!bags.wide_ids) return {static_cast<const uint32_t*>(bags.ids)[position], 0};
+  const uint2 words = static_cast<const uint2*>(bags.ids)[position];
+  return {words.x, words.y};
+}
+
+DMT_DEVICE int64_t id_of(const Bags& bags, const RawId& raw) {
+  return bags.wide_ids ? static_cast<int64_t>(static_cast<uint64_t>(raw.high) << 32 | raw.low)
+                       : static_cast<int32_t>(raw.low);
+}
+
 DMT_DEVICE int64_t clamp_offset(const Bags& bags, int64_t offset) {
   return offset < 0 ? 0 : offset > bags.num_ids ? bags.num_ids : offset;
 }

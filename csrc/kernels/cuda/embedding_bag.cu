@@ -7,12 +7,13 @@
 namespace dmt::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 128;
 constexpr int kTogether = 8;  // rows of a group on their way
 
-// Enough bags for a group that it has some rows to ask for at once.
+// So many bags for a group that it rarely waits for their first offset and id; but enough groups for a large device.
 int bags_per_run(int64_t num_ids, int64_t num_bags) {
-  return num_ids <= 2 * num_bags ? 8 : num_ids <= 8 * num_bags ? 4 : 2;
+  const int64_t wanted = num_ids <= 2 * num_bags ? 16 : num_ids <= 8 * num_bags ? 8 : 12;
+  return static_cast<int>(std::clamp<int64_t>(num_bags / (128 * multiprocessors()), 1, wanted));
 }
 
 // How bags are shared out: groups take `run` bags of a feature each, blocks of threads one of `pieces` of its samples.
@@ -45,7 +46,7 @@ DMT_DEVICE int64_t feature_of_block(const Bags& bags, const Shares& shares) {
 }
 
 template <class T, class Out>
-__global__ void __launch_bounds__(kThreads, 3) pool(const Bags bags, Out* out, const Shares shares) {
+__global__ void __launch_bounds__(kThreads, 5) pool(const Bags bags, Out* out, const Shares shares) {
   __shared__ int64_t places[kRowPlaces<kThreads>];
   const Feature& feature = bags.features[feature_of_block(bags, shares)];
   const LaneGroup group = lane_group(lane_bits<T>(feature.dim));
@@ -60,7 +61,7 @@ __global__ void __launch_bounds__(kThreads, 3) pool(const Bags bags, Out* out, c
     const bool aligned = reinterpret_cast<uintptr_t>(target) % kBytes == 0 &&
                          bags.width * static_cast<int64_t>(sizeof(Out)) % kBytes == 0;
     const bool reports = bags.errors != nullptr && column == 0;
-    pool_run<T, kTogether>(bags, feature, first_bag, run.count, mine, group, reports, places,
+    pool_run<T, kTogether>(bags, feature, first_bag, run.count, mine, group, reports, places_of(group, places),
                            [=, &bags](const float (&sums)[kPackSize<T>]) mutable {
                              store_values(target, sums, mine.count, aligned);
                              target += bags.width;

@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, 3)
         store_values(target, sums, mine.count, is_aligned(target, 0));
         target += stride;
       };
-      pool_run<T, kTogether>(bags, feature, first_bag, count, mine, group, reports, places, store);
+      pool_run<T, kTogether>(bags, feature, first_bag, count, mine, group, reports, places_of(group, places), store);
     }
   }
   __syncthreads();

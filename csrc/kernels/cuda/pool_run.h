@@ -54,10 +54,10 @@ constexpr int kLeastWindow = 8;
 template <int kThreads>
 constexpr int kRowPlaces = kThreads * kLeastWindow;
 
-// Where a row begins, in bytes from the table on; or kElsewhere or kMissing.
+// Where the row of an id begins, in bytes from the table on; or kElsewhere or kMissing.
 template <class T>
-DMT_DEVICE int64_t place_of_row(const Bags& bags, const Feature& feature, int64_t position) {
-  const int64_t row = row_of(bags, feature, load_id(bags, position));
+DMT_DEVICE int64_t place_of_row(const Bags& bags, const Feature& feature, const RawId& id) {
+  const int64_t row = row_of(bags, feature, id_of(bags, id));
   return row >= 0 ? row * feature.stride * static_cast<int64_t>(sizeof(T)) : row;
 }
 
@@ -80,18 +80,65 @@ struct PooledRun {
   bool reports;
   int64_t* places;  // the group's
 
-  // Where the rows of the window lie that begins at a position, counted from `first`.
-  DMT_MEMBER void place_rows(int64_t first, int base, int last, int window) const {
+  // The id of this lane's row in the window that begins at a position, counted from `first`.
+  DMT_MEMBER RawId ask_ahead(int64_t first, int base, int last) const {
+    return group.lane < last - base ? ask_for_id(bags, first + base + group.lane) : RawId{};
+  }
+
+  // Where the rows of the window lie that begins at a position, counted from `first`. `id`: of this lane's row.
+  DMT_MEMBER void place_rows(int64_t first, int base, int last, int window, RawId id) const {
     __syncwarp(group.mask);  // the places of the last window were read
 #pragma unroll 1
     for (int i = group.lane; i < window; i += group.lanes()) {
       const int64_t position = first + base + i;
       const bool is_there = i < last - base;
-      const int64_t place = is_there ? place_of_row<T>(bags, feature, position) : kMissing;
+      if (i > group.lane && is_there) id = ask_for_id(bags, position);
+      const int64_t place = is_there ? place_of_row<T>(bags, feature, id) : kMissing;
       places[i] = place;
       if (reports && is_there && place == kMissing) report_at(bags, feature, position, first_bag, count);
     }
     __syncwarp(group.mask);
+  }
+
+  // Whether every bag has one id.
+  DMT_MEMBER bool has_one_each(int64_t first, int last) const {
+    if (last != count) return false;
+    bool has = true;
+    for (int i = group.lane; i < count; i += group.lanes()) {
+      has = has && load_offset(bags, first_bag + i) == first + i;
+    }
+    return __all_sync(group.mask, has);
+  }
+
+  // As walk() where every bag has one id: rows are their own sums.
+  template <int kTogether, class Sink>
+  DMT_MEMBER void copy(int64_t first, int window, Sink& sink) const {
+    constexpr int kSize = kPackSize<T>;
+    const char* const table = reinterpret_cast<const char*>(static_cast<const T*>(feature.table) + columns.column);
+    RawId next = ask_ahead(first, 0, count);
+    for (int base = 0; base < count; base += window) {
+      place_rows(first, base, count, window, next);
+      next = ask_ahead(first, base + window, count);
+#pragma unroll 1
+      for (int begin = 0; begin < window && begin < count - base; begin += kTogether) {
+        uint4 rows[kTogether];
+#pragma unroll
+        for (int u = 0; u < kTogether; ++u) {
+          const int64_t place = places[begin + u];
+          rows[u] = {};
+          if (place >= 0) rows[u] = load_pack(reinterpret_cast<const T*>(table + place), kSize, true).words;
+        }
+#pragma unroll
+        for (int u = 0; u < kTogether; ++u) {
+          if (begin + u >= count - base) break;
+          const Pack<T> pack = {rows[u]};
+          float sums[kSize];
+#pragma unroll
+          for (int c = 0; c < kSize; ++c) sums[c] = 0.0f + pack[c];  // no negative zeros, as in walk()
+          sink(sums);
+        }
+      }
+    }
   }
 
   // Calls sink(sums) for every bag, in order. Rows are added in the order of the ids, kTogether at a time, across the
@@ -99,9 +146,12 @@ struct PooledRun {
   template <int kTogether, bool kIsWhole, bool kIsPlain, class Sink>
   DMT_MEMBER void walk(int window, Sink& sink) const {
     constexpr int kSize = kPackSize<T>;
-    const char* const table = reinterpret_cast<const char*>(static_cast<const T*>(feature.table) + columns.column);
     const int64_t first = load_offset(bags, first_bag);
     const int last = static_cast<int>(load_offset(bags, first_bag + count) - first);
+    if constexpr (kIsWhole && kIsPlain) {
+      if (has_one_each(first, last)) return copy<kTogether>(first, window, sink);
+    }
+    const char* const table = reinterpret_cast<const char*>(static_cast<const T*>(feature.table) + columns.column);
     // Where bags end; not clamped, since no row is read for it. The next one is there before it is wanted.
     const int64_t* const ends = bags.offsets + first_bag + 1;
     const auto end_of = [&](int bag) { return bag < count ? static_cast<int>(ends[bag] - first) : 0; };
@@ -125,8 +175,10 @@ struct PooledRun {
       end = next_end;
       next_end = end_of(bag + 1);
     };
+    RawId next = ask_ahead(first, 0, last);
     for (int base = 0; base < last; base += window) {
-      place_rows(first, base, last, window);
+      place_rows(first, base, last, window, next);
+      next = ask_ahead(first, base + window, last);
 #pragma unroll 1
       for (int begin = 0; begin < window && begin < last - base; begin += kTogether) {
         uint4 rows[kTogether];
@@ -159,15 +211,22 @@ struct PooledRun {
   }
 };
 
+// How many rows a group looks up together.
+DMT_DEVICE int window_of(const LaneGroup& group) { return group.lanes() < kLeastWindow ? kLeastWindow : group.lanes(); }
+
+// Of those of a block's groups, the places of this one.
+DMT_DEVICE int64_t* places_of(const LaneGroup& group, int64_t* places) {
+  return places + (threadIdx.x >> group.bits) * static_cast<unsigned>(window_of(group));
+}
+
 // Calls sink(sums) for the bags [first_bag, first_bag + count) of one block and feature, in order, for a lane's
 // columns. All lanes of the group call it; they look up together where a window of rows lies, in `places`, which are
-// the block's. `kTogether` rows are on their way at once, or half as many that are weighted or averaged.
+// the group's. `kTogether` rows are on their way at once, or half as many that are weighted or averaged.
 template <class T, int kTogether, class Sink>
 DMT_DEVICE void pool_run(const Bags& bags, const Feature& feature, int64_t first_bag, int count,
                          const LaneColumns& columns, const LaneGroup& group, bool reports, int64_t* places, Sink sink) {
-  const int window = group.lanes() < kLeastWindow ? kLeastWindow : group.lanes();
-  int64_t* const mine = places + (threadIdx.x >> group.bits) * static_cast<unsigned>(window);
-  const PooledRun<T> run = {bags, feature, first_bag, count, columns, group, reports, mine};
+  const int window = window_of(group);
+  const PooledRun<T> run = {bags, feature, first_bag, count, columns, group, reports, places};
   if (!columns.whole) {
     run.template walk<1, false, false>(window, sink);
   } else if (bags.weights != nullptr || feature.is_mean) {

@@ -30,7 +30,7 @@ class Pieces {
   }
 
   DMT_MEMBER Piece piece() const {
-    const int row = part_ * kPartRows + static_cast<int>(threadIdx.x % kPartRows);
+    const int row = part_ * kPartRows + static_cast<int>(threadIdx.x % 32);
     return {slice_,  feature_, samples_ - row, first_bag_ + feature_ * bags_.num_samples + row, item_ < walk_.items(),
             begins_, reports_};
   }
@@ -42,16 +42,15 @@ class Pieces {
       ++feature_;
       return;
     }
-    part_ += kGatherers;
-    if (part_ >= kParts) {
-      part_ -= kParts;
-      first_feature_ = feature_;
+    static_assert(kGatherers >= kParts);  // the next part is of a later slice
+    first_feature_ = feature_;
+    for (part_ += kGatherers; part_ >= kParts; part_ -= kParts) {
       if (++slice_ == walk_.slices) {
         slice_ = first_feature_ = 0;
         begin_item(item_ + walk_.stride());
       }
-      while (end_of(first_feature_) <= static_cast<int64_t>(slice_) * kSlice) ++first_feature_;
     }
+    while (end_of(first_feature_) <= static_cast<int64_t>(slice_) * kSlice) ++first_feature_;
     feature_ = first_feature_;
   }
 
@@ -81,17 +80,16 @@ class Pieces {
 
 // Gathers for all items of the block. `full` and `empty` are barriers, one a slot: each lane arrives at the first ones
 // once for each part of a tile.
-template <class T>
 class Gatherer {
  public:
   DMT_MEMBER Gatherer(const Bags& bags, const Walk& walk, int warp, unsigned char* slots, uint64_t* full,
-                      uint64_t* empty, uint4* ring)
+                      uint64_t* empty, int64_t* places)
       : bags_(bags),
         walk_(walk),
         slots_(slots),
         full_(full),
         empty_(empty),
-        ring_(ring + lane()),
+        places_(places),
         here_{static_cast<unsigned>(warp)} {}
 
   DMT_MEMBER void run() {
@@ -146,20 +144,19 @@ class Gatherer {
       const Feature& feature = bags_.features[now.feature];
       const PieceColumns columns = piece_columns(feature, now.slice);
       feature_ = now.feature;
-      const T* const table = static_cast<const T*>(feature.table) + columns.in_table;
-      const bool is_copied = bags_.weights == nullptr && columns.in_tile % kPackSize<T> == 0 &&
-                             columns.count % kPackSize<T> == 0 && is_aligned(table, feature.stride);
+      const BFloat16* const table = static_cast<const BFloat16*>(feature.table) + columns.in_table;
+      const bool is_copied = bags_.weights == nullptr && columns.in_tile % kPackSize<BFloat16> == 0 &&
+                             columns.count % kPackSize<BFloat16> == 0 && is_aligned(table, feature.stride);
       if (!__all_sync(kAllLanes, is_copied && !bag.has_more)) return;
       advance();
       if (now.begins) begin_part();
       const int64_t id = id_of(bags_, bag.id);
       const int64_t row = bag.has_ids ? row_of(bags_, feature, id) : kElsewhere;
-      if (now.reports && row == kMissing && columns.in_table == 0 && lane() < kPartRows) {
+      if (now.reports && row == kMissing && columns.in_table == 0) {
         report_missing(bags_, feature, now.bag, id);
       }
       const uint64_t address = row < 0 ? 0 : reinterpret_cast<uint64_t>(table + row * feature.stride);
-      copy_piece<T>(columns, address, first_row(), tile());
-      has_stored_ |= !std::is_same_v<T, BFloat16>;
+      copy_piece(columns, address, first_row(), tile());
       if (next.begins) end_part(now.slice);
     }
     feature_ = -1;
@@ -168,9 +165,9 @@ class Gatherer {
   DMT_MEMBER void pool(const Piece& piece) {
     const Feature& feature = bags_.features[piece.feature];
     const PieceColumns columns = piece_columns(feature, piece.slice);
-    const int row = lane() % kPartRows;
-    pool_piece<T>(bags_, feature, columns, piece.bag - row, piece.count + row, piece.reports && columns.in_table == 0,
-                  first_row(), tile(), ring_);
+    const int row = lane();
+    pool_piece(bags_, feature, columns, piece.bag - row, piece.count + row, piece.reports && columns.in_table == 0,
+               first_row(), tile(), places_);
     has_stored_ = true;
   }
 
@@ -199,8 +196,8 @@ class Gatherer {
   DMT_MEMBER void clear_rest(int slice) {
     const int64_t width = bags_.width - static_cast<int64_t>(slice) * kSlice;
     if (width >= kSlice) return;
-    for (int column = static_cast<int>(width) + lane() / kPartRows; column < kSlice; column += 32 / kPartRows) {
-      *reinterpret_cast<uint16_t*>(tile() + tile_place(first_row() + lane() % kPartRows, column)) = 0;
+    for (int column = static_cast<int>(width); column < kSlice; ++column) {
+      *reinterpret_cast<uint16_t*>(tile() + tile_place(first_row() + lane(), column)) = 0;
     }
     has_stored_ = true;
   }
@@ -210,7 +207,7 @@ class Gatherer {
   unsigned char* slots_;
   uint64_t* full_;
   uint64_t* empty_;
-  uint4* ring_;
+  int64_t* places_;          // the warp's
   Place here_;               // what is gathered
   int feature_ = -1;         // of it; -1: the first one
   bool has_stored_ = false;  // some of it, rather than copied all

@@ -32,11 +32,11 @@ constexpr int kBarriers = 2 * (kSlots + kFactorSlots);
 
 template <int kColumns>
 constexpr int kBlockBytes = kAlignment + kSlots * kSlotBytes + kFactorSlots * kFactorSlotBytes<kColumns> +
-                            kGatherers * kRingBytes + kBarriers * 8;
+                            kGatherers * kPlacesOfWarp * 8 + kBarriers * 8;
 
 // packed [chunks, depth / 64, kColumns, 64] = the matrix, and zeros: 64 factors of all columns are a tile as products
 // read it. A thread makes 16 bytes.
-template <class T, int kColumns>
+template <int kColumns>
 __global__ void __launch_bounds__(256) pack_tiles(const Matrix matrix, int64_t parts, int64_t slices, uint4* packed) {
   const int64_t i = blockIdx.x * int64_t{256} + threadIdx.x;
   if (i >= parts) return;
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(256) pack_tiles(const Matrix matrix, int64_t p
   for (int k = 0; k < 8; ++k) {
     if (row < matrix.rows && first + k < matrix.columns) {
       const int64_t at = row * matrix.row_stride + (first + k) * matrix.column_stride;
-      values[k] = to_float(static_cast<const T*>(matrix.data)[at]);
+      values[k] = to_float(static_cast<const BFloat16*>(matrix.data)[at]);
     }
   }
   packed[tile * (kColumns * 8) + swizzled_part(column, part) / 16] =
@@ -65,7 +65,7 @@ template <int kColumns>
 struct Shared {
   unsigned char* tiles;
   unsigned char* factors;
-  uint4* rings;
+  int64_t* places;
   uint64_t* full;
   uint64_t* empty;
   uint64_t* full_factors;
@@ -74,8 +74,8 @@ struct Shared {
   DMT_MEMBER explicit Shared(unsigned char* memory) {
     tiles = memory + (kAlignment - shared_address(memory) % kAlignment) % kAlignment;
     factors = tiles + kSlots * kSlotBytes;
-    rings = reinterpret_cast<uint4*>(factors + kFactorSlots * kFactorSlotBytes<kColumns>);
-    full = reinterpret_cast<uint64_t*>(rings + kGatherers * kRingBytes / 16);
+    places = reinterpret_cast<int64_t*>(factors + kFactorSlots * kFactorSlotBytes<kColumns>);
+    full = reinterpret_cast<uint64_t*>(places + kGatherers * kPlacesOfWarp);
     empty = full + kSlots;
     full_factors = empty + kSlots;
     empty_factors = full_factors + kFactorSlots;
@@ -132,10 +132,9 @@ DMT_DEVICE void transpose_quad(uint32_t (&words)[4]) {
 }
 
 // Of the output, a chunk of columns of some samples.
-template <class T>
 struct Target {
-  T* first;  // of row 0
-  const T* bias;
+  BFloat16* first;  // of row 0
+  const BFloat16* bias;
   int64_t width;
   int columns;
   int rows;
@@ -147,10 +146,10 @@ struct Target {
   // Four lanes have 8 columns together, and four times those.
   DMT_MEMBER void store(int row, int column, const float (&sums)[4][2]) const {
     const int lane = static_cast<int>(threadIdx.x % 4);
-    T* const to = first + row * width;
+    BFloat16* const to = first + row * width;
     uint32_t words[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) words[i] = round_pair<T>(sums[i][0], sums[i][1]);
+    for (int i = 0; i < 4; ++i) words[i] = round_pair<BFloat16>(sums[i][0], sums[i][1]);
     transpose_quad(words);
     if (row >= rows) return;
     const int c = column + 8 * lane;
@@ -160,7 +159,7 @@ struct Target {
     }
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      if (c + i < columns) to[c + i] = T{static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16))};
+      if (c + i < columns) to[c + i] = BFloat16{static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16))};
     }
   }
 };
@@ -182,8 +181,7 @@ class WideSums {
     commit_products();
   }
 
-  template <class T>
-  DMT_MEMBER void store(const Target<T>& target) {
+  DMT_MEMBER void store(const Target& target) {
     const int lane = static_cast<int>(threadIdx.x % 32);
     const int row = static_cast<int>(threadIdx.x / 32) * 16 + lane / 4;
 #pragma unroll
@@ -213,9 +211,9 @@ class WideSums {
   float sums_[kColumns / kInstruction][kInstruction / 2];
 };
 
-template <class T, int kColumns>
-DMT_DEVICE void multiply_tiles(const Bags& bags, const Walk& walk, const Shared<kColumns>& shared, const T* bias,
-                               T* out, int64_t out_width) {
+template <int kColumns>
+DMT_DEVICE void multiply_tiles(const Bags& bags, const Walk& walk, const Shared<kColumns>& shared, const BFloat16* bias,
+                               BFloat16* out, int64_t out_width) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int warpgroup = static_cast<int>(threadIdx.x / 128);
   const uint64_t tiles = describe_tile(shared.tiles + warpgroup * 64 * kSwizzledRow);
@@ -257,16 +255,16 @@ DMT_DEVICE void multiply_tiles(const Bags& bags, const Walk& walk, const Shared<
     const int64_t left = out_width - column;
     const int64_t block = samples.count > 0 ? bags.block_order[samples.block] : 0;
     const int64_t row = block * bags.num_samples + samples.first;
-    sums.store(Target<T>{out + row * out_width + column, bias != nullptr ? bias + column : nullptr, out_width,
-                         static_cast<int>(left < kColumns ? left : kColumns), samples.count});
+    sums.store(Target{out + row * out_width + column, bias != nullptr ? bias + column : nullptr, out_width,
+                      static_cast<int>(left < kColumns ? left : kColumns), samples.count});
   }
 }
 
 #endif
 
-template <class T, int kColumns>
+template <int kColumns>
 __global__ void __launch_bounds__(kThreads, 1)
-    multiply_bags(const Bags bags, const Walk walk, const unsigned char* packed, const T* bias, T* out,
+    multiply_bags(const Bags bags, const Walk walk, const unsigned char* packed, const BFloat16* bias, BFloat16* out,
                   int64_t out_width) {
 #if defined(DMT_SM90A_CODE)
   DMT_DYNAMIC_SHARED(memory);
@@ -276,13 +274,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   cluster_sync();
   if (warp < kMultipliers) {
     set_registers<kRegisters, kMultiplierRegisters<kColumns>>();
-    multiply_tiles<T, kColumns>(bags, walk, shared, bias, out, out_width);
+    multiply_tiles<kColumns>(bags, walk, shared, bias, out, out_width);
   } else {
     set_registers<kRegisters, kGathererRegisters<kColumns>>();
     const int gatherer = warp - kMultipliers;
     if (gatherer < kGatherers) {
-      Gatherer<T>(bags, walk, gatherer, shared.tiles, shared.full, shared.empty,
-                  shared.rings + gatherer * (kRingBytes / 16))
+      Gatherer(bags, walk, gatherer, shared.tiles, shared.full, shared.empty, shared.places + gatherer * kPlacesOfWarp)
           .run();
     } else if (threadIdx.x % 32 == 0) {
       bring_factors<kColumns>(walk, packed, shared);
@@ -295,7 +292,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-template <class T, int kColumns>
+template <int kColumns>
 void multiply_chunks(const Bags& bags, const Matrix& weight, const void* bias, void* scratch, void* out,
                      cudaStream_t stream) {
   Walk walk = {};
@@ -304,41 +301,32 @@ void multiply_chunks(const Bags& bags, const Matrix& weight, const void* bias, v
   walk.chunks = static_cast<int>(ceil_div<int64_t>(weight.rows, kColumns));
   walk.slices = static_cast<int>(ceil_div<int64_t>(bags.width, kSlice));
   const int64_t parts = int64_t{walk.chunks} * walk.slices * 2 * kColumns * 8;
-  launch(pack_tiles<T, kColumns>, ceil_div<int64_t>(parts, 256), 256, 0, stream, weight, parts,
-         int64_t{walk.slices} * 2, static_cast<uint4*>(scratch));
+  launch(pack_tiles<kColumns>, ceil_div<int64_t>(parts, 256), 256, 0, stream, weight, parts, int64_t{walk.slices} * 2,
+         static_cast<uint4*>(scratch));
   const int64_t items = ceil_div<int64_t>(walk.tiles, kClusterBlocks) * walk.chunks;
   const int64_t clusters = std::min<int64_t>(items, multiprocessors() / kClusterBlocks);
-  launch_clusters(multiply_bags<T, kColumns>, static_cast<int>(clusters) * kClusterBlocks, kThreads,
-                  kBlockBytes<kColumns>, stream, bags, walk, static_cast<const unsigned char*>(scratch),
-                  static_cast<const T*>(bias), static_cast<T*>(out), weight.rows);
-}
-
-template <class T>
-void multiply(const Bags& bags, const Matrix& weight, const void* bias, void* scratch, void* out, cudaStream_t stream) {
-  if (weight.rows <= 128) {
-    multiply_chunks<T, 128>(bags, weight, bias, scratch, out, stream);
-  } else {
-    multiply_chunks<T, 256>(bags, weight, bias, scratch, out, stream);
-  }
+  launch_clusters(multiply_bags<kColumns>, static_cast<int>(clusters) * kClusterBlocks, kThreads, kBlockBytes<kColumns>,
+                  stream, bags, walk, static_cast<const unsigned char*>(scratch), static_cast<const BFloat16*>(bias),
+                  static_cast<BFloat16*>(out), weight.rows);
 }
 
 }  // namespace
 
-// Half of a tile of fewer samples would be empty. Seven warps are too few to add up rows for two that multiply, where
-// there are many to a bag, or to round rows of floats.
+// Half of a tile of fewer samples would be empty. Seven warps are too few to add up rows for two that multiply, or to
+// round rows of another dtype: there are as many ids as bags, hence in all likelihood one each.
 bool is_for_hopper(const Bags& bags, DType dtype, const Matrix& weight, Products products) {
   const int64_t tiles = bags.num_blocks * ceil_div<int64_t>(bags.num_samples, kWideRows);
-  return products == Products::bf16 && dtype != DType::f32 && bags.num_samples > kTileRows && weight.columns > 0 &&
-         weight.rows > 0 && bags.num_ids <= bags.num_blocks * bags.num_features * bags.num_samples &&
+  return products == Products::bf16 && dtype == DType::bf16 && bags.num_samples > kTileRows && weight.columns > 0 &&
+         weight.rows > 0 && bags.num_ids == bags.num_blocks * bags.num_features * bags.num_samples &&
          tiles * ceil_div<int64_t>(weight.rows, 128) < 1 << 30 && is_hopper();
 }
 
-void tower_pool_hopper(const Bags& bags, DType dtype, const Matrix& weight, const void* bias, void* scratch, void* out,
+void tower_pool_hopper(const Bags& bags, const Matrix& weight, const void* bias, void* scratch, void* out,
                        cudaStream_t stream) {
-  if (dtype == DType::bf16) {
-    multiply<BFloat16>(bags, weight, bias, scratch, out, stream);
+  if (weight.rows <= 128) {
+    multiply_chunks<128>(bags, weight, bias, scratch, out, stream);
   } else {
-    multiply<Half>(bags, weight, bias, scratch, out, stream);
+    multiply_chunks<256>(bags, weight, bias, scratch, out, stream);
   }
 }
 

@@ -88,7 +88,7 @@ DMT_DEVICE void pool_tile(const Bags& bags, const Tile& samples, int64_t begin, 
       target += kTileStride<E>;
     };
     const bool reporting = reports && from == feature.column;
-    pool_run<T, kTileRowsTogether>(bags, feature, bag, count, mine, group, reporting, places, store);
+    pool_run<T, kTileRowsTogether>(bags, feature, bag, count, mine, group, reporting, places_of(group, places), store);
   }
 }
 
