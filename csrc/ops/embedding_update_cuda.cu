@@ -33,9 +33,10 @@ void update(const char* op, const std::vector<Tensor>& tables, const std::vector
     key = updated.back().end_key;
   }
   const cuda::Gradient gradient = {grad.const_data_ptr(), grad.scalar_type() == ScalarType::Float};
+  const bool is_ranked = statistic.mean_squares != nullptr || statistic.squares != nullptr;
   int64_t workspace_bytes = 0;
   cuda::UpdatePlan plan = cuda::plan_update(on_device.layout(), on_device.features(), updated, on_device.dtype(),
-                                            gradient, workspace_bytes);
+                                            gradient, is_ranked, workspace_bytes);
   on_device.upload(ids, device.stream());
   Uploads uploads;
   const void* const tables_there = uploads.put(

@@ -20,7 +20,7 @@ TYPES = {
 }  # fmt: skip
 MODES = {"IS_SHARD": True, "WEIGHTED": True}
 TILE = {"ROUNDED": True, "INTERPRETED": False, "SAMPLES": 32, "OUT_COLUMNS": 64, "DEPTH": 32}
-ROWS = {"SCALED": True, "COLUMNS": 128, "RUN": 256}
+ROWS = {"SCALED": True, "COLUMNS": 128, "RUN": 128}
 ONES = dict.fromkeys(
     ["num_features", "samples", "num_blocks", "num_bags", "sample_bits", "feature_bits"], 1
 )  # constants

@@ -13,7 +13,7 @@ from tests.ops.updates import MANY, OPTIMIZERS, Problem, all_updated, new_states
 
 pytestmark = places
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-RUN = 256  # of csrc/kernels/cuda/embedding_update.h
+RUN = 128  # of csrc/kernels/cuda/embedding_update.h
 
 
 def update(op, case: Problem, tables, states, optimizer, row_starts=None, bounds=2, weight_decay=0.0, **more):
@@ -53,6 +53,20 @@ def test_many_stretches(op, dtype, optimizer):
     assert_same_as_on_the_cpu(op, case, optimizer, weight_decay=0.01)
     one_each = {"shapes": [(500, 64), (30, 20)], "feature_tables": [1, 0], "pooling": ["sum", "sum"], "blocks": 2}
     case = problem(2, **one_each, dtype=dtype, grad_dtype=torch.float32, samples=60)
+    assert_same_as_on_the_cpu(op, case, optimizer)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_few_rows_of_many(op, dtype, optimizer):
+    """Keys are sorted by the row within its table alone."""
+    shapes = {"shapes": [(9000, 8), (40, 16), (5000, 12)], "feature_tables": [2, 0, 1], "pooling": ["sum"] * 3}
+    case = problem(4, **shapes, dtype=dtype, samples=60, weighted=True, missing=0.1)
+    assert 16 * len(case.ids) < sum(len(table) for table in case.tables)
+    rounding = {"seeds": [3, -1, 2**62], "step": torch.tensor(9)} if dtype != torch.float32 else {}
+    assert_same_as_on_the_cpu(op, case, optimizer, **rounding, weight_decay=0.01)
+    assert_same_as_on_the_cpu(op, case, optimizer, **rounding, row_starts=[100, 0, 7])
+    case = problem(5, **shapes, dtype=dtype, samples=40, blocks=2)
     assert_same_as_on_the_cpu(op, case, optimizer)
 
 
@@ -129,8 +143,12 @@ def test_statistic_of_many_stretches(op):
         expected = row_squares(on_the_cpu, case, 0.0)
         for a, b in zip(row_squares(op, case, 0.0), expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)  # some rows are summed in runs
-        if max(torch.bincount(case.ids + 1)) < RUN:
-            assert_same_as_on_the_cpu(op, case, "rowwise_adagrad", row_mean_squares=torch.cat(expected) / 9)
+    few = problem(2, **shapes, samples=30)
+    assert 16 * len(few.ids) > 3000 and max(torch.bincount(few.ids)) < RUN
+    sparse = problem(2, **(shapes | {"shapes": [(9000, 9), (1, 3), (700, 20)]}), samples=30)
+    assert 16 * len(sparse.ids) < 9000
+    for case in (few, sparse):
+        check_row_statistic(op, case, 0.0)
 
 
 def test_rows_without_a_statistic_show(op):
@@ -159,8 +177,12 @@ def summed_in_runs(case: Problem) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "dim"), [([256, 257, 1], 12), ([1000, 3, 512, 513], 128), ([40, 2000], 132), ([255, 1, 256, 600], 7)]
-)
+    ("lengths", "dim"),
+    [
+        ([128, 129, 1], 12), ([1000, 3, 256, 257], 128), ([40, 2000], 132), ([127, 1, 128, 600], 7),
+        ([1, 9000, 130, 4000], 4),  # a lane each looks for runs
+    ],
+)  # fmt: skip
 def test_rows_that_are_hit_very_often(op, lengths, dim):
     """A row's sum depends on its own contributions alone, wherever its keys lie among the others'."""
     generator = torch.Generator().manual_seed(0)
@@ -171,6 +193,32 @@ def test_rows_that_are_hit_very_often(op, lengths, dim):
     table = torch.zeros(len(lengths), dim)
     case = Problem([table], [0], ["sum"], [0], count, ids, torch.arange(count + 1), None, grad)
     assert_same_bits(updated(op, case, "sgd", lr=-1.0)[0], summed_in_runs(case))
+
+
+def test_rows_that_are_hit_very_often_among_many(op):
+    """Where keys are sorted by the row within its table alone."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.stack([torch.full((300,), 7), torch.randint(0, 9, (300,), generator=generator)])
+    grad = torch.randn(300, 12 + 8, generator=generator)
+    case = Problem(
+        [torch.zeros(9000, 12), torch.zeros(9000, 8)], [0, 1], ["sum"] * 2, [0], 300, ids.flatten(),
+        torch.arange(601), None, grad,
+    )  # fmt: skip
+    found = updated(op, case, "sgd", lr=-1.0)
+    for table, here, columns in zip(found, ids, grad.split([12, 8], 1), strict=True):
+        alone = Problem(
+            [torch.zeros(9, columns.shape[1])], [0], ["sum"], [0], 300, here, torch.arange(301), None, columns
+        )
+        assert_same_bits(table[:9], summed_in_runs(alone))
+        assert not table[9:].any()
+
+
+def test_wild_offsets_are_clamped(op):
+    for rows in (4, 9000):
+        case = problem(3, shapes=[(rows, 8), (rows, 4)], feature_tables=[0, 1], pooling=["sum"] * 2, samples=40)
+        wild = case.offsets.clone()
+        wild[[2, 50, -1]] = torch.tensor([-(2**62), 2**62, 2**40])
+        updated(op, dataclasses.replace(case, offsets=wild), "rowwise_adagrad")  # does not touch what is not a table
 
 
 def test_nothing_is_written_when_an_id_is_out_of_range(op):

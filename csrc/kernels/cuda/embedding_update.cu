@@ -44,7 +44,8 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t id = load_id(bags, p);
     const int64_t row = row_of(bags, feature, id);
     if (row >= 0) {
-      keys[p] = static_cast<uint64_t>(feature.first_key + row) << (bits.sample + bits.feature) | source;
+      const int64_t number = bits.turn > 0 ? row << bits.turn | f : feature.first_key + row;
+      keys[p] = static_cast<uint64_t>(number) << (bits.sample + bits.feature) | source;
       if (scales != nullptr) {
         const float weight = bags.weights != nullptr ? bags.weights[p] : 1.0f;
         scales[p] = feature.is_mean ? weight / static_cast<float>(count) : weight;
@@ -58,22 +59,25 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- 3. and 4. Rows -----------------------------------------------------------------------------------------------
 
-// partials[j] = the sum of the run, not the last one of its row, that begins among keys [j*kRun, (j+1)*kRun). There is
-// at most one: such a run reaches beyond them.
-template <class Grad, class Shape>
-__global__ void __launch_bounds__(kRowThreads, 3) sum_runs(const Work work) {
-  constexpr int kLanes = Shape::kLanes;
-  constexpr int kSize = Shape::template kSize<Grad>;
-  DMT_DYNAMIC_SHARED(shared);
-  const Group<Grad, Shape> group(work, shared);
-  const Sorted& sorted = work.sorted;
-  // Runs of one row on different multiprocessors.
-  const int64_t j = static_cast<int64_t>(threadIdx.x / kLanes) * gridDim.x + blockIdx.x;
+// Whether a row goes on across key (j+1)*kRun. Then one run of it begins among the kRun keys before, which sum_run sums
+// unless it is the row's last.
+DMT_DEVICE bool may_hold_run(const Sorted& sorted, int64_t j) {
   const int64_t beyond = (j + 1) * kRun;
-  if (beyond >= sorted.count || !*work.accepted) return;
+  if (beyond >= sorted.count) return false;
   const int64_t row = row_at(sorted, beyond);
-  if (row >= sorted.num_rows || row_at(sorted, beyond - 1) != row) return;
-  const int64_t head = first_of_row(sorted, row, 0, beyond);
+  return row < sorted.num_rows && row_at(sorted, beyond - 1) == row;
+}
+
+// partials[j] = the sum of that run.
+template <class Group>
+DMT_DEVICE void sum_run(const Group& group, int64_t j) {
+  constexpr int kLanes = Group::kLanes;
+  constexpr int kSize = Group::kSize;
+  const Work& work = group.work;
+  const Sorted& sorted = work.sorted;
+  const int64_t beyond = (j + 1) * kRun;
+  const int64_t row = row_at(sorted, beyond);
+  const int64_t head = group.first_of_row(row, 0, beyond);
   const int64_t first = j * kRun;
   const int64_t begin = head >= first ? head : head + ceil_div(first - head, kRun) * kRun;
   const int64_t end = begin + kRun;
@@ -83,9 +87,25 @@ __global__ void __launch_bounds__(kRowThreads, 3) sum_runs(const Work work) {
   float* const partial = work.partials + j * work.sum_width;
   group.for_columns(dim, [&](int c) {
     float sum[kSize];
-    load_values(group.sums + c, sum, kSize, Shape::kIsPacked);
-    store_values(partial + c, sum, kSize, Shape::kIsPacked);
+    load_values(group.sums + c, sum, kSize, Group::kIsPacked);
+    store_values(partial + c, sum, kSize, Group::kIsPacked);
   });
+}
+
+// A group looks for runs in `each` places, every lane in one; those beside each other are different groups'.
+template <class Grad, class Shape>
+__global__ void __launch_bounds__(kRowThreads, 3) sum_runs(const Work work, int each) {
+  constexpr int kLanes = Shape::kLanes;
+  DMT_DYNAMIC_SHARED(shared);
+  const Group<Grad, Shape> group(work, shared);
+  if (!*work.accepted) return;
+  const int64_t groups = gridDim.x * static_cast<int64_t>(blockDim.x / kLanes);
+  const int64_t first = static_cast<int64_t>(threadIdx.x / kLanes) * gridDim.x + blockIdx.x;
+  const bool is_here = group.lane < each && may_hold_run(work.sorted, first + group.lane * groups);
+  for (unsigned left = group.ballot(is_here); left != 0; left &= left - 1) {
+    sum_run(group, first + (__ffs(static_cast<int>(left)) - 1) * groups);
+    group.sync();  // all have read the sums
+  }
 }
 
 // Sums a row whose contributions begin with window[head], that of key begin + head, and perhaps go on beyond.
@@ -97,7 +117,7 @@ DMT_DEVICE void sum_beyond(const Group& group, int64_t begin, int head, int64_t 
   int64_t next = begin + Group::kLanes;
   const bool is_long = first + kRun < sorted.count && row_at(sorted, first + kRun) == row;
   if (is_long) {  // summed in runs, all but the last
-    const int64_t row_end = first_of_row(sorted, row + 1, first + kRun, sorted.count);
+    const int64_t row_end = group.first_of_row(row + 1, first + kRun, sorted.count);
     const int64_t runs = (row_end - first - 1) / kRun;
     group.add_partials(work.partials + first / kRun * work.sum_width, runs, dim);
     next = first + runs * kRun;
@@ -132,7 +152,7 @@ __global__ void __launch_bounds__(kRowThreads, sizeof(T) == 4 ? 8 : 6) update_ro
     if (is_there) {
       group.decode(i, key);
       const UpdatedTable& table = work.tables[feature_of_key(work, key).table_index];
-      const int64_t local = row - table.first_key;
+      const int64_t local = sorted.bits.turn > 0 ? row >> sorted.bits.turn : row - table.first_key;
       targets[group.lane] = {static_cast<T*>(table.data) + local * table.stride,
                              table.state + local * table.state_stride};
       if (sizeof(T) == 2 && work.step != nullptr) {
@@ -216,7 +236,7 @@ int64_t rounded(int64_t bytes) { return ceil_div<int64_t>(bytes, 256) * 256; }
 }  // namespace
 
 UpdatePlan plan_update(const Bags& bags, const std::vector<Feature>& features, const std::vector<UpdatedTable>& tables,
-                       DType dtype, const Gradient& grad, int64_t& workspace_bytes) {
+                       DType dtype, const Gradient& grad, bool is_ranked, int64_t& workspace_bytes) {
   UpdatePlan plan = {};
   std::vector<int> uses(tables.size());
   for (const Feature& feature : features) {
@@ -225,20 +245,34 @@ UpdatePlan plan_update(const Bags& bags, const std::vector<Feature>& features, c
   }
   plan.has_scales = plan.has_scales || bags.weights != nullptr;
   plan.num_rows = tables.empty() ? 0 : tables.back().end_key;
-  for (const UpdatedTable& table : tables) plan.widest = std::max(plan.widest, table.dim);
+  int64_t most_rows = 0;
+  for (const UpdatedTable& table : tables) {
+    plan.widest = std::max(plan.widest, table.dim);
+    most_rows = std::max(most_rows, table.end_key - table.first_key);
+  }
   plan.grad_size = grad.is_float || dtype == DType::f32 ? 4 : 2;
   const int64_t samples = bags.num_blocks * bags.num_samples;
   if (samples > INT32_MAX) throw std::length_error("embedding_update_: more than 2^31 - 1 samples");
-  plan.bits.row = std::bit_width(static_cast<uint64_t>(plan.num_rows));
   // One bit at least: the row above is then no negative number in the keys of all ones, which belong to no row.
   plan.bits.sample = std::bit_width(static_cast<uint64_t>(std::max<int64_t>(samples, 2) - 1));
   plan.bits.feature = std::bit_width(static_cast<uint64_t>(std::max<int64_t>(bags.num_features, 1) - 1));
-  if (plan.bits.row + plan.bits.sample + plan.bits.feature > 64) {
+  // Ids of a table that one feature reads lie in the order of its samples already, and the sort is stable. If they lie
+  // in one piece, too, the sort need not tell tables apart, which may spare it a pass; where many rows are touched, to
+  // walk through one table after the other is worth more (docs/gpu.md). (Of offsets that do not ascend, which are
+  // wrong, the keys of a row may then lie apart: it is updated in some order.)
+  const bool is_shared = std::any_of(uses.begin(), uses.end(), [](int count) { return count > 1; });
+  const int source = plan.bits.sample + plan.bits.feature;
+  const bool fits = std::bit_width(static_cast<uint64_t>(most_rows)) + plan.bits.feature + source <= 64;
+  const bool is_sparse = 16 * bags.num_ids < plan.num_rows;
+  if (bags.num_features > 1 && bags.num_blocks == 1 && !is_shared && !is_ranked && is_sparse && fits) {
+    plan.bits.turn = plan.bits.feature;
+    plan.num_rows = most_rows << plan.bits.turn;
+  }
+  plan.bits.row = std::bit_width(static_cast<uint64_t>(plan.num_rows));
+  if (plan.bits.row + source > 64) {
     throw std::length_error("embedding_update_: too many rows and bags for one sort key");
   }
-  // Ids of a table that one feature reads lie in the order of its samples already, and the sort is stable.
-  const bool is_shared = std::any_of(uses.begin(), uses.end(), [](int count) { return count > 1; });
-  plan.bits.begin_bit = is_shared ? 0 : plan.bits.sample + plan.bits.feature;
+  plan.bits.begin_bit = is_shared ? 0 : source + plan.bits.turn;
   plan.is_packed = is_packed(bags, features, tables, dtype == DType::f32 ? 4 : 2, grad.data, plan.grad_size);
   plan.lanes = plan.is_packed ? 8 : 32;  // sum_of_squares knows no fewer
   while (plan.lanes < 32 && plan.lanes * 16 < plan.widest * plan.grad_size) plan.lanes *= 2;
@@ -314,14 +348,17 @@ void run_update(const Bags& bags, const UpdatePlan& plan, const UpdatedTable* ta
   if (statistic.table_ends != nullptr) {
     launch(end_tables, ceil_div<int64_t>(num_tables, kThreads), kThreads, 0, stream, work);
   }
-  const int64_t run_blocks = ceil_div<int64_t>(bags.num_ids / kRun, groups);
+  // As many groups as can run at once, at least, since one that finds a run works for long.
+  const int64_t runs = bags.num_ids / kRun;
+  const int each = static_cast<int>(std::clamp<int64_t>(runs / (16 * multiprocessors()), 1, plan.lanes));
+  const int64_t run_blocks = ceil_div<int64_t>(runs, groups * each);
   const int64_t row_blocks = ceil_div<int64_t>(stretches, groups);
   const auto sum_and_update = [&](auto weight, auto gradient) {
     using T = decltype(weight);
     using Grad = decltype(gradient);
     with_shape(plan, [&](auto shape) {
       using Shape = decltype(shape);
-      launch(sum_runs<Grad, Shape>, run_blocks, groups * plan.lanes, shared, stream, work);
+      launch(sum_runs<Grad, Shape>, run_blocks, groups * plan.lanes, shared, stream, work, each);
       launch(update_rows<T, Grad, Shape>, row_blocks, groups * plan.lanes, shared, stream, work);
     });
   };

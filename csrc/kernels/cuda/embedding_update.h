@@ -1,8 +1,8 @@
 // The optimizer step of the rows that a batch touched.
 //
 // 1. Every id becomes a key: its row among those of all tables, and where its gradient lies. 2. The keys are sorted. 3.
-// The gradients of a row that has many are summed in runs of kRun, each by a warp, except the last run. 4. Warps walk
-// stretches of the sorted keys, sum each row that begins there, and apply the optimizer.
+// The gradients of a row that has many are summed in runs of kRun, each by a group of lanes, except the last run. 4.
+// Groups walk stretches of the sorted keys, sum each row that begins there, and apply the optimizer.
 //
 // Where rows have numbers, in the order of the keys (their statistic comes from outside, or goes there), the rows that
 // begin in each stretch are counted between 2. and 3.
@@ -21,7 +21,7 @@
 
 namespace dmt::cuda {
 
-constexpr int64_t kRun = 256;
+constexpr int64_t kRun = 128;
 
 // A table and its optimizer state. Strides in elements.
 struct alignas(16) UpdatedTable {
@@ -37,11 +37,13 @@ struct alignas(16) UpdatedTable {
   int64_t first_column;
 };
 
-// How the bits of a key are used: row, sample (of all blocks), feature.
+// How the bits of a key are used: a row's number, sample (of all blocks), feature. Rows are numbered table by table;
+// or, by their own number in their table first and then by feature, the bits of which then are the `turn`.
 struct KeyBits {
   int row;
   int sample;
   int feature;
+  int turn;       // or 0
   int begin_bit;  // from where on they are sorted
 };
 
@@ -53,7 +55,7 @@ struct Gradient {
 struct UpdatePlan {
   KeyBits bits;
   bool has_scales;
-  int64_t num_rows;     // of all tables
+  int64_t num_rows;     // no number of a row is as large
   int64_t widest;       // dim
   int64_t grad_size;    // bytes of an element
   bool is_packed;       // all rows are whole packs
@@ -76,9 +78,10 @@ struct RowStatistic {
   int64_t* table_ends;         // and wanted: for each table, the rows of it and of those before
 };
 
-// Sizes from shapes alone. `workspace_bytes` becomes what run_update needs; its address goes into place_workspace.
+// Sizes from shapes alone. `is_ranked`: there is a statistic. `workspace_bytes` becomes what run_update needs; its
+// address goes into place_workspace.
 UpdatePlan plan_update(const Bags& bags, const std::vector<Feature>& features, const std::vector<UpdatedTable>& tables,
-                       DType dtype, const Gradient& grad, int64_t& workspace_bytes);
+                       DType dtype, const Gradient& grad, bool is_ranked, int64_t& workspace_bytes);
 void place_workspace(UpdatePlan& plan, void* workspace);
 
 // `tables` and `step`: on the device. `step`: 16-bit weights are rounded at random; null: to nearest.

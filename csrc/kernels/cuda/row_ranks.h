@@ -6,6 +6,19 @@
 namespace dmt::cuda {
 namespace {
 
+// The first of [low, high) whose row is at least `row`, or high.
+DMT_DEVICE int64_t find_row(const Sorted& sorted, int64_t row, int64_t low, int64_t high) {
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (row_at(sorted, middle) < row) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
 // Whether a row begins at key i.
 DMT_DEVICE bool is_first(const Sorted& sorted, int64_t i) {
   const int64_t row = row_at(sorted, i);
@@ -50,7 +63,7 @@ __global__ void __launch_bounds__(kThreads) add_counts(int64_t* counts, int64_t 
 __global__ void __launch_bounds__(kThreads) end_tables(const Work work) {
   const int64_t table = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   if (table >= work.num_tables) return;
-  const int64_t end = first_of_row(work.sorted, work.tables[table].end_key, 0, work.sorted.count);
+  const int64_t end = find_row(work.sorted, work.tables[table].end_key, 0, work.sorted.count);
   int64_t rank = work.first_ranks[end / kStretch];
   for (int64_t i = end / kStretch * kStretch; i < end; ++i) rank += is_first(work.sorted, i);
   work.statistic.table_ends[table] = rank;

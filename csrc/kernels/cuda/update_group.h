@@ -41,19 +41,6 @@ DMT_DEVICE int64_t row_of_key(const Sorted& sorted, uint64_t key) {
 
 DMT_DEVICE int64_t row_at(const Sorted& sorted, int64_t i) { return row_of_key(sorted, sorted.keys[i]); }
 
-// The first of [low, high) whose row is at least `row`, or high.
-DMT_DEVICE int64_t first_of_row(const Sorted& sorted, int64_t row, int64_t low, int64_t high) {
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (row_at(sorted, middle) < row) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
-
 DMT_DEVICE const Feature& feature_of_key(const Work& work, uint64_t key) {
   return work.bags.features[key & ((uint64_t{1} << work.sorted.bits.feature) - 1)];
 }
@@ -149,6 +136,19 @@ struct Group {
 
   // All ones, which belong to no row, behind the last.
   DMT_MEMBER uint64_t key_at(int64_t i) const { return i < work.sorted.count ? work.sorted.keys[i] : ~uint64_t{0}; }
+
+  // The first of [low, high) whose row is at least `row`, or high. Every lane looks at the first key of a piece.
+  DMT_MEMBER int64_t first_of_row(int64_t row, int64_t low, int64_t high) const {
+    while (low < high) {
+      const int64_t piece = ceil_div<int64_t>(high - low, kLanes);
+      const int64_t i = low + lane * piece;
+      const int before = __popc(ballot(i < high && row_at(work.sorted, i) < row));
+      if (before == 0) break;
+      high = before * piece < high - low ? low + before * piece : high;
+      low += (before - 1) * piece + 1;
+    }
+    return low;
+  }
 
   // window[lane] = what the key, that of contribution i, stands for.
   DMT_MEMBER void decode(int64_t i, uint64_t key) const {

@@ -1,6 +1,6 @@
 """The fused table update in Triton: ids become keys, which are sorted; programs sum the rows that begin in a stretch.
 
-The order of sums is that of csrc/kernels/cuda/embedding_update.h: one by one, and in runs of 256 where a row is hit
+The order of sums is that of csrc/kernels/cuda/embedding_update.h: one by one, and in runs of 128 where a row is hit
 more often, so that many programs share it.
 """
 
@@ -27,7 +27,7 @@ from dmt_kernels.ops.triton.bags import (
 )
 from dmt_kernels.ops.triton.row_update import ROWWISE, SQUARES, apply_to_row
 
-RUN = 256
+RUN = 128
 STRETCH = 16  # keys of a program
 POSITIONS = 256  # of ids, of a program
 WIDEST = 8192  # columns that a program can hold
