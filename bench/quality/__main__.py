@@ -1,8 +1,9 @@
 """``python -m bench.quality``: what towers cost in AUC, by pairs of runs with the same seed.
 
-Trials drawn from one space choose the options of flat and of multi-tower models by validation AUC, as many for either;
-then both are trained with seed after seed until their difference in test AUC is known well enough. Trials and runs end
-alike, by validation AUC. A bench that was ended goes on where it was.
+Trials of one space choose the options of flat and of multi-tower models by validation AUC, as many for either: random
+ones first, then some near the best, each time with more seeds for the best few. Then both are trained with seed
+after seed until their difference in test AUC is known well enough. Trials and runs end alike, by validation AUC. A
+bench that was ended goes on where it was.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from bench.quality.grid import PARTITIONS, Cell, Plan, grid
 from bench.quality.progress import BenchProgress
 from bench.quality.provenance import made_otherwise
 from bench.quality.records import Records
+from bench.quality.search import Search
 from bench.quality.study import Study, conduct
 from dmt_kernels.cli import build_parser
 from dmt_kernels.planner import GROUPINGS, STRATEGIES
@@ -62,7 +64,7 @@ def _plan(given: argparse.Namespace) -> Plan:
         data=given.data,
         cells=cells,
         tuned=tuned,
-        trials=given.trials,
+        search=Search(given.trials, given.near, given.rounds, given.finalists, given.trial_seeds),
         trial_epochs=given.trial_epochs,
         epochs=given.epochs,
         patience=given.patience,
@@ -76,7 +78,7 @@ def _plan(given: argparse.Namespace) -> Plan:
 
 
 def _parser() -> argparse.ArgumentParser:
-    shown = argparse.ArgumentDefaultsHelpFormatter
+    shown, search = argparse.ArgumentDefaultsHelpFormatter, Search()
     parser = argparse.ArgumentParser(
         prog="python -m bench.quality", description=__doc__, formatter_class=shown, allow_abbrev=False
     )
@@ -95,7 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     formats = {"kind": str, "nargs": "*", "choices": FORMATS}
     add("--payloads", ["bf16", "fp8"], "formats of peer rows to score with; finished runs keep theirs", "F", **formats)
     add("--train-payloads", [], "formats that towers are also trained with", "F", **formats)
-    add("--trials", 20, "random trials, for each over-arch, flat and multi-tower", "N")
+    add("--trials", search.trials, "random trials, for each over-arch, flat and multi-tower", "N")
+    add("--near", search.near, "trials of each round near the best", "N")
+    add("--rounds", search.rounds, "rounds of trials near the best so far, after the random ones", "N", _whole)
+    add("--finalists", search.finalists, "trials of each round that run again with other seeds", "N")
+    add("--trial-seeds", search.seeds, "runs of every finalist; their mean decides", "N")
     parser.add_argument(
         "--tune-at",
         type=_tower_and_compression,
@@ -118,10 +124,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
+def _whole(text: str, least: int = 0) -> int:
+    if (value := int(text)) < least:
+        raise argparse.ArgumentTypeError(f"{text} is below {least}")
     return value
+
+
+def _count(text: str) -> int:
+    return _whole(text, 1)
 
 
 def _tower_and_compression(text: str) -> tuple[int, float]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from bench.quality.partitions import seed_of
 from bench.quality.records import Record
+from bench.quality.search import Search
+from bench.quality.space import Options
 
-Options = dict[str, Any]  # of TrainConfig
 PARTITIONS = ("coherent", "diverse", "strided", "random")
-TUNING_SEED = 1000  # none of those that models are compared with
+TUNING_SEED = 1000  # the first of trials: none of those that models are compared with
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class Plan:
         Multi-tower models, the most valuable first.
     tuned : mapping of str to Cell
         The multi-tower model whose trials choose the options of all of its over-arch.
-    trials : int
-        Random trials for each over-arch, flat and multi-tower.
+    search : Search
+        How the options of each over-arch are chosen, flat and multi-tower.
     epochs, patience : int
         Epochs at most, and how many without a better validation AUC end a run or a trial.
     least, most : int
@@ -100,7 +100,7 @@ class Plan:
     data: str
     cells: Sequence[Cell]
     tuned: dict[str, Cell]
-    trials: int = 20
+    search: Search = field(default_factory=Search)
     epochs: int = 20
     patience: int = 2
     least: int = 3
@@ -116,9 +116,9 @@ class Plan:
         """The flat models."""
         return [Cell(model) for model in self.tuned]
 
-    def trial(self, cell: Cell, drawn: Options) -> Record:
+    def trial(self, cell: Cell, drawn: Options, seed: int) -> Record:
         """One of the trials that choose the options of `cell`."""
-        return self._spec(cell, {**drawn, "epochs": self.trial_epochs or self.epochs}, TUNING_SEED, ())
+        return self._spec(cell, {**drawn, "epochs": self.trial_epochs or self.epochs}, TUNING_SEED + seed, ())
 
     def run(self, cell: Cell, drawn: Options, seed: int) -> Record:
         """A run with the options that were found best."""

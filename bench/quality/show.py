@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, median
@@ -15,7 +16,7 @@ from rich.table import Table
 from bench.quality.provenance import made_otherwise
 from bench.quality.records import Record
 from bench.quality.statistics import Estimate, estimate
-from bench.quality.study import Study
+from bench.quality.study import FAILED, Study
 from bench.report import show
 
 PLOT, TABLES = "differences.png", "tables.md"
@@ -37,18 +38,18 @@ def write(study: Study, folder: Path) -> None:
 
 
 def _chosen(study: Study) -> Table:
-    epochs = study.plan.trial_epochs
+    search, epochs = study.plan.search, study.plan.trial_epochs
     heading = "chosen of the trials" + (f", {epochs} epochs at most" if epochs else "")
-    table = _table(heading, "valid AUC", "of the first trial, the defaults", "options")
-    for cell in [*study.plan.twins, *study.plan.tuned.values()]:
-        records = [study.records.find(spec) for spec in study.trials(cell)]
-        finished = [record["valid_auc"] for record in records if record is not None and "failed" not in record]
-        if (drawn := study.tuned(cell)) is not None:
-            options = ", ".join(f"{name} {value}" for name, value in drawn.items()) or "the defaults"
-            first = records[0]
-            shown = "failed" if first is None or "failed" in first else f"{first['valid_auc']:.4f}"
-            best = (f"{max(finished):.4f}", shown, options) if finished else ("-", shown, "-")
-            table.add_row(str(cell), *best)
+    table = _table(heading, f"valid AUC, {search.seeds} runs", "of the defaults, one run", "options")
+    for cell in study.sources:
+        course = study.course(cell)
+        if course.best is not None:
+            score = functools.partial(study.score, cell)
+            options = ", ".join(f"{name} {value}" for name, value in course.best.items()) or "the defaults"
+            ended = max(score(*trial) or FAILED for trial in course.known) > FAILED
+            best = (f"{search.mean(course.best, score):.4f}", options) if ended else ("-", "-")
+            first = score({}, 0) or FAILED
+            table.add_row(str(cell), best[0], f"{first:.4f}" if first > FAILED else "failed", best[1])
     return table
 
 

@@ -1,14 +1,15 @@
-"""What is tuned: the space that random trials are drawn from, the same for flat and multi-tower models.
+"""What is tuned: the space that trials are drawn from, the same for flat and multi-tower models.
 
 | option | drawn |
 |---|---|
 | dense_lr | log-uniform in [3e-4, 1e-2] |
 | table_lr | log-uniform in [3e-3, 3e-1] |
+| table_weight_decay | log-uniform in [1e-5, 1e-2] |
 | table_optimizer | rowwise_adagrad or adagrad |
-| table_weight_decay | 0 half of the time, else log-uniform in [1e-6, 1e-2] |
 | batch_size | 512, 1024 or 2048 |
 
-The first trial is the package's defaults.
+The first trial is the package's defaults, which have no decay. The others are points of a scrambled Halton sequence
+(Halton, 1960; Owen, 2017): random, but with every option's range covered evenly by few of them.
 """
 
 from __future__ import annotations
@@ -18,27 +19,61 @@ from typing import Any
 
 import numpy as np
 
+from dmt_kernels.train.config import TrainConfig
+
 SEED = 20240513
+RANGES = {"dense_lr": (3e-4, 1e-2), "table_lr": (3e-3, 3e-1), "table_weight_decay": (1e-5, 1e-2)}
+CHOICES: dict[str, list[Any]] = {"table_optimizer": ["rowwise_adagrad", "adagrad"], "batch_size": [512, 1024, 2048]}
+
+Options = dict[str, Any]  # of TrainConfig
 
 
-def draw_trials(count: int) -> list[dict[str, Any]]:
+def draw_trials(count: int) -> list[Options]:
     """Options of the trials: more of them begin with the same."""
-    rng = np.random.default_rng(SEED)
-    return [{}, *(_draw(rng) for _ in range(count - 1))][:count]
+    from scipy.stats import qmc
+
+    points = qmc.Halton(len(RANGES) + len(CHOICES), rng=np.random.default_rng(SEED)).random(count)
+    return [{}, *map(_options_at, points)][:count]
 
 
-def _draw(rng: np.random.Generator) -> dict[str, Any]:
-    # Everything is drawn every time, so that a trial does not depend on what the ones before have drawn.
-    decay = _log_uniform(rng, 1e-6, 1e-2)
-    return {
-        "dense_lr": _log_uniform(rng, 3e-4, 1e-2),
-        "table_lr": _log_uniform(rng, 3e-3, 3e-1),
-        "table_optimizer": str(rng.choice(["rowwise_adagrad", "adagrad"])),
-        "table_weight_decay": decay if rng.random() < 0.5 else 0.0,
-        "batch_size": int(rng.choice([512, 1024, 2048])),
-    }
+def _options_at(point: np.ndarray) -> Options:
+    drawn: Options = {}
+    for (name, (low, high)), share in zip(RANGES.items(), point, strict=False):
+        drawn[name] = _rounded(low * (high / low) ** share)
+    for (name, some), share in zip(CHOICES.items(), point[len(RANGES) :], strict=True):
+        drawn[name] = some[int(share * len(some))]
+    return drawn
 
 
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+def draw_near(options: Options, count: int, step: int) -> list[Options]:
+    """Options near given ones: numbers times a log-normal factor, a sixth of their range wide and less with every step.
+
+    Parameters
+    ----------
+    options : dict
+        The middle; options it does not name have their defaults.
+    count : int
+        How many.
+    step : int
+        From 1: the width is a sixth of the range over `step`, and other choices are drawn with probability 1/4 over it.
+    """
+    rng = np.random.default_rng([SEED, step])
+    middle = {name: getattr(TrainConfig, name) for name in [*RANGES, *CHOICES]} | options
+    return [_options_near(middle, step, rng) for _ in range(count)]
+
+
+def _options_near(middle: Options, step: int, rng: np.random.Generator) -> Options:
+    drawn: Options = {}
+    for name, (low, high) in RANGES.items():
+        factor = math.exp(rng.normal(0, math.log(high / low) / 6 / step))
+        drawn[name] = _rounded(min(max(max(middle[name], low) * factor, low), high))
+    for name, some in CHOICES.items():
+        # Both are drawn every time, so that an option does not depend on what the ones before have drawn.
+        moves, other = rng.random() < 0.25 / step, some[rng.integers(len(some))]
+        drawn[name] = other if moves else middle[name]
+    return drawn
+
+
+def _rounded(value: float) -> float:
     """Three digits are enough, and read well in a table."""
-    return float(f"{math.exp(rng.uniform(math.log(low), math.log(high))):.3g}")
+    return float(f"{value:.3g}")

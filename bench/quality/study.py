@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from bench.quality.grid import Cell, Options, Plan
+from bench.quality.grid import Cell, Plan
 from bench.quality.records import Record, Records
-from bench.quality.space import draw_trials
+from bench.quality.search import Course
+from bench.quality.space import Options
 from bench.quality.statistics import Estimate, estimate, needs_more
 from bench.quality.training import config_of, run
 
 Job = tuple[str, Record]  # what it is called, and what is run
+FAILED = 0.0  # no validation AUC that is of use is as low
 
 
 @dataclass(frozen=True)
@@ -41,21 +44,29 @@ class Study:
             Naming what cannot be trained with.
         """
         for cell in [*self.plan.twins, *self.plan.tuned.values(), *self.plan.cells]:
-            for spec in (self.plan.trial(cell, {}), self.plan.run(cell, {}, 0)):
+            for spec in (self.plan.trial(cell, {}, 0), self.plan.run(cell, {}, 0)):
                 config_of(spec)
 
-    def trials(self, cell: Cell) -> list[Record]:
-        """What runs to choose the options of `cell` by."""
-        return [self.plan.trial(cell, drawn) for drawn in draw_trials(self.plan.trials)]
+    @property
+    def sources(self) -> list[Cell]:
+        """The models that have trials."""
+        return [*self.plan.twins, *self.plan.tuned.values()]
+
+    def course(self, cell: Cell) -> Course:
+        """The search for the options of `cell`."""
+        return self.plan.search.course(functools.partial(self.score, cell))
+
+    def score(self, cell: Cell, drawn: Options, seed: int) -> float | None:
+        """The validation AUC of a trial for the options of `cell`, `FAILED`, or None before it has run."""
+        source = cell.twin if cell.is_flat else self.plan.tuned[cell.model]
+        record = self.records.find(self.plan.trial(source, drawn, seed))
+        if record is None:
+            return None
+        return FAILED if "failed" in record else record["valid_auc"]
 
     def tuned(self, cell: Cell) -> Options | None:
         """The options that gave the best validation AUC; None before all trials have run."""
-        source = cell.twin if cell.is_flat else self.plan.tuned[cell.model]
-        records = [self.records.find(spec) for spec in self.trials(source)]
-        if any(record is None for record in records):
-            return None
-        scores = [-1.0 if record is None or "failed" in record else record["valid_auc"] for record in records]
-        return draw_trials(self.plan.trials)[max(range(len(scores)), key=scores.__getitem__)]
+        return self.course(cell).best
 
     def runs(self, cell: Cell) -> dict[int, Record]:
         """Finished runs of a tuned model, by seed."""
@@ -75,18 +86,24 @@ class Study:
 
     def finished(self) -> list[Record]:
         """All that the tables are made of: trials, then seeds."""
-        sources = [*self.plan.twins, *self.plan.tuned.values()]
-        trials = [self.records.find(spec) for source in sources for spec in self.trials(source)]
+        trials = [
+            self.records.find(self.plan.trial(cell, *trial))
+            for cell in self.sources
+            for trial in self.course(cell).known
+        ]
         cells = [*self.plan.twins, *self.plan.cells]
         runs = [run for cell in cells for run in self.runs(cell).values()]
         return [trial for trial in trials if trial is not None] + runs
 
     def next_jobs(self) -> list[Job]:
         """What can run now, in order: trials of everything, or else another seed of what is not known well enough."""
-        sources = [*self.plan.twins, *self.plan.tuned.values()]
-        trials = [(f"trial of {source}", spec) for source in sources for spec in self.trials(source)]
-        if missing := [job for job in trials if self.records.find(job[1]) is None]:
-            return missing
+        trials = [
+            (f"trial of {cell}", self.plan.trial(cell, *trial))
+            for cell in self.sources
+            for trial in self.course(cell).missing
+        ]
+        if trials:
+            return trials
         for seed in range(self.plan.most):
             if jobs := list(self._jobs_of(seed)):
                 return jobs

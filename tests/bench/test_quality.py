@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench.quality.__main__ import _parser, _plan, main
@@ -13,8 +14,9 @@ from bench.quality.grid import Cell, Plan, grid
 from bench.quality.partitions import choose_towers
 from bench.quality.provenance import code, made_otherwise
 from bench.quality.records import Records
+from bench.quality.search import Search
 from bench.quality.show import first_epoch_at, tables
-from bench.quality.space import draw_trials
+from bench.quality.space import RANGES, draw_near, draw_trials
 from bench.quality.statistics import Estimate, estimate, needs_more
 from bench.quality.study import Study
 from bench.quality.training import run
@@ -48,7 +50,58 @@ def test_trials_are_options_of_a_run_and_the_first_is_the_defaults():
         assert 3e-4 <= trial["dense_lr"] <= 1e-2
         assert trial["batch_size"] in (512, 1024, 2048)
     assert len({trial["dense_lr"] for trial in trials[1:]}) == 39
-    assert {trial["table_weight_decay"] == 0 for trial in trials[1:]} == {True, False}
+
+
+def test_few_trials_cover_every_range():
+    logs = np.log([trial["dense_lr"] for trial in draw_trials(17)[1:]])
+    counts, _ = np.histogram(logs, bins=4, range=(math.log(3e-4), math.log(1e-2)))
+    assert counts.tolist() == [4, 4, 4, 4]
+
+
+def test_trials_near_others_stay_in_the_space_and_come_nearer():
+    middle = {"dense_lr": 9e-3, "table_lr": 0.02, "batch_size": 2048}
+    wide, narrow = (draw_near(middle, 200, step) for step in (1, 3))
+    for trial in wide + narrow:
+        TrainConfig(**trial)
+        for name, (low, high) in RANGES.items():
+            assert low <= trial[name] <= high
+    spreads = [np.std(np.log([trial["table_lr"] for trial in some])) for some in (wide, narrow)]
+    assert spreads[0] == pytest.approx(math.log(100) / 6, rel=0.15)
+    assert spreads[1] == pytest.approx(math.log(100) / 18, rel=0.15)
+    kept = [np.mean([trial["batch_size"] == 2048 for trial in some]) for some in (wide, narrow)]
+    assert 0.7 < kept[0] < kept[1] < 1
+    assert min(trial["table_weight_decay"] for trial in wide) == 1e-5  # that of the middle is the defaults': none
+
+
+def test_a_search_runs_the_first_again_and_then_looks_near_the_best():
+    search, scores = Search(trials=5, near=3, rounds=2, finalists=2, seeds=3), {}
+
+    def score(options, seed):
+        return scores.get((json.dumps(options), seed))
+
+    def true(options):
+        return 0.7 - 0.01 * abs(math.log(options.get("dense_lr", 1e-3) / 3e-3))
+
+    asked = []
+    while (course := search.course(score)).missing:
+        assert course.best is None
+        asked.append(len(course.missing))
+        for options, seed in course.missing:  # the first trial is lucky
+            scores[json.dumps(options), seed] = true(options) + (0.1 if (options, seed) == ({}, 0) else 0)
+    assert asked == [5, 2 * 2, 3, 2 * 2, 3, 2 * 2]
+    assert len(course.known) == len(scores) == sum(asked)
+    thrice = [options for options, seed in course.known if seed == 2]
+    assert len(thrice) == 3 * 2
+    assert {} in thrice
+    assert course.best == max(thrice, key=lambda options: search.mean(options, score))
+
+
+def test_a_lucky_run_is_found_out():
+    def score(options, seed):
+        return 0.8 if options == {} and seed == 0 else 0.6 if options == {} else 0.7
+
+    assert Search(trials=4, rounds=0, finalists=2, seeds=3).course(score).best == draw_trials(2)[1]
+    assert Search(trials=4, rounds=0, finalists=2, seeds=1).course(score).best == {}
 
 
 def test_the_grid_begins_with_the_first_partition_and_ends_with_payloads():
@@ -95,7 +148,7 @@ def study(tmp_path):
         data="npz:none.npz",
         cells=[CELL],
         tuned={"dlrm": CELL},
-        trials=3,
+        search=Search(3, rounds=0, seeds=1),
         least=2,
         most=4,
         half_width=0.001,
@@ -196,8 +249,10 @@ def test_the_epoch_that_reaches_an_auc():
 
 
 def test_a_tiny_grid_from_end_to_end_that_is_killed_on_the_way(tmp_path, capsys):
-    words = "--jobs 1 --models dlrm --towers 2 --compressions 2 --partitions random --trials 1 --epochs 2"
-    words += " --data synthetic:512 --trial-epochs 1 --least 2 --most 2 --tune-at 2,2 --train-payloads fp8"
+    words = (
+        "--jobs 1 --models dlrm --towers 2 --compressions 2 --partitions random --trials 1 --rounds 0 --trial-seeds 1"
+    )
+    words += " --epochs 2 --data synthetic:512 --trial-epochs 1 --least 2 --most 2 --tune-at 2,2 --train-payloads fp8"
     words += " --average-weights 0.9 --option batch_size=128 --tower-option tower_module=dcn"
     command = [*words.split(), "--out", str(tmp_path)]
     assert main(command) == 0
@@ -237,6 +292,7 @@ def test_a_run_is_scored_as_it_is_trained(tmp_path, monkeypatch):
     ("words", "said"),
     [
         ("--trials 0", "0 is below 1"),
+        ("--rounds -1", "-1 is below 0"),
         ("--tune-at 0,2", "0 is below 1"),
         ("--partitions", "at least one argument"),
         ("--partitions alike", "'alike'"),
