@@ -85,6 +85,9 @@ class TrainConfig:
     )
     dense_optimizer: str = _option("adam", "optimizer of everything but the tables", ("adam", "adagrad"))
     dense_lr: float = _option(1e-3, "its learning rate", metavar="LR")
+    tower_lr_scale: float = _option(
+        0.1, "learning rate of tower modules, and of the map behind them, over the dense one", metavar="SCALE"
+    )
     table_optimizer: str = _option("rowwise_adagrad", "optimizer of the tables", ("rowwise_adagrad", "adagrad", "sgd"))
     table_lr: float = _option(0.02, "its learning rate", metavar="LR")
     table_weight_decay: float = _option(0.0, "its L2 decay of the rows a step touches", metavar="WD")
@@ -107,10 +110,9 @@ class TrainConfig:
                 raise InputError(f"{flag(option.name)} {value} is below 1")
             if isinstance(value, int) and value > option.metadata["most"]:
                 raise InputError(f"{flag(option.name)} {value} is above {option.metadata['most']}")
-        if not (self.compression > 0 and math.isfinite(self.compression)):
-            raise InputError(f"--compression {self.compression:g} is not a positive number")
-        if not (self.dense_lr > 0 and math.isfinite(self.dense_lr)):
-            raise InputError(f"--dense-lr {self.dense_lr:g} is not a positive number")
+        for name in ("compression", "dense_lr", "tower_lr_scale"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise InputError(f"{flag(name)} {getattr(self, name):g} is not a positive number")
         if self.average_weights is not None and not 0 < self.average_weights < 1:
             raise InputError(f"--average-weights {self.average_weights:g} is not between 0 and 1")
         if self.amp and self.dtype == "float64":
@@ -133,7 +135,12 @@ class TrainConfig:
 
     def dense_training(self) -> dict[str, Any]:
         """What a :class:`~dmt_kernels.train.step.TrainStep` is told besides the model."""
-        return {"optimizer": self.dense_optimizer, "lr": self.dense_lr, "amp": self.amp}
+        return {
+            "optimizer": self.dense_optimizer,
+            "lr": self.dense_lr,
+            "tower_lr_scale": self.tower_lr_scale,
+            "amp": self.amp,
+        }
 
     def table_optimizer_spec(self) -> TableOptimizer:
         """The tables' optimizer."""
@@ -161,8 +168,8 @@ class TrainConfig:
             If the file is missing or holds something else.
         """
         try:
-            # Files that do not name the over-arch's width are of before there was a choice.
-            return cls(**{"over_arch_width": "towers", **json.loads(path.read_text())})
+            # Files that do not name them are of before there was a choice.
+            return cls(**{"over_arch_width": "towers", "tower_lr_scale": 1.0, **json.loads(path.read_text())})
         except FileNotFoundError:
             raise InputError(f"{path.parent} holds no finished run: {path.name} is missing") from None
         except (ValueError, TypeError) as error:

@@ -28,12 +28,24 @@ class TrainStep:
         Of everything but the tables.
     lr : float
         Its learning rate.
+    tower_lr_scale : float
+        That of tower modules and of the map behind them, over `lr`: maps in a row add their steps up, so they train
+        best with smaller ones (docs/quality.md).
     amp : bool
         Multiply in bfloat16 (``torch.autocast``): the over-arch's layers and the tower modules. Parameters, sums, dot
         products of features and the loss stay as they are.
     """
 
-    def __init__(self, model: nn.Module, mesh: Mesh | None, *, optimizer: str, lr: float, amp: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        mesh: Mesh | None,
+        *,
+        optimizer: str,
+        lr: float,
+        tower_lr_scale: float = 1.0,
+        amp: bool = False,
+    ) -> None:
         self.model, self.amp = model, amp
         self._exchange: Any = model.exchange
         self.mesh = mesh
@@ -45,11 +57,12 @@ class TrainStep:
             self._tower_sum = GradientSum(self.tower_module, mesh.tower_dense)
         self.missing_ids = MissingIdWatch(next(model.parameters()).device)
         # Slices have whole gradients where they are, so nothing of them is summed, and so has their optimizer state.
-        parameters = [*self.over_arch, *self.tower_module, *in_name_order(slice_parameters(model))]
+        in_a_row = {**tower_parameters(model), **slice_parameters(model), **expansion_parameters(model)}
+        others = {name: p for name, p in over_arch_parameters(model).items() if name not in in_a_row}
+        rates = [(in_name_order(others), lr), (in_name_order(in_a_row), lr * tower_lr_scale)]
+        groups = [{"params": parameters, "lr": rate} for parameters, rate in rates if parameters]
         self.optimizer: torch.optim.Optimizer = (
-            torch.optim.Adam(parameters, lr=lr, fused=True)
-            if optimizer == "adam"
-            else torch.optim.Adagrad(parameters, lr=lr)
+            torch.optim.Adam(groups, lr=lr, fused=True) if optimizer == "adam" else torch.optim.Adagrad(groups, lr=lr)
         )
 
     def __call__(self, batch: Batch, next_batch: Batch | None = None) -> Tensor:
@@ -126,6 +139,11 @@ def slice_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def over_arch_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters that every rank holds, by name in the model."""
     return {name: p for name, p in model.named_parameters() if not name.startswith("exchange.")}
+
+
+def expansion_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters of the map of what towers compressed to the flat model's columns, by name; none without one."""
+    return {name: p for name, p in over_arch_parameters(model).items() if name.startswith("expand.")}
 
 
 def in_name_order(parameters: Mapping[str, nn.Parameter]) -> list[nn.Parameter]:

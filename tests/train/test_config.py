@@ -15,13 +15,14 @@ def test_json_round_trip(tmp_path):
     assert TrainConfig.load(tmp_path / "config.json") == config
 
 
-def test_a_run_of_before_over_archs_had_a_choice_of_width_has_the_narrow_one(tmp_path):
+def test_a_run_of_before_there_was_a_choice_has_what_there_was(tmp_path):
     path = tmp_path / "config.json"
     TrainConfig(tower_module="dcn", compression=4).save(path)
     old = json.loads(path.read_text())
-    del old["over_arch_width"]
+    del old["over_arch_width"], old["tower_lr_scale"]
     path.write_text(json.dumps(old))
-    assert TrainConfig.load(path) == TrainConfig(tower_module="dcn", compression=4, over_arch_width="towers")
+    before = {"over_arch_width": "towers", "tower_lr_scale": 1.0}
+    assert TrainConfig.load(path) == TrainConfig(tower_module="dcn", compression=4, **before)
 
 
 @pytest.mark.parametrize(
