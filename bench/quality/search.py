@@ -7,14 +7,19 @@ run again with other seeds, and means decide.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 from bench.quality.space import Options, draw_near, draw_trials
 
 Trial = tuple[Options, int]  # and which of its seeds
 Score = Callable[[Options, int], float | None]  # None: not yet run
+
+
+FAILED = 0.0  # no validation AUC that is of use is as low
 
 
 @dataclass(frozen=True)
@@ -23,15 +28,20 @@ class Course:
 
     Parameters
     ----------
-    known, missing : list
-        Trials so far, those to run next among them, and these.
+    known : list
+        All trials so far, with those that are `missing`.
+    missing : list
+        Those to run next.
     best : dict or None
         The options with the best mean; None while any trial is missing.
+    mean : float
+        Theirs. Flattering: the first run of each is one that was chosen for being good.
     """
 
     known: list[Trial]
-    missing: list[Trial]
-    best: Options | None
+    missing: list[Trial] = field(default_factory=list)
+    best: Options | None = None
+    mean: float = FAILED
 
 
 @dataclass(frozen=True)
@@ -59,22 +69,19 @@ class Search:
     def course(self, score: Score) -> Course:
         """Say what is to be run next, given the scores of what has run."""
         known: list[Trial] = []
-        judged: list[tuple[float, Options]] = []
-        best: Options = {}
+        best, best_mean = dict[str, Any](), -math.inf
         for step in range(self.rounds + 1):
             drawn = draw_near(best, self.near, step) if step else draw_trials(self.trials)
-            first = [(options, 0) for options in drawn]
-            if missing := [trial for trial in first if score(*trial) is None]:
-                return Course(known + first, missing, None)
-            finalists = sorted(drawn, key=lambda options: score(options, 0) or 0.0, reverse=True)[: self.finalists]
+            known += [(options, 0) for options in drawn]
+            if missing := [(options, 0) for options in drawn if score(options, 0) is None]:
+                return Course(known, missing)
+            finalists = sorted(drawn, key=lambda options: score(options, 0) or FAILED, reverse=True)[: self.finalists]
             again = [(options, seed) for options in finalists for seed in range(1, self.seeds)]
-            known += first + again
+            known += again
             if missing := [trial for trial in again if score(*trial) is None]:
-                return Course(known, missing, None)
-            judged += [(self.mean(options, score), options) for options in finalists]
-            best = max(judged, key=lambda one: one[0])[1]
-        return Course(known, [], best)
-
-    def mean(self, options: Options, score: Score) -> float:
-        """The mean score of options all of whose seeds have run."""
-        return fmean(score(options, seed) or 0.0 for seed in range(self.seeds))
+                return Course(known, missing)
+            for options in finalists:
+                mean = fmean(score(options, seed) or FAILED for seed in range(self.seeds))
+                if mean > best_mean:
+                    best, best_mean = options, mean
+        return Course(known, best=best, mean=best_mean)

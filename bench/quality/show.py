@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, median
@@ -15,8 +14,9 @@ from rich.table import Table
 
 from bench.quality.provenance import made_otherwise
 from bench.quality.records import Record
+from bench.quality.search import FAILED
 from bench.quality.statistics import Estimate, estimate
-from bench.quality.study import FAILED, Study
+from bench.quality.study import Study
 from bench.report import show
 
 PLOT, TABLES = "differences.png", "tables.md"
@@ -40,16 +40,15 @@ def write(study: Study, folder: Path) -> None:
 def _chosen(study: Study) -> Table:
     search, epochs = study.plan.search, study.plan.trial_epochs
     heading = "chosen of the trials" + (f", {epochs} epochs at most" if epochs else "")
-    table = _table(heading, f"valid AUC, {search.seeds} runs", "of the defaults, one run", "options")
+    runs = "1 run" if search.seeds == 1 else f"mean of {search.seeds} runs"
+    table = _table(heading, f"valid AUC, {runs}", "of the defaults, 1 run", "options")
     for cell in study.sources:
-        course = study.course(cell)
-        if course.best is not None:
-            score = functools.partial(study.score, cell)
+        course, defaults = study.course(cell), study.trial(cell, {}, 0)
+        if course.best is not None and defaults is not None:
             options = ", ".join(f"{name} {value}" for name, value in course.best.items()) or "the defaults"
-            ended = max(score(*trial) or FAILED for trial in course.known) > FAILED
-            best = (f"{search.mean(course.best, score):.4f}", options) if ended else ("-", "-")
-            first = score({}, 0) or FAILED
-            table.add_row(str(cell), best[0], f"{first:.4f}" if first > FAILED else "failed", best[1])
+            best = (f"{course.mean:.4f}", options) if course.mean > FAILED else ("-", "-")
+            shown = "failed" if "failed" in defaults else f"{defaults['valid_auc']:.4f}"
+            table.add_row(str(cell), best[0], shown, best[1])
     return table
 
 

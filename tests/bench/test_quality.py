@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from bench.quality.__main__ import _parser, _plan, main
-from bench.quality.grid import Cell, Plan, grid
+from bench.quality.grid import TUNING_SEED, Cell, Plan, grid
 from bench.quality.partitions import choose_towers
 from bench.quality.provenance import code, made_otherwise
-from bench.quality.records import Records
+from bench.quality.records import Records, key_of
 from bench.quality.search import Search
 from bench.quality.show import first_epoch_at, tables
-from bench.quality.space import RANGES, draw_near, draw_trials
+from bench.quality.space import CHOICES, RANGES, draw_near, draw_trials
 from bench.quality.statistics import Estimate, estimate, needs_more
 from bench.quality.study import Study
 from bench.quality.training import run
@@ -52,10 +53,19 @@ def test_trials_are_options_of_a_run_and_the_first_is_the_defaults():
     assert len({trial["dense_lr"] for trial in trials[1:]}) == 39
 
 
-def test_few_trials_cover_every_range():
-    logs = np.log([trial["dense_lr"] for trial in draw_trials(17)[1:]])
-    counts, _ = np.histogram(logs, bins=4, range=(math.log(3e-4), math.log(1e-2)))
-    assert counts.tolist() == [4, 4, 4, 4]
+def test_few_trials_cover_every_range_and_correlate_none():
+    points = np.array([_numbers(trial) for trial in draw_trials(20)[1:]])
+    for column, bins in zip(points.T, (4, 4, 4, 2, 3), strict=True):
+        counts, _ = np.histogram(column, bins=bins, range=(0, 1))
+        assert counts.max() - counts.min() <= 2
+    correlations = stats.spearmanr(points).statistic
+    assert np.abs(correlations - np.eye(5)).max() < 0.15
+
+
+def _numbers(trial):
+    """Where an option lies in its range, from 0 to 1."""
+    shares = [math.log(trial[name] / low) / math.log(high / low) for name, (low, high) in RANGES.items()]
+    return shares + [(some.index(trial[name]) + 0.5) / len(some) for name, some in CHOICES.items()]
 
 
 def test_trials_near_others_stay_in_the_space_and_come_nearer():
@@ -73,27 +83,32 @@ def test_trials_near_others_stay_in_the_space_and_come_nearer():
     assert min(trial["table_weight_decay"] for trial in wide) == 1e-5  # that of the middle is the defaults': none
 
 
-def test_a_search_runs_the_first_again_and_then_looks_near_the_best():
-    search, scores = Search(trials=5, near=3, rounds=2, finalists=2, seeds=3), {}
+def test_a_search_runs_the_best_again_and_then_looks_near_the_best_so_far():
+    search, scores = Search(trials=8, near=4, rounds=2, finalists=2, seeds=3), {}
 
     def score(options, seed):
         return scores.get((json.dumps(options), seed))
 
-    def true(options):
-        return 0.7 - 0.01 * abs(math.log(options.get("dense_lr", 1e-3) / 3e-3))
+    def true(options):  # the peak lies far from the defaults
+        return 0.7 - 0.01 * abs(math.log(options.get("dense_lr", 1e-3) / 6e-3))
 
-    asked = []
+    asked, middles = [], []
     while (course := search.course(score)).missing:
         assert course.best is None
-        asked.append(len(course.missing))
-        for options, seed in course.missing:  # the first trial is lucky
-            scores[json.dumps(options), seed] = true(options) + (0.1 if (options, seed) == ({}, 0) else 0)
-    assert asked == [5, 2 * 2, 3, 2 * 2, 3, 2 * 2]
-    assert len(course.known) == len(scores) == sum(asked)
-    thrice = [options for options, seed in course.known if seed == 2]
-    assert len(thrice) == 3 * 2
-    assert {} in thrice
-    assert course.best == max(thrice, key=lambda options: search.mean(options, score))
+        asked.append(course.missing)
+        for options, seed in course.missing:  # the first trial is lucky, once
+            scores[json.dumps(options), seed] = true(options) + (0.02 if (options, seed) == ({}, 0) else 0)
+        judged = [options for options, seed in course.known if score(options, 2)]
+        middles.append(max(judged, key=true, default=None))
+    assert [len(missing) for missing in asked] == [8, 2 * 2, 4, 2 * 2, 4, 2 * 2]
+    assert {} in [options for options, _ in asked[1]]
+    for step in (1, 2):
+        middle = middles[2 * step - 1]
+        assert middle != {}
+        assert [options for options, _ in asked[2 * step]] == draw_near(middle, 4, step)
+    assert course.best == middles[-1] != middles[1]
+    assert course.mean == pytest.approx(true(course.best))
+    assert len(course.known) == len(scores) == sum(map(len, asked))
 
 
 def test_a_lucky_run_is_found_out():
@@ -188,6 +203,25 @@ def test_flat_and_towers_get_the_same_trials_and_the_best_by_validation_wins(stu
     assert study.tuned(CELL) is None
     tune(study)
     assert study.tuned(CELL)["dense_lr"] == study.tuned(CELL.twin)["dense_lr"] == drawn
+
+
+def test_finalists_run_with_other_seeds_and_a_search_goes_on_where_it_was(study, tmp_path):
+    search = Search(trials=3, near=2, rounds=1, finalists=2, seeds=2)
+    study = dataclasses.replace(study, plan=dataclasses.replace(study.plan, search=search))
+    for _, spec in study.next_jobs():
+        study.records.add(record(spec, 0.9, spec["options"].get("dense_lr", 1e-3)))
+    best = sorted([trial.get("dense_lr", 1e-3) for trial in draw_trials(3)])[1:]
+    again = study.next_jobs()
+    assert sorted(spec["options"].get("dense_lr", 1e-3) for _, spec in again) == sorted(2 * best)
+    assert {spec["options"]["seed"] for _, spec in again} == {TUNING_SEED + 1}
+    for _, spec in again[:3]:
+        study.records.add(record(spec, 0.9, 0.1))
+    restarted = Study(study.plan, Records(tmp_path / "runs.jsonl"))
+    flat_is_ahead = [job for job in restarted.next_jobs() if job != again[3]]
+    assert again[3] in restarted.next_jobs()
+    assert [name for name, _ in flat_is_ahead] == ["trial of dlrm flat"] * 2
+    assert {spec["options"]["seed"] for _, spec in flat_is_ahead} == {TUNING_SEED}
+    assert key_of(again[3][1]) not in {key_of(spec) for _, spec in restarted.next_jobs([key_of(again[3][1])])}
 
 
 def test_seeds_are_added_in_pairs_while_the_difference_is_uncertain(study):
