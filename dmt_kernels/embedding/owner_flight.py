@@ -1,9 +1,10 @@
 """A batch on the road of two stages, with a linear tower module in slices at the owners of tables.
 
-Every owner multiplies what it looks up by its columns of the weight, on the way: pooled rows never lie in memory. What
-travels inside the tower are partial sums, which a member adds up in member order; so the tower stage is a
-reduce-scatter, made of an all-to-all and a local sum. Backward, every owner gets the whole tower's gradient of the
-sums, and has the gradient of its slice without a reduction.
+Every owner multiplies what it looks up by its columns of the weight, on the way: pooled rows lie in memory only where
+a GPU that trains is quicker so (:mod:`dmt_kernels.ops.kept_rows`). What travels inside the tower are partial sums,
+which a member adds up in member order; so the tower stage is a reduce-scatter, made of an all-to-all and a local sum.
+Backward, every owner gets the whole tower's gradient of the sums, and has the gradient of its slice without a
+reduction.
 
 Letters, for a chunk of ``b`` samples: ``R`` members, ``T`` towers, ``D_r`` columns of this member, ``C_t`` that
 the tower sends.
@@ -21,6 +22,7 @@ from dmt_kernels import ops
 from dmt_kernels.embedding.flight import Cargo
 from dmt_kernels.embedding.peer_flight import PeerFlight, TowerRoad
 from dmt_kernels.embedding.tower_step import product_dtype
+from dmt_kernels.ops.kept_rows import is_for_library, rounded_product
 from dmt_kernels.towers import TowerSlice
 
 
@@ -44,6 +46,9 @@ class OwnerFlight(PeerFlight):
         self._owns = [width > 0 for width in self.layout.sent_widths]
         self._rows = [self.towers * self.chunk_samples * owns for owns in self._owns]
         self._partial: list[list[Tensor]] = []  # of every chunk: [T*b, C_t] of every owner
+        self._records = torch.is_grad_enabled()
+        self._kept: list[Tensor] = []  # of chunks not collected yet: pooled rows [W*b, D_r], if kept
+        self._weight_grad: Tensor | None = None  # of the chunks so far, of kept rows
 
     @cached_property
     def _weight_bias(self) -> tuple[Tensor, ...]:
@@ -60,6 +65,11 @@ class OwnerFlight(PeerFlight):
         """Weight ``[C_t, D_r]`` and, on one member, bias ``[C_t]``; computed when autograd may see it."""
         return self._weight_bias
 
+    @cached_property
+    def _keeps(self) -> bool:
+        weight, rows = self.inputs[0], len(self.block_order) * self.chunk_samples
+        return self._records and weight.requires_grad and is_for_library(weight, rows, self._product_dtype)
+
     def expect(self, chunk: int) -> None:
         """Begin both stages."""
         super().expect(chunk)
@@ -70,9 +80,12 @@ class OwnerFlight(PeerFlight):
     def lookup(self, chunk: int) -> list[Tensor]:
         """Pool and multiply a chunk: each member's ``[T*b, C_t]``; without tables ``[0, C_t]``."""
         weight, *bias = (value.detach() for value in self.inputs)
-        sums = self.shards.tower_pool(
-            self.received.chunks[chunk], self.block_order, weight, *bias, product_dtype=self._product_dtype
-        )
+        bags = self.received.chunks[chunk]
+        if self._keeps:
+            self._kept.append(self.shards.lookup_as(torch.bfloat16, bags, self.block_order))
+            sums = rounded_product(self._kept[chunk], weight.bfloat16().t(), self.shards.dtype, *bias)
+        else:
+            sums = self.shards.tower_pool(bags, self.block_order, weight, *bias, product_dtype=self._product_dtype)
         return list(sums.view(self.members, self._rows[self.member], self.width).unbind(0))
 
     def send(self, chunk: int, looked_up: list[Tensor]) -> None:
@@ -104,15 +117,22 @@ class OwnerFlight(PeerFlight):
         self._wait("tower", chunk)
         weight = self.inputs[0].detach()
         grad = self._tower_grads(chunk).flatten(0, 1)
+        if self._keeps:
+            grad = grad.bfloat16()  # for both products
+            weight_grad = rounded_product(grad.t(), self._kept.pop(0), torch.float32)
+            self._weight_grad = weight_grad if self._weight_grad is None else self._weight_grad.add_(weight_grad)
         self.pooled_grad(chunk).copy_(ops.tower_pool_pooled_backward(grad, weight, product_dtype=self._product_dtype))
 
     def input_grads(self) -> tuple[Tensor | None, ...]:
-        """Gradients of the slice, by rows that are looked up again. Their sums do not depend on the chunks."""
+        """Gradients of the slice, by rows that are looked up again, if none are kept: then whatever the chunks are."""
         super().input_grads()
         grads = self._all_tower_grads()  # [n, W, b, C_t]
-        weight_grad = self.shards.tower_weight_grad(
-            grads.flatten(0, 2), self.received.bags, self.bag_order, product_dtype=self._product_dtype
-        )
+        if self._weight_grad is None:
+            weight_grad = self.shards.tower_weight_grad(
+                grads.flatten(0, 2), self.received.bags, self.bag_order, product_dtype=self._product_dtype
+            )
+        else:
+            weight_grad, self._weight_grad = self._weight_grad.to(self.shards.dtype), None
         if len(self.inputs) == 1:
             return (weight_grad,)
         return weight_grad, grads.transpose(0, 1).flatten(0, 2).sum(0)

@@ -142,6 +142,19 @@ class TableShards(nn.Module):
         return out
 
     @torch.no_grad()
+    def lookup_as(self, dtype: torch.dtype, received: Jagged, block_order: list[int]) -> Tensor:
+        """Pool without autograd into rows of another dtype, ``[K * B, width]``."""
+        return ops.embedding_bag(
+            self._tensors(self.tables),
+            received.ids,
+            received.offsets,
+            per_sample_weights=received.weights,
+            bounds="none",
+            out_dtype=dtype,
+            **self._bag_layout(block_order),
+        )
+
+    @torch.no_grad()
     def tower_pool(
         self,
         received: Jagged,

@@ -234,8 +234,9 @@ class SpttExchange(WiredExchange):
         @torch.no_grad()
         def fly(placement: str) -> None:
             """There and back, but for the update of the tables."""
-            flight = self._flight_by(placement, cargo)
-            flight.depart()
+            with torch.enable_grad():  # so that it keeps what the way back needs
+                flight = self._flight_by(placement, cargo)
+                flight.depart()
             flight.depart_backward(flight.arrive())  # any gradient will do
             grads = flight.arrive_backward()
             if placement == "member":

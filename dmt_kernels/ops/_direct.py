@@ -20,6 +20,42 @@ def is_eager() -> bool:
     return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
 
+def record(
+    name: str, compute: Callable[..., Tensor], backward: Callable[[Any, Tensor, Sequence[Any]], tuple[Any, ...]]
+) -> Callable[..., Tensor]:
+    """Return a function that does `compute` below autograd and has its `backward` recorded, in eager mode alone.
+
+    Parameters
+    ----------
+    name : str
+        What autograd calls the node.
+    compute : callable
+        Takes ``ctx`` and the function's arguments, which are as in :func:`differentiable`.
+    backward : callable
+        As in :func:`differentiable`.
+    """
+
+    def forward(ctx: Any, count: int, *arguments: Any) -> Tensor:
+        ctx.count = count
+        with torch._C._AutoDispatchBelowAutograd():
+            return compute(ctx, list(arguments[count:]), *arguments[:count])
+
+    def flat_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        _, *needed = ctx.needs_input_grad
+        first, *others = backward(ctx, grad, (needed[ctx.count :], *needed[: ctx.count]))
+        return None, *others, *first
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(flat_backward)}
+    function = type(name, (torch.autograd.Function,), methods)
+    # Past what `Function.apply` does in Python for torch.func, argument by argument: no transform is active here.
+    apply = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+
+    def call(tensors: list[Tensor], *others: Any) -> Tensor:
+        return apply(len(others), *others, *tensors)
+
+    return call
+
+
 def differentiable(
     op: OpOverload,
     setup_context: Callable[[Any, tuple[Any, ...], Tensor], None],
@@ -42,30 +78,19 @@ def differentiable(
         Takes the arguments of `op`, all of them and by position, the first as a list.
     """
 
-    def forward(ctx: Any, count: int, *arguments: Any) -> Tensor:
-        inputs = (list(arguments[count:]), *arguments[:count])
-        with torch._C._AutoDispatchBelowAutograd():
-            output = op(*inputs)
-        ctx.count = count
+    def compute(ctx: Any, *inputs: Any) -> Tensor:
+        output = op(*inputs)
         setup_context(ctx, inputs, output)
         return output
 
-    def flat_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        _, *needed = ctx.needs_input_grad
-        first, *others = backward(ctx, grad, (needed[ctx.count :], *needed[: ctx.count]))
-        return None, *others, *first
-
     name = "".join(word.capitalize() for word in op.name().split("::")[1].split("_"))
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(flat_backward)}
-    function = type(name, (torch.autograd.Function,), methods)
-    # Past what `Function.apply` does in Python for torch.func, argument by argument: no transform is active here.
-    apply = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    recorded = record(name, compute, backward)
 
     def call(tensors: list[Tensor], *others: Any) -> Tensor:
         if not is_eager():
             return op(tensors, *others)
         if torch.is_grad_enabled() and (_any_needs_grad(tensors) or _any_needs_grad(others)):
-            return apply(len(others), *others, *tensors)
+            return recorded(tensors, *others)
         with torch._C._AutoDispatchBelowAutograd():
             return op(tensors, *others)
 

@@ -1,11 +1,13 @@
 """Under ``torch.autocast`` tower modules multiply in bfloat16 on every road; all else, and all dtypes, stay."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor
 
+from dmt_kernels.ops.kept_rows import rounded_product
 from dmt_kernels.spec import TableOptimizer, Topology
 from tests.embedding.worlds import SAMPLES, World, build, global_batch, jagged
 from tests.ranks import run_ranks
@@ -59,6 +61,26 @@ def test_values_are_those_of_float32_to_the_rounding_of_bfloat16(steps, name) ->
             assert off[what] <= 4 * ROUNDING * float(value.norm()), f"{what}: {off[what]}"
         multiplied = [what for what in exact if what == "outputs" or what.endswith("weight")]
         assert all((off[what] > 0) == (name not in ("pass", "float64")) for what in multiplied), off
+
+
+def _keeping(rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+    """A step of owners that look up twice, one of those that keep their rows, as GPUs do, and its products of them."""
+    twice = _step(OWNER, rank, torch.bfloat16)
+    products = Mock(side_effect=rounded_product)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dmt_kernels.embedding.owner_flight.is_for_library", lambda weight, *_: weight.numel() > 0)
+        patch.setattr("dmt_kernels.embedding.owner_flight.rounded_product", products)
+        kept = _step(OWNER, rank, torch.bfloat16)
+    return twice, kept, products.call_count
+
+
+def test_owners_that_keep_pooled_rows_train_the_same() -> None:
+    for twice, kept, products in run_ranks(_keeping, TOPOLOGY.world):
+        assert products == 2 * OWNER.chunks
+        assert twice.keys() == kept.keys()
+        for what, value in twice.items():
+            assert kept[what].dtype == value.dtype
+            assert float((kept[what] - value).norm()) <= ROUNDING * float(value.norm()), what
 
 
 def _in_float16(rank: int) -> dict[str, tuple[torch.dtype, float]]:

@@ -1,16 +1,23 @@
 """tower_pool against the two steps it fuses, forward and backward."""
 
+import math
+import sys
+from types import SimpleNamespace
+from unittest.mock import Mock
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmt_kernels.ops import embedding_bag, tower_pool
+from dmt_kernels.ops.kept_rows import rounded_product
 from dmt_kernels.ops.reference.tower_pool import tower_pool as oracle
-from tests.devices import on_devices
+from tests.devices import on_cuda, on_devices, there
 from tests.ops.bags import DTYPES, bags, random_bags
 from tests.tolerances import TOLERANCES, assert_close
 
+MODULE = sys.modules["dmt_kernels.ops.tower_pool"]  # the name is the function's
 WIDE = tuple(dtype for dtype in DTYPES if dtype.itemsize >= 4)
 
 
@@ -120,6 +127,97 @@ def test_short_dtypes_are_rounded_once(dtype):
         strict=True,
     ):
         assert_products_close(actual, right.to(actual.dtype))
+
+
+def _gradients(batch, out_width, bias):
+    """Of bfloat16 products: the output, and what all differentiable arguments get."""
+    leaves = batch.leaves()
+    weight, offset = linear(batch, out_width, bias)
+    out = tower_pool(*leaves.args, weight, offset, **leaves.options, product_dtype=torch.bfloat16)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    wanted = [*leaves.differentiable(), weight, *([offset] if bias else [])]
+    return [out, *torch.autograd.grad(out, wanted, grad, allow_unused=True)]
+
+
+@pytest.fixture
+def keeping(monkeypatch):
+    """The CPU keeps rows, as GPUs do where there are many: and the products that it makes of them."""
+    products = Mock(side_effect=rounded_product)
+    monkeypatch.setattr(MODULE, "_keeps", lambda *_: True)
+    monkeypatch.setattr(MODULE, "rounded_product", products)
+    return products
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_kept_rows_give_the_same(dtype, bias, keeping, monkeypatch):
+    batch = random_bags(
+        samples=33, dims=(24, 40), features=[1, 0, 1], weighted=True, pooling=["mean", "sum", "sum"], dtype=dtype
+    )
+    kept = _gradients(batch, 20, bias)
+    assert [len(call.args[0]) for call in keeping.call_args_list] == [33, 20]  # forward, the weight's gradient
+    assert {factor.dtype for call in keeping.call_args_list for factor in call.args[:2]} == {torch.bfloat16}
+    monkeypatch.setattr(MODULE, "_keeps", lambda *_: False)
+    for actual, expected in zip(kept, _gradients(batch, 20, bias), strict=True):
+        # A pooled sum in another order may round to the neighbour in bfloat16.
+        torch.testing.assert_close(actual, expected, rtol=2**-6, atol=2**-6 * float(expected.detach().abs().max()))
+
+
+def test_kept_rows_have_no_need_of_tables(keeping):
+    batch = random_bags().leaves()
+    weight, offset = linear(batch, 3)
+    out = tower_pool(*batch.args, weight, offset, product_dtype=torch.bfloat16)
+    with torch.no_grad():
+        batch.tables[0].zero_()
+    out.sum().backward()
+    assert keeping.call_count == 2
+
+
+def _meant_for_a_gpu(**changed):
+    """What `_keeps` looks at, as if it were on a GPU."""
+    given = {"dtype": torch.float32, "shape": (3, 8), "requires_grad": True, "is_cuda": True, **changed}
+    shape, dtype = given["shape"], given["dtype"]
+    weight = SimpleNamespace(
+        **given, numel=lambda: math.prod(shape), size=lambda axis: shape[axis], dim=lambda: len(shape)
+    )
+    return [torch.empty(5, 8, dtype=dtype)], torch.arange(4096 + 1), weight, None, None, torch.bfloat16
+
+
+def test_rows_are_kept_by_gpus_that_train():
+    assert MODULE._keeps(*_meant_for_a_gpu())
+    with torch.no_grad():
+        assert not MODULE._keeps(*_meant_for_a_gpu())
+    assert not MODULE._keeps(*_meant_for_a_gpu(requires_grad=False))
+    assert not MODULE._keeps(*_meant_for_a_gpu(is_cuda=False))
+    assert not torch.func.vmap(lambda x: x * MODULE._keeps(*_meant_for_a_gpu()))(torch.ones(2)).any()
+    tables, offsets, weight, *rest = _meant_for_a_gpu()
+    assert not MODULE._keeps(tables, offsets[:-1], weight, *rest)
+    for products in (None, "tf32"):
+        assert not MODULE._keeps(tables, offsets, weight, *rest[:-1], products)
+
+
+def test_what_does_not_fit_is_left_to_the_op():
+    for wrong in ({"shape": (3, 7)}, {"shape": (8,)}, {"shape": (0, 8)}, {"dtype": torch.float64}):
+        assert not MODULE._keeps(*_meant_for_a_gpu(**wrong)), wrong
+    tables, offsets, weight, *rest = _meant_for_a_gpu()
+    assert not MODULE._keeps([tables[0].half()], offsets, weight, *rest)
+    for bias in (torch.ones(4), torch.ones(4, 3), torch.ones(3).half()):
+        assert not MODULE._keeps(tables, offsets, weight, bias, *rest[1:])
+    assert MODULE._keeps(tables, offsets, weight, torch.ones(3), *rest[1:])
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_cuda)])
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+def test_kept_rows_on_a_gpu(device, dtype, bias, monkeypatch):
+    batch = random_bags(samples=4096, dims=(24, 40), weighted=True, dtype=dtype)
+    expected = _gradients(batch, 32, bias)
+    products = Mock(side_effect=rounded_product)
+    monkeypatch.setattr(MODULE, "rounded_product", products)
+    monkeypatch.setattr(sys.modules[__name__], "tower_pool", there(tower_pool, device))
+    for actual, right in zip(_gradients(batch, 32, bias), expected, strict=True):
+        torch.testing.assert_close(actual, right, rtol=2**-6, atol=2**-6 * float(right.detach().abs().max()))
+    assert products.call_count == 2
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
