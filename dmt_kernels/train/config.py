@@ -85,9 +85,7 @@ class TrainConfig:
     )
     dense_optimizer: str = _option("adam", "optimizer of everything but the tables", ("adam", "adagrad"))
     dense_lr: float = _option(1e-3, "its learning rate", metavar="LR")
-    tower_lr_scale: float = _option(
-        0.1, "learning rate of tower modules, and of the map behind them, over the dense one", metavar="SCALE"
-    )
+    tower_lr: float = _option(1e-3, "that of tower modules, and of the map behind them", metavar="LR")
     table_optimizer: str = _option("rowwise_adagrad", "optimizer of the tables", ("rowwise_adagrad", "adagrad", "sgd"))
     table_lr: float = _option(0.02, "its learning rate", metavar="LR")
     table_weight_decay: float = _option(0.0, "its L2 decay of the rows a step touches", metavar="WD")
@@ -110,7 +108,7 @@ class TrainConfig:
                 raise InputError(f"{flag(option.name)} {value} is below 1")
             if isinstance(value, int) and value > option.metadata["most"]:
                 raise InputError(f"{flag(option.name)} {value} is above {option.metadata['most']}")
-        for name in ("compression", "dense_lr", "tower_lr_scale"):
+        for name in ("compression", "dense_lr", "tower_lr"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise InputError(f"{flag(name)} {getattr(self, name):g} is not a positive number")
         if self.average_weights is not None and not 0 < self.average_weights < 1:
@@ -138,7 +136,7 @@ class TrainConfig:
         return {
             "optimizer": self.dense_optimizer,
             "lr": self.dense_lr,
-            "tower_lr_scale": self.tower_lr_scale,
+            "tower_lr": self.tower_lr,
             "amp": self.amp,
         }
 
@@ -168,8 +166,10 @@ class TrainConfig:
             If the file is missing or holds something else.
         """
         try:
+            given = json.loads(path.read_text())
             # Files that do not name them are of before there was a choice.
-            return cls(**{"over_arch_width": "towers", "tower_lr_scale": 1.0, **json.loads(path.read_text())})
+            before = {"over_arch_width": "towers"} | ({"tower_lr": given["dense_lr"]} if "dense_lr" in given else {})
+            return cls(**(before | given))
         except FileNotFoundError:
             raise InputError(f"{path.parent} holds no finished run: {path.name} is missing") from None
         except (ValueError, TypeError) as error:

@@ -28,9 +28,9 @@ class TrainStep:
         Of everything but the tables.
     lr : float
         Its learning rate.
-    tower_lr_scale : float
-        That of tower modules and of the map behind them, over `lr`: maps in a row add their steps up, so they train
-        best with smaller ones (docs/quality.md).
+    tower_lr : float or None
+        That of tower modules and of the map behind them; None: `lr`, too. Maps in a row add their steps up, so where
+        `lr` is high they need a lower one (docs/quality.md).
     amp : bool
         Multiply in bfloat16 (``torch.autocast``): the over-arch's layers and the tower modules. Parameters, sums, dot
         products of features and the loss stay as they are.
@@ -43,7 +43,7 @@ class TrainStep:
         *,
         optimizer: str,
         lr: float,
-        tower_lr_scale: float = 1.0,
+        tower_lr: float | None = None,
         amp: bool = False,
     ) -> None:
         self.model, self.amp = model, amp
@@ -59,7 +59,7 @@ class TrainStep:
         # Slices have whole gradients where they are, so nothing of them is summed, and so has their optimizer state.
         in_a_row = {**tower_parameters(model), **slice_parameters(model), **expansion_parameters(model)}
         others = {name: p for name, p in over_arch_parameters(model).items() if name not in in_a_row}
-        rates = [(in_name_order(others), lr), (in_name_order(in_a_row), lr * tower_lr_scale)]
+        rates = [(in_name_order(others), lr), (in_name_order(in_a_row), tower_lr or lr)]
         groups = [{"params": parameters, "lr": rate} for parameters, rate in rates if parameters]
         self.optimizer: torch.optim.Optimizer = (
             torch.optim.Adam(groups, lr=lr, fused=True) if optimizer == "adam" else torch.optim.Adagrad(groups, lr=lr)

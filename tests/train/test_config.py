@@ -17,12 +17,12 @@ def test_json_round_trip(tmp_path):
 
 def test_a_run_of_before_there_was_a_choice_has_what_there_was(tmp_path):
     path = tmp_path / "config.json"
-    TrainConfig(tower_module="dcn", compression=4).save(path)
+    TrainConfig(tower_module="dcn", compression=4, dense_lr=0.02).save(path)
     old = json.loads(path.read_text())
-    del old["over_arch_width"], old["tower_lr_scale"]
+    del old["over_arch_width"], old["tower_lr"]
     path.write_text(json.dumps(old))
-    before = {"over_arch_width": "towers", "tower_lr_scale": 1.0}
-    assert TrainConfig.load(path) == TrainConfig(tower_module="dcn", compression=4, **before)
+    before = {"over_arch_width": "towers", "tower_lr": 0.02}
+    assert TrainConfig.load(path) == TrainConfig(tower_module="dcn", compression=4, dense_lr=0.02, **before)
 
 
 @pytest.mark.parametrize(

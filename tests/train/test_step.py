@@ -88,11 +88,11 @@ def test_a_step_in_one_process_is_a_step_of_the_optimizer(optimizer):
 def test_towers_and_the_map_behind_them_have_a_rate_of_their_own():
     model = Model()
     model.expand = torch.nn.Linear(2, 3, dtype=torch.float64)
-    step = TrainStep(model, None, optimizer="adam", lr=0.1, tower_lr_scale=0.2)
+    step = TrainStep(model, None, optimizer="adam", lr=0.1, tower_lr=0.02)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {group["lr"]: sorted(names[id(p)] for p in group["params"]) for group in step.optimizer.param_groups}
     towers = ["exchange.tower_modules.0.bias", "exchange.tower_modules.0.weight", "expand.bias", "expand.weight"]
-    assert found == {0.1: ["top.bias", "top.weight", "unused"], 0.1 * 0.2: towers}
+    assert found == {0.1: ["top.bias", "top.weight", "unused"], 0.02: towers}
 
 
 @pytest.mark.parametrize(("amp", "outer", "narrow"), [(True, False, True), (False, False, False), (False, True, True)])
