@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from bench.quality.grid import Cell, Plan
@@ -165,4 +165,6 @@ def conduct(study: Study, folder: Path, jobs: int, tell: Tell) -> None:
                     tell(name, record, left)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():  # what they run is run again
+                worker.terminate()
             raise

@@ -4,6 +4,9 @@ import contextlib
 import dataclasses
 import json
 import math
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -313,6 +316,23 @@ def test_a_tiny_grid_from_end_to_end_that_is_killed_on_the_way(tmp_path, capsys)
     shown = capsys.readouterr().out
     assert " seed " not in shown
     assert "8 of 8 finished runs were made by other sources" in shown
+
+
+def test_a_bench_that_is_terminated_ends_what_it_has_started(tmp_path):
+    command = f"-m bench.quality --jobs 2 --models dlrm --data synthetic:20000 --out {tmp_path}".split()
+    with subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True) as bench:
+        children = Path(f"/proc/{bench.pid}/task/{bench.pid}/children")
+        deadline = time.monotonic() + 60
+        while len(started := children.read_text().split()) < 3 and time.monotonic() < deadline:  # and their tracker
+            time.sleep(0.1)
+        bench.terminate()
+        _, said = bench.communicate(timeout=60)
+    assert bench.returncode == 130
+    assert "interrupted; the same command goes on" in said
+    assert len(started) >= 3
+    while left := [pid for pid in started if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline + 60, left
+        time.sleep(0.1)
 
 
 def test_a_run_is_scored_as_it_is_trained(tmp_path, monkeypatch):
