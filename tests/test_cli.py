@@ -74,6 +74,7 @@ BAD_INPUT = {
     "compression below 0": (lambda f: ["--compression", "-2"], "--compression -2"),
     "compression not a number": (lambda f: ["--compression", "nan"], "--compression nan"),
     "learning rate 0": (lambda f: ["--dense-lr", "0"], "--dense-lr"),
+    "tower rate 0": (lambda f: ["--tower-lr", "0"], "--tower-lr"),
     "negative table rate": (lambda f: ["--table-lr", "-1"], "lr"),
     "table rate not a number": (lambda f: ["--table-lr", "nan"], "lr nan"),
     "table decay not finite": (lambda f: ["--table-weight-decay", "inf"], "weight_decay inf"),

@@ -118,7 +118,7 @@ def towers_step(
             )
     sharder = embedding_tower_sharding.EmbeddingTowerCollectionSharder(qcomm_codecs_registry=codecs(half))
     net, by_path = MeanSquare(EmbeddingTowerCollection(towers), keyed=False), ShardingPlan(plan={BAGS: sharding})
-    features, lr = plan.partition.features, training.dense_lr
+    features, lr = plan.partition.features, training.dense_lr  # tower modules' is the same by default
     return Sharded(net, by_path, sharder, features, mesh, batches, lr, pipelined=pipelined, amp=amp)
 
 

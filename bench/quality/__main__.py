@@ -46,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"bench-quality: {warning}", file=sys.stderr)
             with BenchProgress() as progress:
                 conduct(study, folder, given.jobs, progress.tell)
+        report.show(report.facts(environment.collect(), "environment"), *show.tables(study))
+        show.write(study, folder)
     except (InputError, OSError) as error:
         print(f"bench-quality: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("bench-quality: interrupted; the same command goes on", file=sys.stderr)
         return 130
-    report.show(report.facts(environment.collect(), "environment"), *show.tables(study))
-    show.write(study, folder)
     print(f"tables: {folder / 'tables.md'}\nplot:   {folder / 'differences.png'}")
     return 0
 

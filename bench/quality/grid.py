@@ -10,6 +10,7 @@ from bench.quality.partitions import seed_of
 from bench.quality.records import Record
 from bench.quality.search import Search
 from bench.quality.space import Options
+from dmt_kernels.train.config import TrainConfig
 
 PARTITIONS = ("coherent", "diverse", "strided", "random")
 TUNING_SEED = 1000  # the first of trials: none of those that models are compared with
@@ -58,6 +59,7 @@ class Cell:
             "tower_module": self.model,
             "towers": self.towers,
             "compression": self.compression,
+            "tower_lr": TrainConfig.tower_lr,  # named, so that runs of another default are other runs
             **({"payload": self.payload} if self.payload != "fp32" else {}),
         }
 

@@ -104,6 +104,8 @@ class Study:
     def next_jobs(self, begun: Collection[str] = ()) -> list[Job]:
         """What can run now, in order: trials of everything, or else another seed of what is not known well enough.
 
+        Another seed may begin while runs of the one before are not finished, so some may be more than were needed.
+
         Parameters
         ----------
         begun : collection of str
@@ -152,11 +154,11 @@ def conduct(study: Study, folder: Path, jobs: int, tell: Tell) -> None:
         try:
             while True:
                 waiting = study.next_jobs([key_of(spec) for _, spec in running.values()])
+                left = len(waiting) + len(running)
                 for job in waiting[: jobs - len(running)]:
                     running[pool.submit(run, job[1], folder)] = job
                 if not running:
                     return
-                left = max(len(waiting), len(running))
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     name, _ = running.pop(future)

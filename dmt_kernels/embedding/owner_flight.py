@@ -1,6 +1,6 @@
 """A batch on the road of two stages, with a linear tower module in slices at the owners of tables.
 
-Every owner multiplies what it looks up by its columns of the weight, on the way: pooled rows lie in memory only where
+Every owner multiplies what it looks up by its columns of the weight, on the way: pooled rows are kept only where
 a GPU that trains is quicker so (:mod:`dmt_kernels.ops.kept_rows`). What travels inside the tower are partial sums,
 which a member adds up in member order; so the tower stage is a reduce-scatter, made of an all-to-all and a local sum.
 Backward, every owner gets the whole tower's gradient of the sums, and has the gradient of its slice without a
@@ -124,7 +124,7 @@ class OwnerFlight(PeerFlight):
         self.pooled_grad(chunk).copy_(ops.tower_pool_pooled_backward(grad, weight, product_dtype=self._product_dtype))
 
     def input_grads(self) -> tuple[Tensor | None, ...]:
-        """Gradients of the slice, by rows that are looked up again, if none are kept: then whatever the chunks are."""
+        """Gradients of the slice: chunk by chunk of kept rows, or of rows looked up again, whatever the chunks are."""
         super().input_grads()
         grads = self._all_tower_grads()  # [n, W, b, C_t]
         if self._weight_grad is None:

@@ -19,7 +19,7 @@ from dmt_kernels.ops.bag_arguments import (
 )
 from dmt_kernels.ops.bag_gradients import BagGradients, shaped_like_inputs
 from dmt_kernels.ops.kept_rows import is_for_library, rounded_product
-from dmt_kernels.ops.tower_pool_gradients import ProductDtype, product_arguments
+from dmt_kernels.ops.tower_pool_gradients import Once, ProductDtype, product_arguments
 
 
 def tower_pool(
@@ -109,6 +109,9 @@ def _keeps(
     """
     if not (weight.is_cuda and weight.requires_grad and torch.is_grad_enabled() and is_eager()):
         return False
+    features = range(len(tables)) if feature_tables is None else feature_tables
+    if offsets.dim() != 1 or any(table.dim() != 2 for table in tables) or not set(features) <= set(range(len(tables))):
+        return False
     rows, width = pooled_shape(tables, offsets, feature_tables)
     dtypes = {tensor.dtype for tensor in (*tables, weight, *([] if bias is None else [bias]))}
     fits = weight.dim() == 2 and weight.size(1) == width and (bias is None or bias.shape == weight.shape[:1])
@@ -171,7 +174,7 @@ def _backward(ctx: Any, grad: Tensor, needs_grad: Sequence[Any]) -> tuple[Any, .
     if any(needed[0]):
         table_grads = list(ctx.gradients.of_tables(pooled_grad, ids, offsets, weights))
     if needed[3] and kept is not None:
-        weight_grad = rounded_product(factor.t(), kept, weight.dtype)
+        weight_grad = Once.apply(rounded_product(factor.t(), kept, weight.dtype))
     elif needed[3]:
         layout = ctx.gradients.layout
         weight_grad = torch.ops.dmt.tower_pool_weight_backward(

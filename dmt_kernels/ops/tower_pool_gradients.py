@@ -129,6 +129,17 @@ def _refuse_second_derivative(ctx: Any, *grads: Any) -> None:
     raise RuntimeError("tower_pool can be differentiated only once")
 
 
+class Once(torch.autograd.Function):
+    """A gradient made by torch's own operations, which would let one differentiate it as if rows were constants."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor) -> Tensor:
+        """Return it as it is."""
+        return grad.view_as(grad)
+
+    backward = staticmethod(_refuse_second_derivative)
+
+
 # Without this torch would only warn, and give zeros.
 torch.library.register_autograd("dmt::tower_pool_weight_backward", _refuse_second_derivative)
 torch.library.register_autograd("dmt::tower_pool_pooled_backward", _refuse_second_derivative)

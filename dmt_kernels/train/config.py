@@ -85,7 +85,7 @@ class TrainConfig:
     )
     dense_optimizer: str = _option("adam", "optimizer of everything but the tables", ("adam", "adagrad"))
     dense_lr: float = _option(1e-3, "its learning rate", metavar="LR")
-    tower_lr: float = _option(1e-3, "that of tower modules, and of the map behind them", metavar="LR")
+    tower_lr: float = _option(1e-3, "learning rate of tower modules, and of a map behind them", metavar="LR")
     table_optimizer: str = _option("rowwise_adagrad", "optimizer of the tables", ("rowwise_adagrad", "adagrad", "sgd"))
     table_lr: float = _option(0.02, "its learning rate", metavar="LR")
     table_weight_decay: float = _option(0.0, "its L2 decay of the rows a step touches", metavar="WD")

@@ -22,6 +22,7 @@ class TrainStep:
         Called with ``(dense, sparse)``, returns logits ``[B]``. ``model.exchange`` updates its tables in the
         backward pass; ``model.exchange.tower_modules`` is replicated on the ranks of a tower, of
         ``model.exchange.tower_slices`` every rank has its own, and every other parameter is on all ranks.
+        ``model.expand``, if there is one, is the map behind the towers.
     mesh : Mesh or None
         The ranks; None for one process.
     optimizer : {"adam", "adagrad"}
@@ -59,7 +60,7 @@ class TrainStep:
         # Slices have whole gradients where they are, so nothing of them is summed, and so has their optimizer state.
         in_a_row = {**tower_parameters(model), **slice_parameters(model), **expansion_parameters(model)}
         others = {name: p for name, p in over_arch_parameters(model).items() if name not in in_a_row}
-        rates = [(in_name_order(others), lr), (in_name_order(in_a_row), tower_lr or lr)]
+        rates = [(in_name_order(others), lr), (in_name_order(in_a_row), lr if tower_lr is None else tower_lr)]
         groups = [{"params": parameters, "lr": rate} for parameters, rate in rates if parameters]
         self.optimizer: torch.optim.Optimizer = (
             torch.optim.Adam(groups, lr=lr, fused=True) if optimizer == "adam" else torch.optim.Adagrad(groups, lr=lr)

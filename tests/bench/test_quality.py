@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from bench.quality.search import Search
 from bench.quality.show import first_epoch_at, tables
 from bench.quality.space import CHOICES, RANGES, draw_near, draw_trials
 from bench.quality.statistics import Estimate, estimate, needs_more
-from bench.quality.study import Study
+from bench.quality.study import Study, conduct
 from bench.quality.training import run
 from dmt_kernels.train.config import TrainConfig
 
@@ -257,6 +258,18 @@ def test_seeds_end_when_the_difference_is_known(study):
             study.records.add(record(spec, 0.8))
     assert study.difference(CELL) == Estimate(0.0, 0.0, 2)
     assert len(study.runs(CELL)) == 2
+
+
+def test_no_job_runs_twice_and_what_is_left_counts_down(study, tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.quality.study.ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr("bench.quality.study.run", lambda spec, folder: record(spec, 0.8))
+    told = []
+    conduct(study, tmp_path, 3, lambda name, _, left: told.append((name, left)))
+    trials = [left for name, left in told if name.startswith("trial")]
+    assert trials == [5, 4, 3, 2, 1, 0]
+    names = [name for name, left in told if "seed" in name]
+    assert len(names) == len(set(names)) == len(study.records) - 6
+    assert study.next_jobs() == []
 
 
 def test_a_run_that_failed_is_not_run_again(study):

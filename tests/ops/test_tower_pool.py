@@ -173,6 +173,16 @@ def test_kept_rows_have_no_need_of_tables(keeping):
     assert keeping.call_count == 2
 
 
+def test_kept_rows_are_differentiated_once(keeping):
+    batch = random_bags().leaves()
+    weight, offset = linear(batch, 3)
+    out = tower_pool(*batch.args, weight, offset, product_dtype=torch.bfloat16)
+    (grad,) = torch.autograd.grad(out.square().sum(), weight, create_graph=True)
+    assert keeping.call_count == 2
+    with pytest.raises(RuntimeError, match="tower_pool can be differentiated only once"):
+        grad.square().sum().backward()
+
+
 def _meant_for_a_gpu(**changed):
     """What `_keeps` looks at, as if it were on a GPU."""
     given = {"dtype": torch.float32, "shape": (3, 8), "requires_grad": True, "is_cuda": True, **changed}
@@ -204,6 +214,10 @@ def test_what_does_not_fit_is_left_to_the_op():
     for bias in (torch.ones(4), torch.ones(4, 3), torch.ones(3).half()):
         assert not MODULE._keeps(tables, offsets, weight, bias, *rest[1:])
     assert MODULE._keeps(tables, offsets, weight, torch.ones(3), *rest[1:])
+    for features in ([1], [-1]):
+        assert not MODULE._keeps(tables, offsets, weight, None, features, torch.bfloat16)
+    assert not MODULE._keeps([tables[0][0]], offsets, weight, *rest)
+    assert not MODULE._keeps(tables, offsets[0], weight, *rest)
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_cuda)])

@@ -6,6 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from dmt_kernels.spec import Batch, Jagged
+from dmt_kernels.train.assemble import set_up
+from dmt_kernels.train.config import TrainConfig, resolve_topology
+from dmt_kernels.train.loop import Trainer
 from dmt_kernels.train.step import (
     TrainStep,
     in_name_order,
@@ -83,6 +86,22 @@ def test_a_step_in_one_process_is_a_step_of_the_optimizer(optimizer):
         torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=0)
     for name, parameter in twin.named_parameters():
         torch.testing.assert_close(dict(model.named_parameters())[name], parameter, rtol=1e-9, atol=1e-12)
+
+
+def test_a_run_trains_towers_at_their_rate():
+    options = {"model": "dcn", "tower_module": "dcn", "towers": 2, "dense_lr": 0.02, "tower_lr": 0.003}
+    config = resolve_topology(TrainConfig(data="synthetic:64", local=True, **options), None, None)
+    trainer = Trainer(set_up(config), None)
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    for group in trainer.train_step.optimizer.param_groups:
+        for parameter in group["params"]:
+            is_tower = names[id(parameter)].startswith(("exchange.tower_modules.", "expand."))
+            assert group["lr"] == (0.003 if is_tower else 0.02)
+
+
+def test_a_tower_rate_of_0_freezes_towers():
+    step = TrainStep(Model(), None, optimizer="adam", lr=0.1, tower_lr=0.0)
+    assert [group["lr"] for group in step.optimizer.param_groups] == [0.1, 0.0]
 
 
 def test_towers_and_the_map_behind_them_have_a_rate_of_their_own():
