@@ -337,7 +337,7 @@ def test_a_bench_that_is_terminated_ends_what_it_has_started(tmp_path):
         children = Path(f"/proc/{bench.pid}/task/{bench.pid}/children")
         deadline = time.monotonic() + 60
         while len(started := children.read_text().split()) < 3 and time.monotonic() < deadline:  # and their tracker
-            time.sleep(0.1)
+            time.sleep(0.1)  # nobody says when a process has started
         bench.terminate()
         _, said = bench.communicate(timeout=60)
     assert bench.returncode == 130
@@ -345,7 +345,7 @@ def test_a_bench_that_is_terminated_ends_what_it_has_started(tmp_path):
     assert len(started) >= 3
     while left := [pid for pid in started if Path(f"/proc/{pid}").exists()]:
         assert time.monotonic() < deadline + 60, left
-        time.sleep(0.1)
+        time.sleep(0.1)  # their tracker ends by itself, once it sees that they have
 
 
 def test_a_run_is_scored_as_it_is_trained(tmp_path, monkeypatch):
