@@ -28,14 +28,14 @@ def cuda(name: str, function=None):
     """The op on copies of its arguments; what it changed is copied back."""
     function = function or getattr(torch.ops.dmt, name).default
 
-    def call(*arguments):
+    def call(*arguments, **options):  # these are no tensors
         copies: list[tuple[Tensor, Tensor]] = []
 
         def there(tensor: Tensor) -> Tensor:
             copies.append((tensor, tensor.cuda()))
             return copies[-1][1]
 
-        result = function(*tree_map_only(Tensor, there, arguments))
+        result = function(*tree_map_only(Tensor, there, arguments), **options)
         for here, copy in copies:
             here.copy_(copy)
         return tree_map_only(Tensor, lambda tensor: tensor.cpu(), result)

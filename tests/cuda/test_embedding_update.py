@@ -59,7 +59,7 @@ def test_many_stretches(op, dtype, optimizer):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_few_rows_of_many(op, dtype, optimizer):
-    """Keys are sorted by the row within its table alone."""
+    """All tables' first rows are updated before others."""
     shapes = {"shapes": [(9000, 8), (40, 16), (5000, 12)], "feature_tables": [2, 0, 1], "pooling": ["sum"] * 3}
     case = problem(4, **shapes, dtype=dtype, samples=60, weighted=True, missing=0.1)
     assert 16 * len(case.ids) < sum(len(table) for table in case.tables)
@@ -68,6 +68,17 @@ def test_few_rows_of_many(op, dtype, optimizer):
     assert_same_as_on_the_cpu(op, case, optimizer, **rounding, row_starts=[100, 0, 7])
     case = problem(5, **shapes, dtype=dtype, samples=40, blocks=2)
     assert_same_as_on_the_cpu(op, case, optimizer)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1023, 1024, 70_000])
+@pytest.mark.parametrize("pooling", ["sum", "mean"])
+def test_short_bags(op, rows, pooling):
+    """Keys are sorted by the row within its table, those of each feature alone."""
+    shapes = {"shapes": [(rows, 4), (9, 8), (300, 12)], "feature_tables": [1, 0, 2], "pooling": [pooling] * 3}
+    for seed, weighted in ((7, False), (8, True)):
+        case = problem(seed, **shapes, dtype=torch.float32, samples=300, longest=2, weighted=weighted, missing=0.2)
+        assert len(case.ids) < 2 * 3 * 300
+        assert_same_as_on_the_cpu(op, case, "rowwise_adagrad", weight_decay=0.01)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -196,7 +207,7 @@ def test_rows_that_are_hit_very_often(op, lengths, dim):
 
 
 def test_rows_that_are_hit_very_often_among_many(op):
-    """Where keys are sorted by the row within its table alone."""
+    """Among few rows of many."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.stack([torch.full((300,), 7), torch.randint(0, 9, (300,), generator=generator)])
     grad = torch.randn(300, 12 + 8, generator=generator)
@@ -219,6 +230,11 @@ def test_wild_offsets_are_clamped(op):
         wild = case.offsets.clone()
         wild[[2, 50, -1]] = torch.tensor([-(2**62), 2**62, 2**40])
         updated(op, dataclasses.replace(case, offsets=wild), "rowwise_adagrad")  # does not touch what is not a table
+    short = problem(4, shapes=[(500, 8), (9, 4)], feature_tables=[0, 1], pooling=["sum"] * 2, samples=600, longest=2)
+    for at, offset in ((0, 2**62), (600, -(2**62)), (600, 3), (601, 2**62), (1200, 5)):
+        wild = short.offsets.clone()
+        wild[at] = offset
+        updated(op, dataclasses.replace(short, offsets=wild), "rowwise_adagrad")
 
 
 def test_nothing_is_written_when_an_id_is_out_of_range(op):

@@ -249,6 +249,16 @@ inline unsigned __ballot_sync(unsigned mask, bool vote) {
   return votes;
 }
 
+inline unsigned __match_any_sync(unsigned mask, int value) {
+  int all[simt::kLanes];
+  simt::block->meet(mask, value, all);
+  unsigned alike = 0;
+  for (int lane = 0; lane < simt::kLanes; ++lane) {
+    if ((mask >> lane & 1) && all[lane] == value) alike |= 1u << lane;
+  }
+  return alike;
+}
+
 inline bool __any_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
 inline bool __all_sync(unsigned mask, bool vote) { return __ballot_sync(mask, !vote) == 0; }
 
@@ -273,6 +283,11 @@ T atomicMax(T* target, T value) {
 
 template <class T>
 T __ldg(const T* source) {
+  return *source;
+}
+
+template <class T>
+T __ldcg(const T* source) {
   return *source;
 }
 

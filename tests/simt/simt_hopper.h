@@ -7,18 +7,20 @@
 namespace dmt::cuda {
 
 constexpr int kClusterBlocks = 1;
+constexpr int kMostClusterBlocks = 1;
 
 inline bool is_hopper() { return true; }
 
 template <class... Parameters, class... Arguments>
-void launch_clusters(void (*kernel)(Parameters...), int blocks, int threads, int64_t shared, cudaStream_t stream,
-                     const Arguments&... arguments) {
+void launch_clusters(void (*kernel)(Parameters...), int, int64_t blocks, int threads, int64_t shared,
+                     cudaStream_t stream, const Arguments&... arguments) {
   launch(kernel, blocks, threads, shared, stream, arguments...);
 }
 
 inline void wait_for_last_kernel() {}
 inline void cluster_sync() { simt::block->barrier(); }
 inline unsigned cluster_rank() { return 0; }
+inline uint2 load_of_block(const uint2* shared, unsigned) { return *shared; }
 inline void publish_barriers() {}
 inline void publish_writes() {}
 template <int kOld, int kRegisters>

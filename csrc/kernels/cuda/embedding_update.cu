@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "row_ranks.h"
+#include "sort_features.h"
 #include "update_row.h"
 
 namespace dmt::cuda {
@@ -20,8 +21,8 @@ static_assert(kStretch <= kRun);  // a long row reaches beyond the stretch that 
 
 // 2^lane_bits threads share a bag; `blocks_each` blocks the bags of a feature in a block of samples.
 __global__ void __launch_bounds__(kThreads)
-    list_ids(const Bags bags, const KeyBits bits, int lane_bits, unsigned blocks_each, uint64_t* keys, float* scales,
-             int* accepted) {
+    list_ids(const Bags bags, const KeyBits bits, bool is_by_feature, int lane_bits, unsigned blocks_each,
+             uint64_t* keys, float* scales, int* accepted) {
   const unsigned group = blockIdx.x / blocks_each;
   const int64_t k = group / static_cast<unsigned>(bags.num_features);
   const int64_t f = group % static_cast<unsigned>(bags.num_features);
@@ -43,9 +44,10 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t p = begin + lane; p < end; p += lanes) {
     const int64_t id = load_id(bags, p);
     const int64_t row = row_of(bags, feature, id);
+    const int64_t first = is_by_feature ? f << bits.local : feature.first_key;
+    const int64_t number = row >= 0 ? first + row : first | local_bits(bits, -1);
+    keys[p] = static_cast<uint64_t>(number) << (bits.sample + bits.feature) | source;
     if (row >= 0) {
-      const int64_t number = bits.turn > 0 ? row << bits.turn | f : feature.first_key + row;
-      keys[p] = static_cast<uint64_t>(number) << (bits.sample + bits.feature) | source;
       if (scales != nullptr) {
         const float weight = bags.weights != nullptr ? bags.weights[p] : 1.0f;
         scales[p] = feature.is_mean ? weight / static_cast<float>(count) : weight;
@@ -65,7 +67,7 @@ DMT_DEVICE bool may_hold_run(const Sorted& sorted, int64_t j) {
   const int64_t beyond = (j + 1) * kRun;
   if (beyond >= sorted.count) return false;
   const int64_t row = row_at(sorted, beyond);
-  return row < sorted.num_rows && row_at(sorted, beyond - 1) == row;
+  return is_row(sorted.bits, row) && row_at(sorted, beyond - 1) == row;
 }
 
 // partials[j] = the sum of that run.
@@ -127,6 +129,16 @@ DMT_DEVICE void sum_beyond(const Group& group, int64_t begin, int head, int64_t 
                                     !is_long);
 }
 
+// The stretch of a group. Those of all parts of the keys take turns.
+DMT_DEVICE int64_t stretch_of_group(const Work& work, int lanes) {
+  const int64_t group = blockIdx.x * static_cast<int64_t>(blockDim.x / lanes) + threadIdx.x / lanes;
+  if (work.parts == 1) return group;
+  // What is left over is beyond all keys.
+  const unsigned turn = static_cast<unsigned>(group) / work.parts;
+  const unsigned part = static_cast<unsigned>(group) % work.parts;
+  return turn < work.stretches_each ? int64_t{part} * work.stretches_each + turn : work.sorted.count;
+}
+
 // Groups walk stretches of keys, with a window of as many as they have lanes. A row belongs to the one in whose stretch
 // it begins, which follows it beyond.
 template <class T, class Grad, class Shape>
@@ -137,7 +149,7 @@ __global__ void __launch_bounds__(kRowThreads, sizeof(T) == 4 ? 8 : 6) update_ro
   const Group<Grad, Shape> group(work, shared);
   const Sorted& sorted = work.sorted;
   Target<T>* const targets = reinterpret_cast<Target<T>*>(group.sums + work.sum_width);  // of the window's rows
-  const int64_t stretch = blockIdx.x * static_cast<int64_t>(blockDim.x / kLanes) + threadIdx.x / kLanes;
+  const int64_t stretch = stretch_of_group(work, kLanes);
   if (stretch * kStretch >= sorted.count || !*work.accepted) return;
   int64_t rank = work.first_ranks != nullptr ? work.first_ranks[stretch] : 0;
   constexpr int kStep = kLanes < kStretch ? kLanes : static_cast<int>(kStretch);
@@ -145,14 +157,16 @@ __global__ void __launch_bounds__(kRowThreads, sizeof(T) == 4 ? 8 : 6) update_ro
     const int64_t i = begin + group.lane;
     const uint64_t key = group.key_at(i);
     const int64_t row = row_of_key(sorted, key);
-    const bool is_there = row < sorted.num_rows;
-    const unsigned heads = group.ballot(is_there && (i == 0 || row_at(sorted, i - 1) != row));
-    const int there = __popc(group.ballot(is_there));
+    const bool is_there = is_row(sorted.bits, row);
+    const unsigned begins = group.ballot(i < sorted.count && (i == 0 || row_at(sorted, i - 1) != row));
+    const unsigned heads = begins & group.ballot(is_there);
+    const int there = static_cast<int>(sorted.count - begin < kLanes ? sorted.count - begin : kLanes);
     AtRandom random = {};
+    group.window[group.lane].dim = 0;  // a missing id's
     if (is_there) {
       group.decode(i, key);
       const UpdatedTable& table = work.tables[feature_of_key(work, key).table_index];
-      const int64_t local = sorted.bits.turn > 0 ? row >> sorted.bits.turn : row - table.first_key;
+      const int64_t local = work.is_by_feature ? local_bits(sorted.bits, row) : row - table.first_key;
       targets[group.lane] = {static_cast<T*>(table.data) + local * table.stride,
                              table.state + local * table.state_stride};
       if (sizeof(T) == 2 && work.step != nullptr) {
@@ -164,7 +178,7 @@ __global__ void __launch_bounds__(kRowThreads, sizeof(T) == 4 ? 8 : 6) update_ro
     group.sync();
     for (unsigned left = heads & (kAllLanes >> (32 - kStep)); left != 0; left &= left - 1) {
       const int head = __ffs(static_cast<int>(left)) - 1;
-      const unsigned later = heads >> head >> 1;
+      const unsigned later = begins >> head >> 1;
       const int end = later != 0 ? head + __ffs(static_cast<int>(later)) : there;
       const Target<T> target = targets[head];
       const int dim = group.window[head].dim;
@@ -257,22 +271,22 @@ UpdatePlan plan_update(const Bags& bags, const std::vector<Feature>& features, c
   plan.bits.sample = std::bit_width(static_cast<uint64_t>(std::max<int64_t>(samples, 2) - 1));
   plan.bits.feature = std::bit_width(static_cast<uint64_t>(std::max<int64_t>(bags.num_features, 1) - 1));
   // Ids of a table that one feature reads lie in the order of its samples already, and the sort is stable. If they lie
-  // in one piece, too, the sort need not tell tables apart, which may spare it a pass; where many rows are touched, to
-  // walk through one table after the other is worth more (docs/gpu.md). (Of offsets that do not ascend, which are
+  // in one piece, too, those of each feature can be sorted on their own. (Of offsets that do not ascend, which are
   // wrong, the keys of a row may then lie apart: it is updated in some order.)
   const bool is_shared = std::any_of(uses.begin(), uses.end(), [](int count) { return count > 1; });
   const int source = plan.bits.sample + plan.bits.feature;
-  const bool fits = std::bit_width(static_cast<uint64_t>(most_rows)) + plan.bits.feature + source <= 64;
-  const bool is_sparse = 16 * bags.num_ids < plan.num_rows;
-  if (bags.num_features > 1 && bags.num_blocks == 1 && !is_shared && !is_ranked && is_sparse && fits) {
-    plan.bits.turn = plan.bits.feature;
-    plan.num_rows = most_rows << plan.bits.turn;
-  }
-  plan.bits.row = std::bit_width(static_cast<uint64_t>(plan.num_rows));
-  if (plan.bits.row + source > 64) {
+  const int row_bits = std::bit_width(static_cast<uint64_t>(plan.num_rows));
+  if (row_bits + source > 64) {
     throw std::length_error("embedding_update_: too many rows and bags for one sort key");
   }
-  plan.bits.begin_bit = is_shared ? 0 : source + plan.bits.turn;
+  const int local = std::bit_width(static_cast<uint64_t>(most_rows));
+  plan.is_by_feature = !is_shared && !is_ranked && local + plan.bits.feature + source <= 64 && is_for_clusters(bags);
+  plan.bits.local = plan.is_by_feature ? local : 64 - source;
+  plan.bits.begin_bit = is_shared ? 0 : source;
+  plan.bits.end_bit = source + (plan.is_by_feature ? local : row_bits);
+  // Rows that are hit often are the first of their tables, as a rule: those of the last table should not come last of
+  // all. But where many rows are touched, to walk through one table after the other is worth more (docs/gpu.md).
+  plan.parts = !is_shared && 16 * bags.num_ids < plan.num_rows ? bags.num_features : 1;
   plan.is_packed = is_packed(bags, features, tables, dtype == DType::f32 ? 4 : 2, grad.data, plan.grad_size);
   plan.lanes = plan.is_packed ? 8 : 32;  // sum_of_squares knows no fewer
   while (plan.lanes < 32 && plan.lanes * 16 < plan.widest * plan.grad_size) plan.lanes *= 2;
@@ -283,8 +297,9 @@ UpdatePlan plan_update(const Bags& bags, const std::vector<Feature>& features, c
   plan.buffers.count = bags.num_ids;
   // Any address that is not null tells the sort that there are values.
   plan.buffers.values[0] = plan.has_scales ? reinterpret_cast<float*>(16) : nullptr;
-  radix_sort(plan.buffers, plan.bits.begin_bit, plan.bits.row + plan.bits.sample + plan.bits.feature, nullptr,
-             plan.scratch_bytes, nullptr);
+  if (!plan.is_by_feature) {
+    radix_sort(plan.buffers, plan.bits.begin_bit, plan.bits.end_bit, nullptr, plan.scratch_bytes, nullptr);
+  }
   workspace_bytes = 256 + 2 * rounded(bags.num_ids * 8) + (plan.has_scales ? 2 : 0) * rounded(bags.num_ids * 4) +
                     rounded(plan.scratch_bytes) + rounded(bags.num_ids / kRun * sum_width(plan) * 4) +
                     rounded((ceil_div(bags.num_ids, kStretch) + 1) * 8);
@@ -309,24 +324,30 @@ void run_update(const Bags& bags, const UpdatePlan& plan, const UpdatedTable* ta
                 const int64_t* step, const RowStatistic& statistic, cudaStream_t stream) {
   const int64_t num_bags = bags.num_blocks * bags.num_features * bags.num_samples;
   if (bags.num_ids == 0 || num_bags == 0) return;
-  // Accepted, until an id is out of range; and keys that belong to no row.
-  fill_bytes(plan.accepted, 0xFF, 256 + bags.num_ids * 8, stream);
+  // Accepted, until an id is out of range; and keys that belong to no row. (In both places, where a sort may leave out
+  // what no feature has.)
+  const uint64_t* const keys_end = plan.buffers.keys[plan.is_by_feature] + bags.num_ids;
+  fill_bytes(plan.accepted, 0xFF, reinterpret_cast<const char*>(keys_end) - reinterpret_cast<char*>(plan.accepted),
+             stream);
   int lane_bits = 0;
   while (lane_bits < 5 && (num_bags << lane_bits) < bags.num_ids) ++lane_bits;
   const int64_t blocks_each = ceil_div<int64_t>(bags.num_samples << lane_bits, kThreads);
-  launch(list_ids, bags.num_blocks * bags.num_features * blocks_each, kThreads, 0, stream, bags, plan.bits, lane_bits,
-         static_cast<unsigned>(blocks_each), plan.buffers.keys[0], plan.buffers.values[0], plan.accepted);
+  launch(list_ids, bags.num_blocks * bags.num_features * blocks_each, kThreads, 0, stream, bags, plan.bits,
+         plan.is_by_feature, lane_bits, static_cast<unsigned>(blocks_each), plan.buffers.keys[0],
+         plan.buffers.values[0], plan.accepted);
   if (plan.num_rows == 0) return;
   int64_t scratch_bytes = plan.scratch_bytes;
-  const int full = radix_sort(plan.buffers, plan.bits.begin_bit, plan.bits.row + plan.bits.sample + plan.bits.feature,
-                              plan.scratch, scratch_bytes, stream);
+  const KeyBits& bits = plan.bits;
+  const int full = plan.is_by_feature
+                       ? sort_features(bags, plan.buffers, bits.begin_bit, bits.end_bit - bits.begin_bit, stream)
+                       : radix_sort(plan.buffers, bits.begin_bit, bits.end_bit, plan.scratch, scratch_bytes, stream);
 
   const int groups = groups_per_block(plan);
   const int64_t shared = groups * group_bytes(plan);
   const bool is_ranked = statistic.mean_squares != nullptr || statistic.squares != nullptr;
   const Work work = {
       .bags = bags,
-      .sorted = {plan.buffers.keys[full], plan.buffers.values[full], bags.num_ids, plan.num_rows, plan.bits},
+      .sorted = {plan.buffers.keys[full], plan.buffers.values[full], bags.num_ids, plan.bits},
       .tables = tables,
       .num_tables = num_tables,
       .grad = grad.data,
@@ -337,6 +358,9 @@ void run_update(const Bags& bags, const UpdatePlan& plan, const UpdatedTable* ta
       .optimizer = optimizer,
       .settings = settings,
       .step = step,
+      .is_by_feature = plan.is_by_feature,
+      .parts = static_cast<unsigned>(plan.parts),
+      .stretches_each = static_cast<unsigned>(ceil_div(ceil_div(bags.num_ids, kStretch), plan.parts)),
       .sum_width = sum_width(plan),
       .group_bytes = static_cast<int>(group_bytes(plan)),
   };
@@ -352,7 +376,7 @@ void run_update(const Bags& bags, const UpdatePlan& plan, const UpdatedTable* ta
   const int64_t runs = bags.num_ids / kRun;
   const int each = static_cast<int>(std::clamp<int64_t>(runs / (16 * multiprocessors()), 1, plan.lanes));
   const int64_t run_blocks = ceil_div<int64_t>(runs, groups * each);
-  const int64_t row_blocks = ceil_div<int64_t>(stretches, groups);
+  const int64_t row_blocks = ceil_div<int64_t>(ceil_div(stretches, plan.parts) * plan.parts, groups);
   const auto sum_and_update = [&](auto weight, auto gradient) {
     using T = decltype(weight);
     using Grad = decltype(gradient);

@@ -1,8 +1,9 @@
 // The optimizer step of the rows that a batch touched.
 //
-// 1. Every id becomes a key: its row among those of all tables, and where its gradient lies. 2. The keys are sorted. 3.
-// The gradients of a row that has many are summed in runs of kRun, each by a group of lanes, except the last run. 4.
-// Groups walk stretches of the sorted keys, sum each row that begins there, and apply the optimizer.
+// 1. Every id becomes a key: its row among those of all tables, and where its gradient lies. 2. The keys are sorted,
+// all together or those of each feature. 3. The gradients of a row that has many are summed in runs of kRun, each by a
+// group of lanes, except the last run. 4. Groups walk stretches of the sorted keys, sum each row that begins there, and
+// apply the optimizer.
 //
 // Where rows have numbers, in the order of the keys (their statistic comes from outside, or goes there), the rows that
 // begin in each stretch are counted between 2. and 3.
@@ -37,14 +38,15 @@ struct alignas(16) UpdatedTable {
   int64_t first_column;
 };
 
-// How the bits of a key are used: a row's number, sample (of all blocks), feature. Rows are numbered table by table;
-// or, by their own number in their table first and then by feature, the bits of which then are the `turn`.
+// How the bits of a key are used: a row's number, sample (of all blocks), feature. Rows are numbered table by table,
+// and all bits of the number are `local`; or the number is the feature and below it, `local` bits wide, that of the row
+// in its table. A missing id's has all local bits set.
 struct KeyBits {
-  int row;
   int sample;
   int feature;
-  int turn;       // or 0
-  int begin_bit;  // from where on they are sorted
+  int local;
+  int begin_bit;  // they are sorted by the bits from here on
+  int end_bit;
 };
 
 struct Gradient {
@@ -54,8 +56,10 @@ struct Gradient {
 
 struct UpdatePlan {
   KeyBits bits;
+  bool is_by_feature;  // rows are numbered, and keys sorted
   bool has_scales;
-  int64_t num_rows;     // no number of a row is as large
+  int64_t num_rows;
+  int64_t parts;        // of the sorted keys, whose stretches take turns
   int64_t widest;       // dim
   int64_t grad_size;    // bytes of an element
   bool is_packed;       // all rows are whole packs

@@ -22,7 +22,8 @@ DMT_BOTH int swizzled_part(int row, int part) { return row * kSwizzledRow + (par
 
 #if defined(__CUDACC__)
 
-constexpr int kClusterBlocks = 2;  // of all clusters
+constexpr int kClusterBlocks = 2;      // of tower_pool's clusters
+constexpr int kMostClusterBlocks = 8;  // that any Hopper GPU has room for
 
 // Whether the current device is one, and this was compiled for it.
 inline bool is_hopper() {
@@ -33,16 +34,18 @@ inline bool is_hopper() {
 #endif
 }
 
-// kernel<<<...>>>(arguments...) in clusters of blocks. It may begin before the last kernel of the stream has ended,
-// whose results are there after wait_for_last_kernel().
+// kernel<<<...>>>(arguments...) in clusters of `together` blocks. It may begin before the last kernel of the stream has
+// ended, whose results are there after wait_for_last_kernel().
 template <class... Parameters, class... Arguments>
-void launch_clusters(void (*kernel)(Parameters...), int blocks, int threads, int64_t shared, cudaStream_t stream,
-                     const Arguments&... arguments) {
+void launch_clusters(void (*kernel)(Parameters...), int together, int64_t blocks, int threads, int64_t shared,
+                     cudaStream_t stream, const Arguments&... arguments) {
+  if (blocks == 0) return;
+  if (blocks > 0x7FFFFFFF) throw std::length_error("too much work for one launch");
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
              "asking for shared memory");
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim.x = kClusterBlocks;
+  attributes[0].val.clusterDim.x = static_cast<unsigned>(together);
   attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
   attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[1].val.programmaticStreamSerializationAllowed = 1;
@@ -130,6 +133,19 @@ DMT_DEVICE unsigned cluster_rank() {
   unsigned rank;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
+}
+
+// What lies in the same place of the shared memory of block `rank` of the cluster.
+DMT_DEVICE uint2 load_of_block(const uint2* shared, unsigned rank) {
+  uint2 value;
+  asm volatile(
+      "{\n.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %2, %3;\n"
+      "ld.shared::cluster.v2.u32 {%0, %1}, [remote];\n}"
+      : "=r"(value.x), "=r"(value.y)
+      : "r"(shared_address(shared)), "r"(rank)
+      : "memory");
+  return value;
 }
 
 // Makes what this thread knows to be written to shared memory visible to products that it begins.

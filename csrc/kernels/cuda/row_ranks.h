@@ -22,7 +22,7 @@ DMT_DEVICE int64_t find_row(const Sorted& sorted, int64_t row, int64_t low, int6
 // Whether a row begins at key i.
 DMT_DEVICE bool is_first(const Sorted& sorted, int64_t i) {
   const int64_t row = row_at(sorted, i);
-  return row < sorted.num_rows && (i == 0 || row_at(sorted, i - 1) != row);
+  return is_row(sorted.bits, row) && (i == 0 || row_at(sorted, i - 1) != row);
 }
 
 // counts[stretch] = the rows that begin there.

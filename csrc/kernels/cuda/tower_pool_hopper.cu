@@ -305,7 +305,7 @@ void multiply_chunks(const Bags& bags, const Matrix& weight, const void* bias, v
          static_cast<uint4*>(scratch));
   const int64_t items = ceil_div<int64_t>(walk.tiles, kClusterBlocks) * walk.chunks;
   const int64_t clusters = std::min<int64_t>(items, multiprocessors() / kClusterBlocks);
-  launch_clusters(multiply_bags<kColumns>, static_cast<int>(clusters) * kClusterBlocks, kThreads, kBlockBytes<kColumns>,
+  launch_clusters(multiply_bags<kColumns>, kClusterBlocks, clusters * kClusterBlocks, kThreads, kBlockBytes<kColumns>,
                   stream, bags, walk, static_cast<const unsigned char*>(scratch), static_cast<const BFloat16*>(bias),
                   static_cast<BFloat16*>(out), weight.rows);
 }

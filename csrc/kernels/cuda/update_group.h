@@ -14,7 +14,6 @@ struct Sorted {
   const uint64_t* keys;
   const float* scales;  // or null: 1
   int64_t count;
-  int64_t num_rows;  // keys of this row or later stand for nothing
   KeyBits bits;
 };
 
@@ -31,13 +30,24 @@ struct Work {
   Optimizer optimizer;
   OptimizerSettings<float> settings;
   const int64_t* step;  // or null: weights are rounded to nearest
-  int sum_width;        // columns of the widest row, rounded up to whole packs
-  int group_bytes;      // of shared memory
+  bool is_by_feature;   // rows are numbered
+  unsigned parts;       // of the keys, whose stretches take turns
+  unsigned stretches_each;
+  int sum_width;    // columns of the widest row, rounded up to whole packs
+  int group_bytes;  // of shared memory
 };
 
 DMT_DEVICE int64_t row_of_key(const Sorted& sorted, uint64_t key) {
   return static_cast<int64_t>(key >> (sorted.bits.sample + sorted.bits.feature));
 }
+
+// Of a row's number, what numbers it in its table, if it is numbered by feature.
+DMT_DEVICE int64_t local_bits(const KeyBits& bits, int64_t row) {
+  return row & static_cast<int64_t>((uint64_t{1} << bits.local) - 1);
+}
+
+// Whether a number is a row's, rather than a missing id's.
+DMT_DEVICE bool is_row(const KeyBits& bits, int64_t row) { return local_bits(bits, ~row) != 0; }
 
 DMT_DEVICE int64_t row_at(const Sorted& sorted, int64_t i) { return row_of_key(sorted, sorted.keys[i]); }
 
