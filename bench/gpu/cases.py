@@ -133,9 +133,11 @@ class Cases:
 
         touched = sum(len(some.unique()) for some in ids.view(s.features, -1))
         row = s.dim * 4
-        is_sparse = 16 * len(ids) < s.features * s.rows  # then rows are sorted by their number in the table alone
-        passes = -(-(s.rows if is_sparse else s.features * s.rows).bit_length() // 8)
-        rest = 16 * len(ids) * passes + 16 * len(ids) + touched * (2 * row + 8)
+        if length <= 2:  # keys are sorted by the row's number in its table, ten bits a pass, or else by that among all
+            sorting = 24 * -(-s.rows.bit_length() // 10)
+        else:
+            sorting = 16 * -(-(s.features * s.rows).bit_length() // 8)
+        rest = (16 + sorting) * len(ids) + touched * (2 * row + 8)
         floor = len(ids) * row / self.device.gather_rate + rest / self.device.copy_rate
         others: dict[str, Callable[[], Run]] = {
             "nn.EmbeddingBag": lambda: peers.torch_update(tables, grad, ids, s.samples, length)
