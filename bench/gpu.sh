@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # bash bench/gpu.sh OUT_DIR [--cpu]: all that a machine with one GPU can tell, the most valuable first, into OUT_DIR: builds the CUDA
-# library, checks the kernels against the CPU's, measures (gpu.json, gpu.md), trains the demo there and on the CPU, runs the tests,
-# NCCL's among them, tries compute-sanitizer. Under nine minutes; report.md has what was found so far at any time, also when it is
-# cut off. Needs no network: the python on the PATH has torch, cmake, ninja, pybind11, pytest and hypothesis. --cpu: the same road
-# on a machine without a GPU, tiny.
+# library, checks the kernels against the CPU's, measures (gpu.json, gpu.md, and in ceilings.log what plain kernels reach), trains the
+# demo there and on the CPU, runs the tests, NCCL's among them, tries compute-sanitizer. Under nine minutes; report.md has what was
+# found so far at any time, also when it is cut off. Needs no network: the python on the PATH has torch, cmake, ninja, pybind11, pytest
+# and hypothesis. --cpu: the same road on a machine without a GPU, tiny.
 set -uo pipefail
 [ $# -ge 1 ] || { sed -n '2,6s/^# //p' "$0"; exit 2; }
 mkdir -p "$1"
@@ -83,6 +83,8 @@ step 200 build "$python" setup.py -q build_ext --inplace
 step 20 info "$python" -m dmt_kernels info
 tests 60 kernels tests/cuda -m "$marked" -k 'not triton' "${side_by_side[@]}"
 step 150 bench "$python" -m bench.gpu --out "$out" $cpu
+[ $device = cpu ] || step 40 ceilings \
+  bash -c 'nvcc -O3 -std=c++20 -arch=native bench/gpu/ceilings.cu -o build/ceilings && build/ceilings'
 # The same model, data and seeds: both AUCs belong to within some thousandths.
 train() {
   step 60 "train_$1" "$python" -m dmt_kernels train --data synthetic:40000 --local --towers 2 --members 2 --exchange sptt \

@@ -1,4 +1,4 @@
-"""Compiles the CUDA library and compares what its kernels use with csrc/kernels/cuda/registers.txt.
+"""Compiles the CUDA library, and a bench of CUDA, and compares what its kernels use with csrc/kernels/cuda/registers.txt.
 
 Needs nvcc and any torch, but no GPU: ``python tests/cuda/registers.py BUILD_FOLDER``. Each line of the table is a
 kernel, the most registers that any of its instances may use on any architecture, and the most bytes it may spill.
@@ -36,7 +36,7 @@ def compile_kernels(folder: str) -> str:
     cmake = shutil.which("cmake", path=path) or "cmake"
     subprocess.run([cmake, "-G", "Ninja", "-S", ROOT, "-B", folder, *options], check=True, env=environment)
     jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count())
-    command = [cmake, "--build", folder, "--target", "dmt_cuda", "--clean-first", "-j", jobs]
+    command = [cmake, "--build", folder, "--target", "dmt_cuda", "ceilings", "--clean-first", "-j", jobs]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     Path(folder, "nvcc.log").write_text(done.stdout)
     if done.returncode:
