@@ -1,7 +1,8 @@
-"""Compiles the CUDA library, and a bench of CUDA, and compares what its kernels use with csrc/kernels/cuda/registers.txt.
+"""Compiles the CUDA library and compares what its kernels use with csrc/kernels/cuda/registers.txt.
 
 Needs nvcc and any torch, but no GPU: ``python tests/cuda/registers.py BUILD_FOLDER``. Each line of the table is a
 kernel, the most registers that any of its instances may use on any architecture, and the most bytes it may spill.
+Beside the library, bench/gpu/ceilings.cu is compiled.
 """
 
 import importlib.util
