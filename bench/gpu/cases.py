@@ -133,7 +133,7 @@ class Cases:
 
         touched = sum(len(some.unique()) for some in ids.view(s.features, -1))
         row = s.dim * 4
-        if length <= 2:  # keys are sorted by the row's number in its table, ten bits a pass, or else by that among all
+        if length <= 2:  # on Hopper, keys are sorted by the row's number in its table, or else by that among all
             sorting = 24 * -(-s.rows.bit_length() // 10)
         else:
             sorting = 16 * -(-(s.features * s.rows).bit_length() // 8)

@@ -81,6 +81,29 @@ def test_short_bags(op, rows, pooling):
         assert_same_as_on_the_cpu(op, case, "rowwise_adagrad", weight_decay=0.01)
 
 
+def test_many_short_bags(op):
+    """A warp sorts many keys, in three passes."""
+    shapes = {"shapes": [(2**21, 1), (5000, 3)], "feature_tables": [0, 1], "pooling": ["sum", "mean"]}
+    case = problem(9, **shapes, dtype=torch.float32, samples=4001, longest=2)
+    ids = torch.randint(2**21, case.ids.shape, generator=torch.Generator().manual_seed(9))
+    ids[case.offsets[4001] :] %= 5000
+    ids[::9] = -1
+    assert_same_as_on_the_cpu(op, dataclasses.replace(case, ids=ids), "rowwise_adagrad")
+
+
+@pytest.mark.parametrize("features", [1, 3, 5])
+@pytest.mark.parametrize("lead", [50, 300])
+def test_ids_that_no_feature_has(op, features, lead):
+    """Those before the first offset; rows behind them are hit so often that they are summed in runs."""
+    samples = 600
+    ids = torch.full((features * samples,), 5)
+    offsets = torch.arange(features * samples + 1).clamp(min=lead)
+    tables = [torch.zeros(9, 4) for _ in range(features)]
+    grad = torch.ones(samples, 4 * features)
+    case = Problem(tables, list(range(features)), ["sum"] * features, [0], samples, ids, offsets, None, grad)
+    assert_same_as_on_the_cpu(op, case, "sgd", lr=-1.0)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_weights_are_rounded_at_random(op, dtype, optimizer):
@@ -235,6 +258,12 @@ def test_wild_offsets_are_clamped(op):
         wild = short.offsets.clone()
         wild[at] = offset
         updated(op, dataclasses.replace(short, offsets=wild), "rowwise_adagrad")
+    # Bags of the second feature walk down over those of the first, in pairs.
+    down = (1120 - 4 * torch.arange(300)).clamp(min=0)
+    over = torch.cat([2 * torch.arange(600), torch.stack([down, down + 2], 1).flatten(), torch.tensor([2])])
+    for shift in range(4):
+        tables, ids = [torch.zeros(9, 8) for _ in range(2)], torch.full((1200,), 5)
+        updated(op, Problem(tables, [0, 1], ["sum"] * 2, [0], 600, ids, over + shift, None, torch.ones(600, 16)), "sgd")
 
 
 def test_nothing_is_written_when_an_id_is_out_of_range(op):

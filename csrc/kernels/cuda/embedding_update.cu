@@ -79,11 +79,17 @@ DMT_DEVICE void sum_run(const Group& group, int64_t j) {
   const Sorted& sorted = work.sorted;
   const int64_t beyond = (j + 1) * kRun;
   const int64_t row = row_at(sorted, beyond);
-  const int64_t head = group.first_of_row(row, 0, beyond);
+  int64_t low = 0;
+  if (work.is_by_feature) {  // what lies before the feature's keys may be in no order
+    const uint64_t f = sorted.keys[beyond] & ((uint64_t{1} << sorted.bits.feature) - 1);
+    low = load_offset(work.bags, static_cast<int64_t>(f) * work.bags.num_samples);
+  }
+  const int64_t head = group.first_of_row(row, low < beyond ? low : beyond, beyond);
   const int64_t first = j * kRun;
   const int64_t begin = head >= first ? head : head + ceil_div(first - head, kRun) * kRun;
   const int64_t end = begin + kRun;
-  if (end >= sorted.count || row_at(sorted, end) != row) return;
+  // (Its first key is another row's only if offsets do not ascend.)
+  if (end >= sorted.count || row_at(sorted, end) != row || row_at(sorted, begin) != row) return;
   const int dim = feature_of_key(work, sorted.keys[begin]).dim;
   group.template add_row<kLanes>(kLanes, kLanes, begin, end, row, dim, true);
   float* const partial = work.partials + j * work.sum_width;
@@ -262,8 +268,8 @@ UpdatePlan plan_update(const Bags& bags, const std::vector<Feature>& features, c
   int64_t most_rows = 0;
   for (const UpdatedTable& table : tables) {
     plan.widest = std::max(plan.widest, table.dim);
-    most_rows = std::max(most_rows, table.end_key - table.first_key);
   }
+  for (const Feature& feature : features) most_rows = std::max(most_rows, feature.rows);
   plan.grad_size = grad.is_float || dtype == DType::f32 ? 4 : 2;
   const int64_t samples = bags.num_blocks * bags.num_samples;
   if (samples > INT32_MAX) throw std::length_error("embedding_update_: more than 2^31 - 1 samples");
@@ -272,7 +278,7 @@ UpdatePlan plan_update(const Bags& bags, const std::vector<Feature>& features, c
   plan.bits.feature = std::bit_width(static_cast<uint64_t>(std::max<int64_t>(bags.num_features, 1) - 1));
   // Ids of a table that one feature reads lie in the order of its samples already, and the sort is stable. If they lie
   // in one piece, too, those of each feature can be sorted on their own. (Of offsets that do not ascend, which are
-  // wrong, the keys of a row may then lie apart: it is updated in some order.)
+  // wrong, the keys of a row may then lie apart, and its update is wrong.)
   const bool is_shared = std::any_of(uses.begin(), uses.end(), [](int count) { return count > 1; });
   const int source = plan.bits.sample + plan.bits.feature;
   const int row_bits = std::bit_width(static_cast<uint64_t>(plan.num_rows));

@@ -56,7 +56,7 @@ struct Gradient {
 
 struct UpdatePlan {
   KeyBits bits;
-  bool is_by_feature;  // rows are numbered, and keys sorted
+  bool is_by_feature;  // rows are numbered, and keys sorted, feature by feature
   bool has_scales;
   int64_t num_rows;
   int64_t parts;        // of the sorted keys, whose stretches take turns

@@ -7,11 +7,12 @@
 
 namespace dmt::cuda {
 
-// Whether it is for bags like these: of a feature a bag has about one id.
+// Whether it is for bags like these: of one block, on average of one id or two, some ten thousand of a feature.
 bool is_for_clusters(const Bags& bags);
 
 // The keys of feature f lie where its ids do, from offsets[f*B] on (of one block). Sorts by `bits` bits from
-// `begin_bit` on, and returns which place is full; the keys of both places are read and written.
+// `begin_bit` on, and returns which place is full. Both places have keys before: where no feature has ids, or offsets
+// do not ascend, some of either stay.
 int sort_features(const Bags& bags, const SortBuffers& buffers, int begin_bit, int bits, cudaStream_t stream);
 
 }  // namespace dmt::cuda

@@ -30,7 +30,7 @@ struct Work {
   Optimizer optimizer;
   OptimizerSettings<float> settings;
   const int64_t* step;  // or null: weights are rounded to nearest
-  bool is_by_feature;   // rows are numbered
+  bool is_by_feature;   // rows are numbered feature by feature
   unsigned parts;       // of the keys, whose stretches take turns
   unsigned stretches_each;
   int sum_width;    // columns of the widest row, rounded up to whole packs
@@ -214,7 +214,8 @@ struct Group {
       if (!goes_on) return;
       const bool is_there = i < end && row_of_key(work.sorted, key) == row;
       first = 0;
-      last = __popc(ballot(is_there));
+      const unsigned all = ballot(is_there);
+      last = __popc(all & ~(all + 1));  // those in front: of offsets that do not ascend, some may lie apart
       next += kLanes;
       from_zero = false;
       sync();  // all have read what the window held
