@@ -6,7 +6,7 @@ from dmt_kernels.towers.cross_net import CrossNet
 from dmt_kernels.towers.custom import CustomTower
 from dmt_kernels.towers.dcn import DCNTower
 from dmt_kernels.towers.dlrm import DLRMTower
-from dmt_kernels.towers.init import init_parameters_, seeded_rng
+from dmt_kernels.towers.init import init_parameters_, isometry, seeded_rng
 from dmt_kernels.towers.passthrough import PassThrough
 from dmt_kernels.towers.slice import TowerSlice
 
@@ -22,5 +22,6 @@ __all__ = [
     "build_tower_module",
     "common_out_dim",
     "init_parameters_",
+    "isometry",
     "seeded_rng",
 ]

@@ -5,7 +5,7 @@ have built before and in whatever order.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -46,6 +46,54 @@ def init_parameters_(module: nn.Module, seed: int, name: str) -> None:
     for path, parameter in module.named_parameters():
         bound = math.sqrt(6 / max(1, sum(parameter.shape))) if parameter.dim() == 2 else 0.0
         uniform_(parameter, bound, seed, f"{name}.{path}")
+
+
+def isometry(dims: Sequence[int], out_width: int, seed: int) -> Tensor:
+    """Return a map of a tower's features to fewer columns that keeps them apart, and no length grows.
+
+    Every feature has output columns of its own, in proportion to its dim, rounded. Its block has orthonormal rows
+    (columns, where it widens): random ones, the same for all blocks of one shape. So whoever maps back by the transpose
+    need not know whose block it is.
+
+    Parameters
+    ----------
+    dims : sequence of int
+        Embedding dim of every feature.
+    out_width : int
+        Output columns.
+    seed : int
+        The run's seed.
+
+    Returns
+    -------
+    Tensor
+        ``[out_width, sum(dims)]``, float64, on the CPU; the same bits on every CPU.
+    """
+    width, column, row = sum(dims), 0, 0
+    matrix = torch.zeros(out_width, width, dtype=torch.float64, device="cpu")
+    for dim in dims:
+        end = (column + dim) * out_width // width
+        matrix[row:end, column : column + dim] = _orthonormal(end - row, dim, seed)
+        column, row = column + dim, end
+    return matrix
+
+
+def _orthonormal(rows: int, columns: int, seed: int) -> Tensor:
+    """Random orthonormal rows, or columns if there are fewer: modified Gram-Schmidt."""
+    if rows > columns:
+        return _orthonormal(columns, rows, seed).T
+    matrix = torch.empty(rows, columns, dtype=torch.float64, device="cpu")
+    uniform_(matrix, 1.0, seed, f"isometry.{rows}.{columns}")
+    for i, row in enumerate(matrix):
+        row /= _sums(row.square()).sqrt()
+        below = matrix[i + 1 :]
+        below -= _sums(below * row) * row
+    return matrix
+
+
+def _sums(values: Tensor) -> Tensor:
+    """Sums along the last axis, added up in order on every CPU, as ``torch.sum`` does not."""
+    return values.cumsum(-1)[..., -1:]
 
 
 @contextmanager

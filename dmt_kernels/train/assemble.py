@@ -76,7 +76,7 @@ def set_up(config: TrainConfig) -> Setup:
         )
     with torch.device("meta"):
         modules = _tower_modules(setup)
-        _over_arch(setup, _Widths([module.out_width for module in modules.values()]))
+        _over_arch(setup, _Widths(list(modules.values())))
     if config.placement == "owner" and (obstacle := obstacle_to_owners(setup.plan, modules)) is not None:
         raise InputError(f"--placement owner: {obstacle}")
     return setup
@@ -173,9 +173,10 @@ def make_loader(setup: Setup, split: str, mesh: Mesh | None, device: torch.devic
 class _Widths(nn.Module):
     """What an over-arch has to know of an exchange before there is one."""
 
-    def __init__(self, out_widths: list[int]) -> None:
+    def __init__(self, modules: Sequence[TowerModule]) -> None:
         super().__init__()
-        self.out_widths = out_widths
+        self.tower_dims = [module.dims for module in modules]
+        self.out_widths = [module.out_width for module in modules]
 
 
 def _tables(config: TrainConfig, dataset: Dataset) -> tuple[Table, ...]:
@@ -232,9 +233,9 @@ def _over_arch(setup: Setup, exchange: nn.Module) -> DLRM | DCN:
         out_dim = _out_dim(setup)
         dense_features = math.ceil(max(table.dim for table in tables) / out_dim) if as_flat else 1
         return DLRM(exchange, dense_width, out_dim, dense_features=dense_features, seed=config.seed)
-    arrives = sum(cast(Sequence[int], exchange.out_widths))
-    width = sum(table.dim * len(table.features) for table in tables)
-    return DCN(exchange, dense_width, expand=width if as_flat and arrives < width else None, seed=config.seed)
+    dims = cast(Sequence[Sequence[int]], exchange.tower_dims)
+    compressed = sum(cast(Sequence[int], exchange.out_widths)) < sum(map(sum, dims))
+    return DCN(exchange, dense_width, expand=dims if as_flat and compressed else None, seed=config.seed)
 
 
 @contextlib.contextmanager

@@ -100,11 +100,25 @@ def test_dcn_equals_its_formula():
 
 def test_dcn_may_cross_more_columns_than_arrive():
     x = torch.randn(6, 5)
-    model = DCN(FixedExchange(x, [3, 2]), DENSE, expand=9, deep=(7,))
+    model = DCN(FixedExchange(x, [3, 2]), DENSE, expand=[(2, 4), (3,)], deep=(7,))
     dense = torch.randn(6, DENSE)
     both = torch.cat([dense, x @ model.expand.weight.T + model.expand.bias], dim=1)
     assert both.shape[1] == DENSE + 9
     torch.testing.assert_close(model(dense, None), model.deep(model.cross(both))[:, 0])
+
+
+@pytest.mark.parametrize("compression", [2, 4])
+def test_a_dcn_starts_by_undoing_what_its_towers_compress(compression):
+    dims = [(8, 8, 8), (4, 8)]
+    towers = [build_tower_module("dcn", dims[t], compression=compression, name=f"tower{t}") for t in range(2)]
+    model = DCN(FixedExchange(torch.zeros(0, 0), [tower.out_width for tower in towers]), DENSE, expand=dims, deep=(7,))
+    both = model.expand.weight @ torch.block_diag(*(tower.project.weight for tower in towers))
+    rank = 36 // compression
+    gain = compression**0.25
+    torch.testing.assert_close(both @ both, gain * both)  # a projection but for that
+    assert torch.linalg.matrix_rank(both) == rank
+    own = torch.block_diag(*(torch.ones(dim, dim) for tower in dims for dim in tower))
+    assert both.abs().max() > 0.1 and not both[own == 0].any()
 
 
 @pytest.mark.parametrize("kind", ["dlrm", "dcn"])
