@@ -19,7 +19,7 @@ CANDIDATES = (1, 2, 4, 8)
 IN_A_ROW = (
     2  # steps with a candidate, of which the first does not count: memory and caches are as another one left them
 )
-ROUNDS = 6  # over the candidates, of which the first does not count either
+ROUNDS = 12  # over the candidates, of which the first does not count either
 TRIAL_STEPS = len(CANDIDATES) * IN_A_ROW * ROUNDS
 MARGIN = 1.02  # more chunks must win by that much: they cost memory, and differences below are noise
 
