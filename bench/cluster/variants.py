@@ -70,6 +70,7 @@ VARIANTS = (
     Variant("dmt, bare, fp16, amp", "sptt", over_arch=False, tower_module=True, payload=WireFormat.FP16, amp=True),
     Variant("dmt, 2 chunks", "sptt", tower_module=True, options={"chunks": 2}, headline=False),
     Variant("dmt, 4 chunks", "sptt", tower_module=True, options={"chunks": 4}, headline=False),
+    Variant("dmt, 8 chunks", "sptt", tower_module=True, options={"chunks": 8}, headline=False),
     Variant("dmt, auto chunks", "sptt", tower_module=True, options={"chunks": "auto"}, headline=False),
     Variant(
         "dmt, bare, auto chunks", "sptt", over_arch=False, tower_module=True, options={"chunks": "auto"}, headline=False
@@ -137,6 +138,10 @@ RATIOS = (
     ("dmt, bare, fp16", "TorchRec towers, bare, fp16"),
     ("dmt", "TorchRec flat"),
     ("dmt, auto chunks", "TorchRec flat"),
+    ("dmt, auto chunks", "dmt"),
+    ("dmt, auto chunks", "dmt, 2 chunks"),
+    ("dmt, auto chunks", "dmt, 4 chunks"),
+    ("dmt, auto chunks", "dmt, 8 chunks"),
     ("dmt, bare, auto chunks", "TorchRec towers, bare"),
     ("dmt, bare, fp16, auto chunks", "TorchRec towers, bare, fp16"),
     ("dmt, fp16, auto chunks", "TorchRec flat, fp16"),

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from dmt_kernels.models.mlp import MLP
-from dmt_kernels.spec import Jagged
+from dmt_kernels.spec import InputError, Jagged
 from dmt_kernels.towers import CrossNet, init_parameters_, isometry
 
 
 class DCN(nn.Module):
     """Deep and cross network v2 (Wang et al., WWW 2021), stacked form, over any exchange.
 
-    Dense input and embeddings are crossed, then go through an MLP. What towers compressed may first be mapped back to
-    the columns that it came from, so that as many crosses are left. Whether the model is flat or multi-tower is the
-    exchange's business; with pass-through towers it is the flat DCN.
+    Dense input and embeddings are crossed, then go through an MLP. What towers compressed may first be mapped to as
+    many columns as the flat model has, so that as many crosses are left. Whether the model is flat or multi-tower is
+    the exchange's business; with pass-through towers it is the flat DCN.
 
     Parameters
     ----------
@@ -24,11 +24,12 @@ class DCN(nn.Module):
         Maps a :class:`Jagged` to ``[B, sum(exchange.out_widths)]``; any widths.
     dense_width : int
         Columns ``K`` of the dense input; may be 0.
-    expand : sequence of sequence of int, optional
-        Embedding dims of the features of every tower, ``exchange.tower_dims``: what the exchange gives is mapped to
-        ``[B, sum(sum(dims) for dims in expand)]`` first, by a map that starts as the transpose of the one that the
-        projections of :class:`~dmt_kernels.towers.DCNTower` of the same `seed` start as: columns of a feature go back
-        to where they came from. None: it is crossed as it comes.
+    expand : int, optional
+        Columns that what the exchange gives is mapped to first; None: it is crossed as it comes.
+    isometric : bool
+        The exchange has towers that start as isometries (:class:`~dmt_kernels.towers.DCNTower`, of the same `seed`):
+        the map starts as their transpose, which brings every feature back to the columns that it came from.
+        `expand` is then the sum of ``exchange.tower_dims``, the embedding dims of every tower's features.
     layers : int
         Number of crosses.
     rank : int or None
@@ -41,7 +42,7 @@ class DCN(nn.Module):
     Raises
     ------
     InputError
-        If the cross net has no layer or a bad rank.
+        If the cross net has no layer or a bad rank, or `expand` is not what `isometric` needs.
     """
 
     def __init__(
@@ -49,26 +50,40 @@ class DCN(nn.Module):
         exchange: nn.Module,
         dense_width: int,
         *,
-        expand: Sequence[Sequence[int]] | None = None,
+        expand: int | None = None,
+        isometric: bool = False,
         layers: int = 2,
         rank: int | None = None,
         deep: Sequence[int] = (128, 64),
         seed: int = 0,
     ) -> None:
         super().__init__()
-        out_widths = cast(Sequence[int], exchange.out_widths)
-        width = dense_width + sum(map(sum, expand) if expand else out_widths)
+        embedding_width = sum(cast(Sequence[int], exchange.out_widths))
+        width = dense_width + (expand or embedding_width)
         self.exchange = exchange
-        self.expand = nn.Linear(sum(out_widths), width - dense_width) if expand else nn.Identity()
+        self.expand = nn.Linear(embedding_width, expand) if expand else nn.Identity()
         self.cross = CrossNet(width, layers, rank=rank)
         self.deep = MLP(width, (*deep, 1), last_relu=False)
         init_parameters_(self.expand, seed, "expand")
-        if isinstance(self.expand, nn.Linear) and expand:
-            isometries = [isometry(dims, out, seed) for dims, out in zip(expand, out_widths, strict=True)]
-            with torch.no_grad():
-                self.expand.weight.copy_(torch.block_diag(*isometries).T)
+        if isometric and isinstance(self.expand, nn.Linear):
+            self._undo_isometries_(self.expand.weight, seed)
         init_parameters_(self.cross, seed, "cross")
         init_parameters_(self.deep, seed, "deep")
+
+    @torch.no_grad()
+    def _undo_isometries_(self, weight: Tensor, seed: int) -> None:
+        """Fill the map's `weight`, ``[sum of tower dims, sum of out widths]``, in place."""
+        out_widths = cast(Sequence[int], self.exchange.out_widths)
+        tower_dims = cast(Sequence[Sequence[int]], self.exchange.tower_dims)
+        columns = sum(map(sum, tower_dims))
+        if columns != len(weight):
+            raise InputError(f"isometric towers have {columns} columns to be mapped back to, not {len(weight)}")
+        if weight.is_meta:
+            return
+        weight.zero_()
+        blocks = [block.split(out_widths, dim=1) for block in weight.split([sum(dims) for dims in tower_dims])]
+        for t, (dims, out_width) in enumerate(zip(tower_dims, out_widths, strict=True)):
+            blocks[t][t].copy_(isometry(dims, out_width, seed).T)
 
     def forward(self, dense: Tensor, sparse: Jagged) -> Tensor:
         """Return logits ``[B]`` for ``dense`` ``[B, K]`` and the bags of all features."""

@@ -62,6 +62,7 @@ def build_tower_module(
     p: int | None = None,
     layers: int = 1,
     rank: int | None = None,
+    isometric: bool = False,
     seed: int = 0,
     name: str = "tower",
 ) -> TowerModule:
@@ -86,6 +87,8 @@ def build_tower_module(
         and ``c`` fills the width: the flattened projection can do all that the per-feature one can.
     layers, rank : int, int or None
         Crosses of a DCN-style module and the rank of their matrices.
+    isometric : bool
+        How the projection of a DCN-style module starts, see there.
     seed, name : int, str
         Initial values: see :mod:`dmt_kernels.towers.init`. Towers need different names.
 
@@ -108,7 +111,7 @@ def build_tower_module(
         raise InputError(f"the dim of a tower module's output features must be at least 1, not {out_dim}")
     features = max(1, math.floor(sum(dims) / compression / out_dim))
     if kind == "dcn":
-        return DCNTower(dims, features * out_dim, layers, rank=rank, seed=seed, name=name)
+        return DCNTower(dims, features * out_dim, layers, rank=rank, isometric=isometric, seed=seed, name=name)
     p = 0 if p is None else p
     c = max(0, features - p * len(dims)) if c is None else c
     return DLRMTower(dims, out_dim, c, p, seed=seed, name=name)

@@ -1,5 +1,6 @@
 """The tower module for models that cross features."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,11 +14,6 @@ from dmt_kernels.towers.init import init_parameters_, isometry
 class DCNTower(TowerModule):
     """A cross net over the flattened tower, then a projection, as in DMT (Luo et al., MLSys 2024).
 
-    The projection starts as an isometry that keeps features apart (:func:`~dmt_kernels.towers.init.isometry`), which
-    the map behind the towers of a :class:`~dmt_kernels.models.DCN` begins by undoing, times
-    ``(D_t / out_width) ** (1 / 4)``: half of the way to what makes up for the lengths that are lost. All of it helps
-    where there is much to be learned in one pass, none of it where models overfit (docs/quality.md).
-
     Parameters
     ----------
     dims : sequence of int
@@ -28,6 +24,11 @@ class DCNTower(TowerModule):
         Crosses before the projection.
     rank : int or None
         Rank of the cross matrices; None: full, ``D_t ** 2`` weights each.
+    isometric : bool
+        The projection starts as an isometry in which features keep columns of their own
+        (:func:`~dmt_kernels.towers.init.isometry`), times ``(D_t / out_width) ** (1 / 4)``, half of the way to what
+        makes up for lengths that it loses. For a :class:`~dmt_kernels.models.DCN` that begins by undoing it; elsewhere
+        models lose by it (docs/quality.md).
     seed, name : int, str
         Initial values: see :mod:`dmt_kernels.towers.init`.
     """
@@ -39,6 +40,7 @@ class DCNTower(TowerModule):
         layers: int = 1,
         *,
         rank: int | None = None,
+        isometric: bool = False,
         seed: int = 0,
         name: str = "tower",
     ) -> None:
@@ -46,9 +48,10 @@ class DCNTower(TowerModule):
         self.cross = CrossNet(self.in_width, layers, rank=rank)
         self.project = nn.Linear(self.in_width, out_width)
         init_parameters_(self, seed, name)
-        with torch.no_grad():
-            gain = (self.in_width / out_width) ** 0.25
-            self.project.weight.copy_(gain * isometry(self.dims, out_width, seed))
+        if isometric and not self.project.weight.is_meta:
+            gain = math.sqrt(math.sqrt(self.in_width / out_width))
+            with torch.no_grad():
+                self.project.weight.copy_(gain * isometry(self.dims, out_width, seed))
 
     def forward(self, x: Tensor) -> Tensor:
         """Cross and project ``x`` ``[N, D_t]``: ``[N, out_width]``."""

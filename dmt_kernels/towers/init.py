@@ -1,4 +1,4 @@
-"""Initial values that depend on a seed and a parameter's name only.
+"""Initial values that depend on a seed and a parameter's name, or its shape, only.
 
 Ranks that build the same module get the same parameters without a broadcast, whatever else they
 have built before and in whatever order.
@@ -49,18 +49,19 @@ def init_parameters_(module: nn.Module, seed: int, name: str) -> None:
 
 
 def isometry(dims: Sequence[int], out_width: int, seed: int) -> Tensor:
-    """Return a map of a tower's features to fewer columns that keeps them apart, and no length grows.
+    """Return a map of a tower's features to `out_width` columns, in which every feature has some of its own.
 
-    Every feature has output columns of its own, in proportion to its dim, rounded. Its block has orthonormal rows
-    (columns, where it widens): random ones, the same for all blocks of one shape. So whoever maps back by the transpose
-    need not know whose block it is.
+    As many as its share of the tower's columns, rounded; its block is random, with orthonormal rows (with orthonormal
+    columns where it widens), and the same for all blocks of one shape in a model: so whoever maps back by the
+    transpose need not know whose block it is. Where some feature's share is less than a column, the rows of the whole
+    map are random and orthonormal instead.
 
     Parameters
     ----------
     dims : sequence of int
         Embedding dim of every feature.
     out_width : int
-        Output columns.
+        Output columns, at least 1.
     seed : int
         The run's seed.
 
@@ -70,6 +71,8 @@ def isometry(dims: Sequence[int], out_width: int, seed: int) -> Tensor:
         ``[out_width, sum(dims)]``, float64, on the CPU; the same bits on every CPU.
     """
     width, column, row = sum(dims), 0, 0
+    if min(dims) * out_width < width:
+        return _orthonormal(out_width, width, seed)
     matrix = torch.zeros(out_width, width, dtype=torch.float64, device="cpu")
     for dim in dims:
         end = (column + dim) * out_width // width

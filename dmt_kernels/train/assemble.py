@@ -219,6 +219,7 @@ def _tower_modules(setup: Setup) -> dict[int, TowerModule]:
             plan.tower_dims(t),
             compression=config.compression,
             out_dim=_out_dim(setup) if config.model == "dlrm" else None,
+            isometric=_isometric(config),
             seed=config.seed,
             name=f"tower{t}",
         )
@@ -233,9 +234,15 @@ def _over_arch(setup: Setup, exchange: nn.Module) -> DLRM | DCN:
         out_dim = _out_dim(setup)
         dense_features = math.ceil(max(table.dim for table in tables) / out_dim) if as_flat else 1
         return DLRM(exchange, dense_width, out_dim, dense_features=dense_features, seed=config.seed)
-    dims = cast(Sequence[Sequence[int]], exchange.tower_dims)
-    compressed = sum(cast(Sequence[int], exchange.out_widths)) < sum(map(sum, dims))
-    return DCN(exchange, dense_width, expand=dims if as_flat and compressed else None, seed=config.seed)
+    arrives = sum(cast(Sequence[int], exchange.out_widths))
+    width = sum(table.dim * len(table.features) for table in tables)
+    expand = width if as_flat and arrives < width else None
+    return DCN(exchange, dense_width, expand=expand, isometric=_isometric(config), seed=config.seed)
+
+
+def _isometric(config: TrainConfig) -> bool:
+    """Whether towers start as isometries: where the over-arch crosses as a flat one does."""
+    return config.model == config.tower_module == "dcn" and config.over_arch_width == "flat"
 
 
 @contextlib.contextmanager

@@ -13,7 +13,10 @@ from dmt_kernels.train.predict import evaluate
 from dmt_kernels.train.step import TrainStep
 from tests.ranks import run_ranks
 
-CONFIG = TrainConfig(data="synthetic:3200", exchange="sptt", towers=2, members=1, batch_size=32, embedding_dim=4)
+BATCH, STEPS = 32, TRIAL_STEPS + 2
+CONFIG = TrainConfig(
+    data=f"synthetic:{BATCH * STEPS}", exchange="sptt", towers=2, members=1, batch_size=BATCH, embedding_dim=4
+)
 # Seconds of a step on two ranks, by chunks; what the samples are a multiple of; what is to be chosen.
 CASES: list[tuple[list[dict[int, float]], int, int]] = [
     ([{1: 9, 2: 7, 4: 8, 8: 9}] * 2, 8, 2),
@@ -86,8 +89,7 @@ def _train(rank: int) -> list[int | None]:
         model = build_model(setup, mesh)
         step = TrainStep(model, mesh, optimizer="adam", lr=0.01)
         batches = list(make_loader(setup, "train", mesh, torch.device("cpu"), shuffle=True))
-        batches = batches[: TRIAL_STEPS + 2]
-        assert len(batches) == TRIAL_STEPS + 2
+        assert len(batches) == STEPS
         for i, batch in enumerate(batches):
             step(batch, batches[i + 1] if i + 1 < len(batches) else None)
             if i == len(CANDIDATES) * IN_A_ROW:

@@ -1,5 +1,8 @@
 """DLRM and DCN over a plain exchange: formulas, seeds, and flat equal to pass-through towers."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +10,8 @@ from torch import nn
 from dmt_kernels.models import DCN, DLRM
 from dmt_kernels.spec import InputError, Jagged
 from dmt_kernels.towers import PassThrough, build_tower_module, common_out_dim
+from dmt_kernels.train.assemble import build_model, set_up
+from dmt_kernels.train.config import TrainConfig
 
 ROWS, DIM, FEATURES, DENSE = 11, 4, 5, 3
 
@@ -100,7 +105,7 @@ def test_dcn_equals_its_formula():
 
 def test_dcn_may_cross_more_columns_than_arrive():
     x = torch.randn(6, 5)
-    model = DCN(FixedExchange(x, [3, 2]), DENSE, expand=[(2, 4), (3,)], deep=(7,))
+    model = DCN(FixedExchange(x, [3, 2]), DENSE, expand=9, deep=(7,))
     dense = torch.randn(6, DENSE)
     both = torch.cat([dense, x @ model.expand.weight.T + model.expand.bias], dim=1)
     assert both.shape[1] == DENSE + 9
@@ -109,16 +114,36 @@ def test_dcn_may_cross_more_columns_than_arrive():
 
 @pytest.mark.parametrize("compression", [2, 4])
 def test_a_dcn_starts_by_undoing_what_its_towers_compress(compression):
-    dims = [(8, 8, 8), (4, 8)]
-    towers = [build_tower_module("dcn", dims[t], compression=compression, name=f"tower{t}") for t in range(2)]
-    model = DCN(FixedExchange(torch.zeros(0, 0), [tower.out_width for tower in towers]), DENSE, expand=dims, deep=(7,))
-    both = model.expand.weight @ torch.block_diag(*(tower.project.weight for tower in towers))
-    rank = 36 // compression
-    gain = compression**0.25
-    torch.testing.assert_close(both @ both, gain * both)  # a projection but for that
-    assert torch.linalg.matrix_rank(both) == rank
-    own = torch.block_diag(*(torch.ones(dim, dim) for tower in dims for dim in tower))
-    assert both.abs().max() > 0.1 and not both[own == 0].any()
+    config = TrainConfig(
+        data="synthetic:1000", local=True, exchange="sptt", towers=3, model="dcn", tower_module="dcn", seed=7
+    )
+    model = build_model(set_up(dataclasses.replace(config, members=1, compression=compression)), None)
+    both = model.expand.weight @ torch.block_diag(*(t.project.weight for t in model.exchange.tower_modules.values()))
+    torch.testing.assert_close(both @ both, compression**0.25 * both)  # a projection but for that
+    assert torch.linalg.matrix_rank(both) == sum(model.exchange.out_widths)
+    own = torch.block_diag(*(torch.ones(16, 16) for _ in range(26)))
+    assert not both[own == 0].any()
+
+
+@pytest.mark.parametrize(
+    "options", [{"over_arch_width": "towers"}, {"tower_module": "dlrm"}, {"model": "dlrm"}], ids=lambda o: next(iter(o))
+)
+def test_other_pairs_of_model_and_towers_start_by_xavier(options):
+    config = TrainConfig(data="synthetic:1000", local=True, exchange="sptt", towers=3, members=1, compression=4)
+    model = build_model(
+        set_up(dataclasses.replace(config, **({"model": "dcn", "tower_module": "dcn"} | options))), None
+    )
+    maps = [p for name, p in model.named_parameters() if ("tower_modules" in name or "expand" in name) and p.dim() == 2]
+    assert len(maps) >= 3
+    for weight in maps:
+        assert weight.abs().max() <= math.sqrt(6 / sum(weight.shape)) and (weight == 0).float().mean() < 0.01
+
+
+def test_isometric_towers_need_their_columns():
+    exchange = FixedExchange(torch.zeros(0, 5), [3, 2])
+    exchange.tower_dims = [(2, 4), (4,)]
+    with pytest.raises(InputError, match="10 columns to be mapped back to, not 9"):
+        DCN(exchange, DENSE, expand=9, isometric=True)
 
 
 @pytest.mark.parametrize("kind", ["dlrm", "dcn"])

@@ -61,10 +61,7 @@ def test_values_depend_on_seed_and_name_alone(kind):
     again = BUILDERS[kind](seed=3, name="tower1").state_dict()
     assert all(torch.equal(first[key], again[key]) for key in first)
     for other in (BUILDERS[kind](seed=4, name="tower1"), BUILDERS[kind](seed=3, name="tower2")):
-        drawn = {key: value for key, value in other.state_dict().items() if value.any()}
-        if kind.startswith("dcn"):  # an isometry, the same in all towers of one seed
-            drawn.pop("project.weight")
-        assert drawn and not any(torch.equal(first[key], value) for key, value in drawn.items())
+        assert not any(torch.equal(first[key], value) for key, value in other.state_dict().items() if value.any())
 
 
 @SEEDED
@@ -89,8 +86,15 @@ def test_widths_are_known_without_memory(kind):
     assert all(parameter.is_meta for parameter in module.parameters())
 
 
+def test_an_isometric_tower_is_the_isometry_of_its_seed():
+    one, other = (DCNTower(DIMS, 5, isometric=True, seed=3, name=name) for name in ("tower1", "tower2"))
+    torch.testing.assert_close(one.project.weight, ((9 / 5) ** 0.25 * isometry(DIMS, 5, 3)).float())
+    assert torch.equal(one.project.weight, other.project.weight)
+    assert not torch.equal(one.cross.layers[0].weight, other.cross.layers[0].weight)
+
+
 @pytest.mark.parametrize(
-    ("dims", "width"), [((16,) * 5, 40), ((16,) * 5, 17), ((16,) * 5, 3), ((3, 8, 1, 4), 5), ((4, 2), 9), ((64,), 64)]
+    ("dims", "width"), [((16,) * 5, 40), ((16,) * 5, 17), ((3, 8, 1, 4), 16), ((4, 2), 9), ((64,), 64)]
 )
 def test_an_isometry_keeps_features_apart_and_has_orthonormal_blocks(dims, width):
     matrix = isometry(dims, width, 3)
@@ -106,6 +110,12 @@ def test_an_isometry_keeps_features_apart_and_has_orthonormal_blocks(dims, width
     assert (owners == 1).all()
     assert torch.equal(matrix, isometry(dims, width, 3))
     assert not torch.equal(matrix, isometry(dims, width, 4))
+
+
+def test_an_isometry_with_too_few_columns_to_share_out_mixes_features():
+    matrix = isometry((4,) * 13, 6, 3)
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert matrix.all()
 
 
 def test_seeded_rng_repeats_and_leaves_the_generator_alone():
