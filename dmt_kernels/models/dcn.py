@@ -28,8 +28,9 @@ class DCN(nn.Module):
         Columns that what the exchange gives is mapped to first; None: it is crossed as it comes.
     isometric : bool
         The exchange has towers that start as isometries (:class:`~dmt_kernels.towers.DCNTower`, of the same `seed`):
-        the map starts as their transpose, which brings every feature back to the columns that it came from.
-        `expand` is then the sum of ``exchange.tower_dims``, the embedding dims of every tower's features.
+        the map starts as the isometries' transpose, without the towers' factor, so that every feature goes back to the
+        columns that it came from. `expand` must then be the sum of all of ``exchange.tower_dims``; without `expand`
+        there is no map, and this changes nothing.
     layers : int
         Number of crosses.
     rank : int or None

@@ -88,7 +88,7 @@ def build_tower_module(
     layers, rank : int, int or None
         Crosses of a DCN-style module and the rank of their matrices.
     isometric : bool
-        How the projection of a DCN-style module starts, see there.
+        Whether the projection of a DCN-style module starts as an isometry, see there; other kinds ignore it.
     seed, name : int, str
         Initial values: see :mod:`dmt_kernels.towers.init`. Towers need different names.
 

@@ -27,8 +27,8 @@ class DCNTower(TowerModule):
     isometric : bool
         The projection starts as an isometry in which features keep columns of their own
         (:func:`~dmt_kernels.towers.init.isometry`), times ``(D_t / out_width) ** (1 / 4)``, half of the way to what
-        makes up for lengths that it loses. For a :class:`~dmt_kernels.models.DCN` that begins by undoing it; elsewhere
-        models lose by it (docs/quality.md).
+        makes up for lengths that it loses. For a :class:`~dmt_kernels.models.DCN` that begins by undoing it; other
+        models gained nothing by it at their best epochs, or lost (docs/quality.md).
     seed, name : int, str
         Initial values: see :mod:`dmt_kernels.towers.init`.
     """

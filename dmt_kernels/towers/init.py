@@ -51,10 +51,10 @@ def init_parameters_(module: nn.Module, seed: int, name: str) -> None:
 def isometry(dims: Sequence[int], out_width: int, seed: int) -> Tensor:
     """Return a map of a tower's features to `out_width` columns, in which every feature has some of its own.
 
-    As many as its share of the tower's columns, rounded; its block is random, with orthonormal rows (with orthonormal
-    columns where it widens), and the same for all blocks of one shape in a model: so whoever maps back by the
-    transpose need not know whose block it is. Where some feature's share is less than a column, the rows of the whole
-    map are random and orthonormal instead.
+    Every feature gets output columns in proportion to its dim, rounded up or down. Its block is random, with
+    orthonormal rows (with orthonormal columns where it widens), and depends on its shape and the seed only: the map
+    back is the transpose, made from the same arguments. Where the share of some feature is less than a column, all
+    features are mixed instead, by random orthonormal rows.
 
     Parameters
     ----------

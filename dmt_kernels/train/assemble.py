@@ -76,7 +76,7 @@ def set_up(config: TrainConfig) -> Setup:
         )
     with torch.device("meta"):
         modules = _tower_modules(setup)
-        _over_arch(setup, _Widths(list(modules.values())))
+        _over_arch(setup, _Shapes(list(modules.values())))
     if config.placement == "owner" and (obstacle := obstacle_to_owners(setup.plan, modules)) is not None:
         raise InputError(f"--placement owner: {obstacle}")
     return setup
@@ -170,7 +170,7 @@ def make_loader(setup: Setup, split: str, mesh: Mesh | None, device: torch.devic
     )
 
 
-class _Widths(nn.Module):
+class _Shapes(nn.Module):
     """What an over-arch has to know of an exchange before there is one."""
 
     def __init__(self, modules: Sequence[TowerModule]) -> None:
@@ -241,7 +241,7 @@ def _over_arch(setup: Setup, exchange: nn.Module) -> DLRM | DCN:
 
 
 def _isometric(config: TrainConfig) -> bool:
-    """Whether towers start as isometries: where the over-arch crosses as a flat one does."""
+    """Whether towers start as isometries: DCN-style ones of a DCN-v2 whose over-arch is as wide as a flat one."""
     return config.model == config.tower_module == "dcn" and config.over_arch_width == "flat"
 
 

@@ -116,6 +116,7 @@ def test_an_isometry_with_too_few_columns_to_share_out_mixes_features():
     matrix = isometry((4,) * 13, 6, 3)
     torch.testing.assert_close(matrix @ matrix.T, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-12)
     assert matrix.all()
+    assert not torch.equal(matrix, isometry((4,) * 13, 6, 4))
 
 
 def test_seeded_rng_repeats_and_leaves_the_generator_alone():
