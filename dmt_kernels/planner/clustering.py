@@ -114,8 +114,8 @@ def cluster(
         centres = means(points, sizes, found.towers, centres)
     assert kept is not None
     if kept.gap > GAP:
-        towers = anneal(points, sizes, loads, allowed, kept.towers, rng=rng, seconds=seconds / 8)
-        towers = exchange(points, sizes, loads, allowed, towers, rng=rng, seconds=seconds * 0.45)
+        towers = anneal(points, sizes, loads, allowed, kept.towers, rng=rng, seconds=seconds * 0.3)
+        towers = exchange(points, sizes, loads, allowed, towers, rng=rng, seconds=seconds / 4)
         centres = means(points, sizes, towers, centres)
         found = assign(costs(points, sizes, centres), loads, allowed, known=towers, seconds=seconds * 0.45)
         assert found is not None

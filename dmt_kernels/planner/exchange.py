@@ -12,7 +12,7 @@ from dmt_kernels.planner.centres import costs, means
 from dmt_kernels.planner.loads import Load
 from dmt_kernels.planner.program import GAP, branch
 
-_TOGETHER = 16  # towers that exchange tables, at first
+_TOGETHER = 24  # towers that exchange tables, at first
 _OFFERED = 6  # of them to a table, besides its own
 _AT_ONCE = 2  # groups, a thread each
 _MORE = 2  # so many more

@@ -4,6 +4,7 @@ Ranks that build the same module get the same parameters without a broadcast, wh
 have built before and in whatever order.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -73,10 +74,11 @@ def isometry(dims: Sequence[int], out_width: int, seed: int) -> Tensor:
     width, column, row = sum(dims), 0, 0
     if min(dims) * out_width < width:
         return _orthonormal(out_width, width, seed)
+    block = functools.cache(lambda rows, columns: _orthonormal(rows, columns, seed))
     matrix = torch.zeros(out_width, width, dtype=torch.float64, device="cpu")
     for dim in dims:
         end = (column + dim) * out_width // width
-        matrix[row:end, column : column + dim] = _orthonormal(end - row, dim, seed)
+        matrix[row:end, column : column + dim] = block(end - row, dim)
         column, row = column + dim, end
     return matrix
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,12 @@ def _planted(groups: list[int]) -> np.ndarray:
 
 def _fits(loads, towers: np.ndarray, count: int) -> bool:
     return all(load.excess(towers, count) <= 1e-6 for load in loads)
+
+
+def _spread(points: np.ndarray, sizes: np.ndarray, count: int, towers: np.ndarray) -> float:
+    """Over features, the squared distance to the centre of their tower."""
+    centres = means(points, sizes, towers, np.zeros((count, points.shape[1])))
+    return float(costs(points, sizes, centres)[np.arange(len(points)), towers].sum())
 
 
 @settings(max_examples=25, deadline=None)
@@ -150,10 +157,25 @@ def test_annealing_and_exchanges_keep_limits_and_win(improve: Callable[..., np.n
     assert _fits(loads, after, 18)
     assert after[5] == 7
 
-    def spread(towers: np.ndarray) -> float:
-        return costs(points, sizes, means(points, sizes, towers, np.zeros((18, 3))))[np.arange(54), towers].sum()
-
+    spread = partial(_spread, points, sizes, 18)
     assert spread(after) < 0.8 * spread(before.towers)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_annealing_ends_at_the_best_towers_of_exhaustive_search(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    tables, allowed = _tables(rng.integers(10, 60, 8).tolist()), np.ones((8, 3), bool)
+    allowed[2] = np.arange(3) == 1
+    loads, points = tower_loads(tables, 3, slack=0.3), rng.standard_normal((8, 3))
+    sizes = rng.integers(1, 3, 8)
+    before = assign(rng.random((8, 3)), loads, allowed)
+    assert before is not None
+    after = anneal(points, sizes, loads, allowed, before.towers, rng=rng, seconds=1)
+    spread = partial(_spread, points, sizes, 3)
+    every = (np.array(place) for place in itertools.product(range(3), repeat=8) if place[2] == 1)
+    best = min(spread(place) for place in every if _fits(loads, place, 3))
+    assert _fits(loads, after, 3) and after[2] == 1
+    assert spread(after) == pytest.approx(best) and spread(before.towers) > best * 1.01
 
 
 def test_many_tables_start_from_a_draft_that_is_proven_where_they_are_alike() -> None:
