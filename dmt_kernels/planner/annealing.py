@@ -84,7 +84,9 @@ def anneal(
         units = slots[every, drawn]
         pull, size, weight = pulls[units].sum(1), sizes[units].sum(1), weights[:, units].sum(2)
         sums, held, load = sums - pull, held - size, load - weight  # what towers keep
-        energy = sum(np.maximum(np.abs(kept[:, None] + new) - most, 0) for kept, new, most in zip(load, weight, half))
+        energy = np.zeros((count, count))
+        for kept, come, most in zip(load, weight, half, strict=True):
+            energy += np.maximum(np.abs(kept[:, None] + come) - most, 0)
         energy *= _PRICE * tables / count / max(1 - passed, 1e-3)
         squares = np.square(sums).sum(1)[:, None] + 2 * sums @ pull.T + np.square(pull).sum(1)
         energy -= _closeness(squares, held[:, None] + size) * (sizes.sum() / least)
