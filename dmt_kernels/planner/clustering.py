@@ -54,7 +54,7 @@ def cluster(
 
     Centres are found with tables that can be shared out among towers, from several random starts: a linear program a
     round, whose solution is nearly whole. From the best centres on every table goes to one tower, until that changes
-    nothing any more. Where that cannot be proven, exchanges improve towers and centres first:
+    nothing any more. Where that cannot be proven, annealing and exchanges improve towers and centres first:
     centres that fit make a proof easier.
 
     Parameters
@@ -114,7 +114,7 @@ def cluster(
         centres = means(points, sizes, found.towers, centres)
     assert kept is not None
     if kept.gap > GAP:
-        towers = anneal(points, sizes, loads, allowed, kept.towers, rng=rng, seconds=seconds * 0.3)
+        towers = anneal(points, sizes, loads, allowed, kept.towers, rng=rng, seconds=seconds * 0.4)
         towers = exchange(points, sizes, loads, allowed, towers, rng=rng, seconds=seconds / 4)
         centres = means(points, sizes, towers, centres)
         found = assign(costs(points, sizes, centres), loads, allowed, known=towers, seconds=seconds * 0.45)

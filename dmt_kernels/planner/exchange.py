@@ -12,7 +12,7 @@ from dmt_kernels.planner.centres import costs, means
 from dmt_kernels.planner.loads import Load
 from dmt_kernels.planner.program import GAP, branch
 
-_TOGETHER = 24  # towers that exchange tables, at first
+_TOGETHER = 24  # towers that exchange tables at first, or half of all
 _OFFERED = 6  # of them to a table, besides its own
 _AT_ONCE = 2  # groups, a thread each
 _MORE = 2  # so many more
@@ -54,7 +54,7 @@ def exchange(
     ends = time.monotonic() + seconds
     loads, towers = distinct(loads), towers.copy()
     count, vain = allowed.shape[1], 0
-    together = min(_TOGETHER, count)
+    together = min(_TOGETHER, max(2, count // _AT_ONCE), count)
     centres = means(points, sizes, towers, np.zeros((count, points.shape[1])))
     tried = np.zeros(count)
     with ThreadPoolExecutor(_AT_ONCE) as pool:

@@ -22,7 +22,7 @@ def rows(i: np.ndarray, t: np.ndarray, tables: int, towers: int, loads: Sequence
 
 
 def limits(loads: Sequence[Load], towers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest value of the rows of loads, ``[K * T]``: relative to the mean, so that all are near 1."""
+    """Lowest and highest value of the rows of loads, ``[K * T]``: relative to the mean, or in units (`scale`)."""
     low = np.array([load.low / scale(load) for load in loads]) - ROUNDING
     high = np.array([load.high / scale(load) for load in loads]) + ROUNDING
     return np.repeat(low, towers), np.repeat(high, towers)

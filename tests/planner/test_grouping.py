@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmt_kernels.planner import alignment, group_features, load_affinity, mutual_information, tower_loads
-from dmt_kernels.planner.annealing import anneal
+from dmt_kernels.planner.annealing import _energy, anneal
 from dmt_kernels.planner.assignment import assign
 from dmt_kernels.planner.centres import costs, means
 from dmt_kernels.planner.excess import smallest_excess
@@ -161,7 +161,38 @@ def test_annealing_and_exchanges_keep_limits_and_win(improve: Callable[..., np.n
     assert spread(after) < 0.8 * spread(before.towers)
 
 
-@pytest.mark.parametrize("seed", range(4))
+def test_the_energy_of_annealing_is_that_of_the_towers_after_the_step() -> None:
+    rng = np.random.default_rng(0)
+    loads = tower_loads(_tables(rng.integers(10, 60, 9).tolist()), 3, slack=0.1)
+    points, sizes = rng.standard_normal((9, 2)), rng.integers(1, 4, 9)
+    towers, units = np.arange(9) % 3, [[0], [1, 4], []]
+    gone = np.isin(np.arange(9), [0, 1, 4])
+    middle = np.array([[load.low + load.high] for load in loads]) / 2
+    half = np.array([[load.high - load.low] for load in loads]) / 2
+
+    def totals(tables: np.ndarray) -> tuple[np.ndarray, Any, np.ndarray]:
+        weight = np.stack([load.counted[tables].sum() for load in loads])
+        return (points[tables] * sizes[tables, None]).sum(0), sizes[tables].sum(), weight
+
+    def stack(groups: list[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        sums, held, weight = zip(*map(totals, groups), strict=True)
+        return np.stack(sums), np.array(held), np.stack(weight, axis=1)
+
+    sums, held, kept = stack([np.flatnonzero((towers == t) & ~gone) for t in range(3)])
+    energy = _energy((sums, held, kept - middle), stack([np.array(unit, int) for unit in units]), half, 7.0)
+    for order in itertools.permutations(range(3)):
+        after = towers.copy()
+        for tower, unit in enumerate(order):
+            after[units[unit]] = tower
+        outside = 0.0
+        for load in loads:
+            full = np.bincount(after, load.counted, 3)
+            outside += float(np.maximum(0, np.maximum(load.low - full, full - load.high)).sum())
+        expected = _spread(points, sizes, 3, after) - float((np.square(points).sum(1) * sizes).sum()) + 7 * outside
+        assert outside > 0 and energy[range(3), order].sum() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(2))
 def test_annealing_ends_at_the_best_towers_of_exhaustive_search(seed: int) -> None:
     rng = np.random.default_rng(seed)
     tables, allowed = _tables(rng.integers(10, 60, 8).tolist()), np.ones((8, 3), bool)
