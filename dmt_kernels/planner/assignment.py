@@ -160,7 +160,7 @@ def assign(
     seconds : float
         End without a proof after about that time.
     """
-    # HiGHS is not told the known towers: over very many columns its bound rises more slowly with them.
+    # HiGHS is not told the known towers: its bound rises more slowly with them.
     found, bound = branch(cost, distinct(loads), allowed, gap=gap, seconds=seconds)
     if np.isneginf(bound) and (relaxed := relax(cost, loads, allowed)) is not None:
         bound = relaxed.cost
@@ -168,11 +168,6 @@ def assign(
         kept = known, float(cost[np.arange(len(cost)), known].sum())
         found = kept if found is None else min(found, kept, key=lambda towers: towers[1])
     return None if found is None else Assignment(*found, min(found[1], bound))
-
-
-def restrict(loads: Sequence[Load], tables: np.ndarray) -> list[Load]:
-    """Loads of some tables, whose towers have the same limits as before."""
-    return [dataclasses.replace(load, weights=load.weights[tables], counted=load.counted[tables]) for load in loads]
 
 
 def distinct(loads: Sequence[Load]) -> list[Load]:

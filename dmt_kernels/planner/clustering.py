@@ -9,7 +9,6 @@ from dmt_kernels.planner.annealing import anneal
 from dmt_kernels.planner.assignment import Assignment, Relaxation, assign, draft, relax
 from dmt_kernels.planner.centres import costs, means, start
 from dmt_kernels.planner.excess import smallest_excess
-from dmt_kernels.planner.exchange import exchange
 from dmt_kernels.planner.loads import Load
 from dmt_kernels.planner.program import GAP
 from dmt_kernels.spec import InputError
@@ -54,8 +53,8 @@ def cluster(
 
     Centres are found with tables that can be shared out among towers, from several random starts: a linear program a
     round, whose solution is nearly whole. From the best centres on every table goes to one tower, until that changes
-    nothing any more. Where that cannot be proven, annealing and exchanges improve towers and centres first:
-    centres that fit make a proof easier.
+    nothing any more. Where that cannot be proven, annealing improves towers and centres first: centres that
+    fit make a proof easier.
 
     Parameters
     ----------
@@ -114,8 +113,7 @@ def cluster(
         centres = means(points, sizes, found.towers, centres)
     assert kept is not None
     if kept.gap > GAP:
-        towers = anneal(points, sizes, loads, allowed, kept.towers, rng=rng, seconds=seconds * 0.4)
-        towers = exchange(points, sizes, loads, allowed, towers, rng=rng, seconds=seconds / 4)
+        towers = anneal(points, sizes, loads, allowed, kept.towers, rng=rng, seconds=seconds / 2)
         centres = means(points, sizes, towers, centres)
         found = assign(costs(points, sizes, centres), loads, allowed, known=towers, seconds=seconds * 0.45)
         assert found is not None

@@ -72,39 +72,19 @@ def solve(
 
 
 def branch(
-    cost: np.ndarray,
-    loads: Sequence[Load],
-    offered: np.ndarray,
-    *,
-    known: np.ndarray | None = None,
-    gap: float,
-    seconds: float,
+    cost: np.ndarray, loads: Sequence[Load], offered: np.ndarray, *, gap: float, seconds: float
 ) -> tuple[tuple[np.ndarray, float] | None, float]:
-    """The best towers found over the offered columns with their cost, and a lower bound of any such cost.
-
-    SciPy hands HiGHS no solution to begin with, but HiGHS tries all zeros. So ``known`` towers are one more column,
-    which is always 1, and are taken back by another one, which is 1 for any other towers.
-    """
+    """The best towers found over the offered columns with their cost, and a lower bound of any such cost."""
     from scipy.optimize import LinearConstraint
-    from scipy.sparse import csr_matrix, hstack
 
     i, t = np.nonzero(offered)
     tables, towers = cost.shape
     once, sums = rows(i, t, tables, towers, loads)
-    low, high = limits(loads, towers)
-    price, constraints = cost[i, t], []
-    if known is not None:
-        held = np.concatenate([np.bincount(known, load.counted / scale(load), towers) for load in loads])
-        once = hstack([once, np.tile([1.0, -1.0], (tables, 1))]).tocsr()
-        sums = hstack([sums, np.stack([held, -held], axis=1)]).tocsr()
-        low, high = np.minimum(low, held), np.maximum(high, held)  # where solvers have left them just outside
-        price = np.append(price, cost[np.arange(tables), known].sum() * np.array([1.0, -1.0]))
-        constraints = [LinearConstraint(csr_matrix(([1.0], ([0], [len(i)])), (1, len(price))), 1, 1)]
-    constraints += [LinearConstraint(once, 1, 1), LinearConstraint(sums, low, high)]
-    found, bound = solve(price, constraints, gap=gap, seconds=seconds)
+    constraints = [LinearConstraint(once, 1, 1), LinearConstraint(sums, *limits(loads, towers))]
+    found, bound = solve(cost[i, t], constraints, gap=gap, seconds=seconds)
     if found is None:
         return None, bound
-    chosen = found[: len(i)] > 0.5
-    place = np.empty(tables, np.int64) if known is None else known.copy()
+    chosen = found > 0.5
+    place = np.empty(tables, np.int64)
     place[i[chosen]] = t[chosen]
     return (place, float(cost[np.arange(tables), place].sum())), bound

@@ -17,6 +17,7 @@ struct Test {
 };
 
 constexpr Test kTests[] = {
+    {"annealing", testing::test_annealing},
     {"check_ids", testing::test_check_ids},
     {"dot_interaction", testing::test_dot_interaction},
     {"embedding_bag", testing::test_embedding_bag},

@@ -13,6 +13,7 @@
 namespace dmt::testing {
 
 // One of each test file; main.cpp calls them with the number of the case. They throw Failure.
+void test_annealing(int64_t number);
 void test_check_ids(int64_t number);
 void test_dot_interaction(int64_t number);
 void test_embedding_bag(int64_t number);
