@@ -1,4 +1,4 @@
-"""How options are chosen: by validation AUC, in rounds of trials, the same for flat and multi-tower models.
+"""How options are chosen: by validation AUC, in rounds of trials, as many for flat and for multi-tower models.
 
 The first round is random, later ones lie near the best so far. The validation AUC of one run differs from seed to seed
 by as much as that of good options does, and the best of many runs is mostly a lucky one; so the best few of every round
@@ -66,12 +66,12 @@ class Search:
     finalists: int = 3
     seeds: int = 3
 
-    def course(self, score: Score) -> Course:
-        """Say what is to be run next, given the scores of what has run."""
+    def course(self, score: Score, *, towers: bool = False) -> Course:
+        """Say what is to be run next for flat or multi-tower models, given the scores of what has run."""
         known: list[Trial] = []
         best, best_mean = dict[str, Any](), -math.inf
         for step in range(self.rounds + 1):
-            drawn = draw_near(best, self.near, step) if step else draw_trials(self.trials)
+            drawn = draw_near(best, self.near, step, towers=towers) if step else draw_trials(self.trials, towers=towers)
             known += [(options, 0) for options in drawn]
             if missing := [(options, 0) for options in drawn if score(options, 0) is None]:
                 return Course(known, missing)

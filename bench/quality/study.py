@@ -57,7 +57,7 @@ class Study:
         source = self.source(cell)
         if source in self._ended:
             return self._ended[source]
-        course = self.plan.search.course(functools.partial(self._score, source))
+        course = self.plan.search.course(functools.partial(self._score, source), towers=not source.is_flat)
         if course.best is not None:
             self._ended[source] = course
         return course
