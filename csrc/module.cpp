@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -36,6 +37,14 @@ void check_shape(const char* name, const Array<T>& array, const std::vector<int6
   if (!fits) throw std::invalid_argument(std::string("anneal: the shape of ") + name + " is another than expected");
 }
 
+// Of sums of so many, squares are still floats.
+void check_size(const char* name, const Array<double>& array) {
+  constexpr double kMost = 1e9;
+  const bool fits =
+      std::all_of(array.data(), array.data() + array.size(), [](double x) { return std::abs(x) < kMost; });
+  if (!fits) throw std::invalid_argument(std::string("anneal: ") + name + " are not all numbers below 1e9");
+}
+
 std::pair<Array<int64_t>, double> anneal(const Array<double>& points, const Array<double>& sizes,
                                          const Array<double>& weights, const Array<double>& lows,
                                          const Array<double>& highs, const Array<bool>& allowed,
@@ -50,9 +59,15 @@ std::pair<Array<int64_t>, double> anneal(const Array<double>& points, const Arra
   check_shape("highs", highs, {loads});
   check_shape("allowed", allowed, {tables, towers});
   check_shape("towers", places, {tables});
-  const bool is_placed =
-      std::all_of(places.data(), places.data() + tables, [&](auto t) { return 0 <= t && t < towers; });
-  if (tables == 0 || loads == 0 || !is_placed) throw std::invalid_argument("anneal: no tables, loads or such towers");
+  if (tables == 0 || loads == 0) throw std::invalid_argument("anneal: there are no tables or no loads");
+  for (int64_t n = 0; n < tables; ++n) {
+    const int64_t t = places.data()[n];
+    const bool is_allowed = 0 <= t && t < towers && allowed.data()[n * towers + t];
+    if (!is_allowed) throw std::invalid_argument("anneal: table " + std::to_string(n) + " is where it may not be");
+  }
+  check_size("points", points);
+  check_size("sizes", sizes);
+  check_size("weights", weights);
   Array<int64_t> found(tables);
   std::copy_n(places.data(), tables, found.mutable_data());
   const auto* may = reinterpret_cast<const uint8_t*>(allowed.data());

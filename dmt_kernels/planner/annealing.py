@@ -1,5 +1,6 @@
 """Every tower gives a table or two up, and these are dealt out anew, again and again at a falling temperature."""
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -74,7 +75,7 @@ def anneal(
         allowed,
         towers,
         steps=_STEPS,
-        seconds=seconds * at_once / _DRAWS,
+        seconds=seconds / math.ceil(_DRAWS / at_once),
     )
     with ThreadPoolExecutor(at_once) as pool:
         draws = pool.map(lambda seed: draw(seed=seed), rng.integers(1 << 62, size=_DRAWS).tolist())

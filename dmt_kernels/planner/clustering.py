@@ -53,8 +53,8 @@ def cluster(
 
     Centres are found with tables that can be shared out among towers, from several random starts: a linear program a
     round, whose solution is nearly whole. From the best centres on every table goes to one tower, until that changes
-    nothing any more. Where that cannot be proven, annealing improves towers and centres first: centres that
-    fit make a proof easier.
+    nothing any more. Where that cannot be proven, annealing improves towers and centres first: centres
+    that fit make a proof easier.
 
     Parameters
     ----------

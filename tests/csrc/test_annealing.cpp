@@ -159,10 +159,125 @@ void test_deal(Random& random) {
   });
 }
 
+// A few tables with points far from 0, limits that the first towers just keep, pins, and a tower that may stay empty.
+struct Small {
+  int64_t tables, towers, dims, loads;
+  std::vector<double> points, sizes, weights, lows, highs;
+  std::vector<uint8_t> allowed;
+  std::vector<int64_t> places;
+
+  explicit Small(Random& random)
+      : tables(random.between(1, 30)),
+        towers(random.between(1, 8)),
+        dims(random.between(1, 4)),
+        loads(random.between(1, 3)),
+        lows(loads, HUGE_VAL),
+        highs(loads, -HUGE_VAL) {
+    for (int64_t i = 0; i < tables * dims; ++i) points.push_back(1000 + random.uniform());
+    for (int64_t n = 0; n < tables; ++n) {
+      sizes.push_back(static_cast<double>(random.between(1, 3)));
+      places.push_back(random.below(towers));
+      const bool pinned = random.one_in(4);
+      for (int64_t t = 0; t < towers; ++t) allowed.push_back(t == places[n] || (!pinned && !random.one_in(8)));
+    }
+    for (int64_t i = 0; i < loads * tables; ++i)
+      weights.push_back((1 + random.uniform()) / static_cast<double>(tables));
+    const double slack = random.one_in(2) ? 0.0 : 0.3;
+    for (int64_t k = 0; k < loads; ++k) {
+      for (int64_t t = 0; t < towers; ++t) {
+        lows[k] = std::min(lows[k], load(k, t, places) - slack - 1e-9);
+        highs[k] = std::max(highs[k], load(k, t, places) + slack + 1e-9);
+      }
+    }
+  }
+
+  double load(int64_t k, int64_t t, const std::vector<int64_t>& at) const {
+    double sum = 0;
+    for (int64_t n = 0; n < tables; ++n) sum += at[n] == t ? weights[k * tables + n] : 0;
+    return sum;
+  }
+
+  double cost(const std::vector<int64_t>& at) const {
+    double sum = 0;
+    for (int64_t t = 0; t < towers; ++t) {
+      for (int64_t d = 0; d < dims; ++d) {
+        double size = 0, pull = 0;
+        for (int64_t n = 0; n < tables; ++n) {
+          if (at[n] == t) size += sizes[n], pull += sizes[n] * points[n * dims + d];
+        }
+        for (int64_t n = 0; n < tables; ++n) {
+          const double apart = points[n * dims + d] - pull / size;
+          if (at[n] == t) sum += sizes[n] * apart * apart;
+        }
+      }
+    }
+    return sum;
+  }
+
+  cpu::AnnealingProblem problem() const {
+    return {tables,       towers,         dims,        loads,        points.data(),
+            sizes.data(), weights.data(), lows.data(), highs.data(), allowed.data()};
+  }
+};
+
+// The first steps of a schedule are the hottest, and break most limits.
+void test_plan(Random& random) {
+  const Small small(random);
+  const cpu::AnnealingSchedule schedule = {random.pick<int64_t>({1, 20, 70, 400}), 1e9,
+                                           static_cast<uint64_t>(random.below(9))};
+  std::vector<int64_t> found = small.places;
+  const double cost = cpu::anneal(small.problem(), schedule, found.data());
+  CHECK(std::abs(cost - small.cost(found)) < 1e-6);
+  CHECK(cost <= small.cost(small.places) + 1e-6);
+  for (int64_t n = 0; n < small.tables; ++n) CHECK(small.allowed[n * small.towers + found[n]]);
+  for (int64_t k = 0; k < small.loads; ++k) {
+    for (int64_t t = 0; t < small.towers; ++t) {
+      CHECK(small.load(k, t, found) >= small.lows[k] - 1e-9 && small.load(k, t, found) <= small.highs[k] + 1e-9);
+    }
+  }
+  std::vector<int64_t> again[2] = {small.places, small.places};
+  cpu::parallel_for(threads(2), 0, 2, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) cpu::anneal(small.problem(), schedule, again[i].data());
+  });
+  CHECK(again[0] == found && again[1] == found);
+}
+
+// Groups of four, far from 0 and mixed up: few steps sort them.
+void test_groups() {
+  constexpr int64_t kGroups = 6;
+  constexpr int64_t kTables = 4 * kGroups;
+  Random random(0);
+  std::vector<double> points, lows = {0.9}, highs = {1.1};
+  std::vector<int64_t> places;
+  for (int64_t n = 0; n < kTables; ++n) {
+    for (int64_t d = 0; d < kGroups; ++d) points.push_back(1000 + (n % kGroups == d) + 0.1 * random.uniform());
+    places.push_back(n / 4);
+  }
+  const std::vector<double> sizes(kTables, 1.0), weights(kTables, 0.25);
+  const std::vector<uint8_t> allowed(kTables * kGroups, 1);
+  const cpu::AnnealingProblem problem = {kTables,       kGroups,       kGroups,        1,
+                                         points.data(), sizes.data(),  weights.data(), lows.data(),
+                                         highs.data(),  allowed.data()};
+  int64_t sorted = 0;
+  std::vector<std::vector<int64_t>> ways;
+  for (uint64_t seed = 0; seed < 10; ++seed) {
+    std::vector<int64_t> found = places;
+    cpu::anneal(problem, {300, 1e9, seed}, found.data());
+    bool is_sorted = true;
+    for (int64_t n = kGroups; n < kTables; ++n) is_sorted = is_sorted && found[n] == found[n % kGroups];
+    sorted += is_sorted;
+    if (std::find(ways.begin(), ways.end(), found) == ways.end()) ways.push_back(found);
+  }
+  CHECK(sorted >= 9);
+  CHECK(ways.size() > 1);  // seeds differ: towers have other names
+}
+
 }  // namespace
 
 void test_annealing(int64_t number) {
   Random random(number);
+  if (number == 0) test_groups();
+  test_plan(random);
   test_draw(random);
   test_alike(random);
   test_energies(random);

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dmt_kernels import _C
 from dmt_kernels.planner import alignment, group_features, load_affinity, mutual_information, tower_loads
 from dmt_kernels.planner.annealing import anneal
 from dmt_kernels.planner.assignment import assign
@@ -156,6 +157,36 @@ def test_annealing_ends_at_the_best_towers_of_exhaustive_search(seed: int) -> No
     best = min(spread(place) for place in every if _fits(loads, place, 3))
     assert _fits(loads, after, 3) and after[2] == 1
     assert spread(after) == pytest.approx(best) and spread(before.towers) > best * 1.01
+
+
+def test_annealing_cools_by_the_clock_where_steps_are_too_many() -> None:
+    rng = np.random.default_rng(0)
+    loads, allowed = tower_loads(_tables([10] * 300), 60), np.ones((300, 60), bool)
+    towers, points = np.arange(300) % 60, rng.standard_normal((300, 8))
+    for threads in (1, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        after = anneal(points, np.ones(300), loads, allowed, towers, rng=rng, seconds=0.5)
+        torch.set_num_threads(before)
+        assert _spread(points, np.ones(300), 60, after) < 0.7 * _spread(points, np.ones(300), 60, towers)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"sizes": np.ones(3)}, "shape of sizes"),
+        ({"allowed": np.eye(4, 2, dtype=bool)}, "table 2 is where it may not be"),
+        ({"towers": np.array([0, 1, 0, 2])}, "table 3 is where it may not be"),
+        ({"points": np.full((4, 1), 1e20)}, "points are not all numbers below 1e9"),
+        ({"weights": np.full((1, 4), np.nan)}, "weights are not all numbers"),
+        ({"weights": np.ones((0, 4)), "lows": np.ones(0), "highs": np.ones(0)}, "no loads"),
+    ],
+)
+def test_annealing_refuses_what_it_would_break_on(changed: dict[str, np.ndarray], message: str) -> None:
+    given = {"points": np.ones((4, 1)), "sizes": np.ones(4), "weights": np.ones((1, 4)), "lows": np.zeros(1)}
+    given |= {"highs": np.full(1, 9.0), "allowed": np.ones((4, 2), bool), "towers": np.array([0, 1, 0, 1])}
+    with pytest.raises(ValueError, match=message):
+        _C.anneal(**given | changed, steps=10, seconds=1.0, seed=0)
 
 
 def test_many_tables_start_from_a_draft_that_is_proven_where_they_are_alike() -> None:

@@ -13,7 +13,6 @@ static_assert(kAnnealingLanes % kStep == 0);
 
 constexpr float kInfinity = __builtin_inff();
 constexpr float kUnlike = 0.02f;  // logarithm of weights, added to how far they are apart
-constexpr float kNone = 0.5f;     // features: fewer are none, whose squared norm divided by this is 0
 
 void draw(const SlotDraw& draw, int32_t* drawn) {
   const float middle = draw.heaviness[draw.pivot];
@@ -61,7 +60,7 @@ Floats closeness(const EnergyTask& task, int64_t t, int64_t j) {
   }
   const int64_t row = task.dims * task.width;
   const Floats size = load_vector(task.units + row + j) + task.kept[row + t];
-  return squares / (size > kNone ? size : Floats{} + kNone);
+  return squares / (size > kNoFeatures ? size : Floats{} + kNoFeatures);
 }
 
 void energies(const EnergyTask& task, float* energies) {

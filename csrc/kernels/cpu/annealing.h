@@ -14,6 +14,8 @@ namespace dmt::cpu {
 // A multiple of all vectors: so many elements lie from one row to the next of what kernels read and write.
 constexpr int64_t kAnnealingLanes = 16;
 
+constexpr float kNoFeatures = 0.5f;  // fewer are none, whose squared norm divided by this is 0
+
 // Slots of towers [towers, room], of which each gives up `many`: the first of a random order. With `alike` > 0 those
 // come rather early whose `heaviness` is close to that of `heaviness[pivot]`.
 struct SlotDraw {

@@ -20,7 +20,6 @@ constexpr int64_t kSpare = 2;    // empty slots of the fullest tower, so that ta
 constexpr double kGrace = 0.1;   // of the time, before the clock counts
 constexpr int64_t kLook = 20;    // steps from one look at the whole to the next
 constexpr int64_t kNoise = 1 << 18;  // random numbers, drawn once: a step reads them from a random place on
-constexpr double kNone = 0.5;        // features: fewer are none, whose squared norm divided by this is 0
 
 class Annealing {
  public:
@@ -75,22 +74,28 @@ class Annealing {
   }
 
  private:
-  // Values of tables, and of an empty slot behind them: zeros.
+  // Values of tables, and of an empty slot behind them: zeros. Points count from their mean: far from 0, what they cost
+  // would drown in the rounding of squares.
   void read_tables() {
-    const auto [tables, towers, dims, loads] = std::tuple(problem_.tables, towers_, problem_.dims, problem_.loads);
-    heaviness_.resize(loads * (tables + 1));
+    const auto [tables, dims, loads] = std::tuple(problem_.tables, problem_.dims, problem_.loads);
+    std::vector<double> mean(dims);
+    for (int64_t n = 0; n < tables; ++n) {
+      features_ += problem_.sizes[n];
+      for (int64_t d = 0; d < dims; ++d) mean[d] += problem_.points[n * dims + d] * problem_.sizes[n];
+    }
+    for (double& x : mean) x /= std::max(features_, double{kNoFeatures});
     for (int64_t n = 0; n < tables; ++n) {
       double* values = &table_values_[n * values_];
       for (int64_t d = 0; d < dims; ++d) {
-        const double x = problem_.points[n * dims + d];
+        const double x = problem_.points[n * dims + d] - mean[d];
         values[d] = x * problem_.sizes[n];
         spread_ += x * x * problem_.sizes[n];
       }
       values[dims] = problem_.sizes[n];
-      features_ += problem_.sizes[n];
       for (int64_t k = 0; k < loads; ++k) values[dims + 1 + k] = problem_.weights[k * tables + n];
     }
-    const double light = kLight * static_cast<double>(towers) / static_cast<double>(tables);
+    heaviness_.resize(loads * (tables + 1));
+    const double light = kLight * static_cast<double>(towers_) / static_cast<double>(tables);
     for (int64_t k = 0; k < loads; ++k) {
       for (int64_t n = 0; n <= tables; ++n) {
         const double weight = table_values_[n * values_ + dims + 1 + k];
@@ -209,7 +214,7 @@ class Annealing {
       const double* sums = &sums_[t * values_];
       double squares = 0;
       for (int64_t d = 0; d < problem_.dims; ++d) squares += sums[d] * sums[d];
-      closeness += squares / std::max(sums[problem_.dims], kNone);
+      closeness += squares / std::max(sums[problem_.dims], double{kNoFeatures});
     }
     return spread_ - closeness;
   }

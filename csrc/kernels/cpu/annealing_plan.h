@@ -8,7 +8,8 @@
 
 namespace dmt::cpu {
 
-// Loads are in parts of a mean tower's. Borrowed.
+// Loads are in parts of a mean tower's. Energies are floats: points, sizes and weights may not be so large that squares
+// of their sums are not. Borrowed.
 struct AnnealingProblem {
   int64_t tables;
   int64_t towers;
@@ -28,8 +29,8 @@ struct AnnealingSchedule {
   uint64_t seed;
 };
 
-// places [tables]: the tower of every table, which keeps limits; becomes the best seen that does. Returns what it
-// costs: the sum over features of the squared distance to their tower's mean.
+// places [tables]: the tower of every table, which keeps limits and is allowed; becomes the best seen that does.
+// Returns what it costs: the sum over features of the squared distance to their tower's mean.
 DMT_EXPORT double anneal(const AnnealingProblem& problem, const AnnealingSchedule& schedule, int64_t* places);
 
 }  // namespace dmt::cpu
