@@ -88,7 +88,7 @@ def build_tower_module(
     layers, rank : int, int or None
         Crosses of a DCN-style module and the rank of their matrices.
     isometric : bool
-        Whether the projection of a DCN-style module starts as an isometry, see there; other kinds ignore it.
+        Whether the projection of the flattened tower starts as an isometry, see the modules.
     seed, name : int, str
         Initial values: see :mod:`dmt_kernels.towers.init`. Towers need different names.
 
@@ -114,7 +114,7 @@ def build_tower_module(
         return DCNTower(dims, features * out_dim, layers, rank=rank, isometric=isometric, seed=seed, name=name)
     p = 0 if p is None else p
     c = max(0, features - p * len(dims)) if c is None else c
-    return DLRMTower(dims, out_dim, c, p, seed=seed, name=name)
+    return DLRMTower(dims, out_dim, c, p, isometric=isometric, seed=seed, name=name)
 
 
 def _check(kind: str, compression: float) -> None:

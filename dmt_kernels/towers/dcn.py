@@ -1,14 +1,12 @@
 """The tower module for models that cross features."""
 
-import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from dmt_kernels.towers.base import TowerModule
 from dmt_kernels.towers.cross_net import CrossNet
-from dmt_kernels.towers.init import init_parameters_, isometry
+from dmt_kernels.towers.init import init_parameters_, isometry_
 
 
 class DCNTower(TowerModule):
@@ -25,10 +23,9 @@ class DCNTower(TowerModule):
     rank : int or None
         Rank of the cross matrices; None: full, ``D_t ** 2`` weights each.
     isometric : bool
-        The projection starts as an isometry in which features keep columns of their own
-        (:func:`~dmt_kernels.towers.init.isometry`), times ``(D_t / out_width) ** (1 / 4)``, half of the way to what
-        makes up for lengths that it loses. For a :class:`~dmt_kernels.models.DCN` that begins by undoing it; other
-        models gained nothing by it at their best epochs, or lost (docs/quality.md).
+        The projection starts as an isometry in which features keep columns of their own, times a factor
+        (:func:`~dmt_kernels.towers.init.isometry_`). For a :class:`~dmt_kernels.models.DCN` that begins by undoing it
+        (docs/quality.md).
     seed, name : int, str
         Initial values: see :mod:`dmt_kernels.towers.init`.
     """
@@ -48,10 +45,8 @@ class DCNTower(TowerModule):
         self.cross = CrossNet(self.in_width, layers, rank=rank)
         self.project = nn.Linear(self.in_width, out_width)
         init_parameters_(self, seed, name)
-        if isometric and not self.project.weight.is_meta:
-            gain = math.sqrt(math.sqrt(self.in_width / out_width))
-            with torch.no_grad():
-                self.project.weight.copy_(gain * isometry(self.dims, out_width, seed))
+        if isometric:
+            isometry_(self.project.weight, self.dims, seed)
 
     def forward(self, x: Tensor) -> Tensor:
         """Cross and project ``x`` ``[N, D_t]``: ``[N, out_width]``."""

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from dmt_kernels.spec import InputError
 from dmt_kernels.towers.base import TowerModule
-from dmt_kernels.towers.init import init_parameters_, uniform_
+from dmt_kernels.towers.init import init_parameters_, isometry_, uniform_
 
 
 class DLRMTower(TowerModule):
@@ -28,6 +28,10 @@ class DLRMTower(TowerModule):
         Width of an output feature.
     c, p : int
         Output features of the tower and of each input feature; not both 0.
+    isometric : bool
+        The projection of the flattened tower starts as an isometry in which features keep columns of their own, times
+        a factor (:func:`~dmt_kernels.towers.init.isometry_`). With ``c == F_t`` and equal dims, output feature f then
+        starts as what `out_dim` columns hold of input feature f.
     seed, name : int, str
         Initial values: see :mod:`dmt_kernels.towers.init`.
 
@@ -48,7 +52,15 @@ class DLRMTower(TowerModule):
     feature_columns: Tensor
 
     def __init__(
-        self, dims: Sequence[int], out_dim: int, c: int, p: int, *, seed: int = 0, name: str = "tower"
+        self,
+        dims: Sequence[int],
+        out_dim: int,
+        c: int,
+        p: int,
+        *,
+        isometric: bool = False,
+        seed: int = 0,
+        name: str = "tower",
     ) -> None:
         if min(c, p) < 0 or c + p == 0:
             raise InputError(f"a DLRM tower module needs c and p of at least 0 and not both 0, not c={c} and p={p}")
@@ -61,6 +73,8 @@ class DLRMTower(TowerModule):
             own = torch.block_diag(*(torch.ones(1, dim) for dim in dims)).bool()
             self.register_buffer("feature_columns", own, persistent=False)
         self._init_parameters_(seed, name)
+        if isometric and self.tower is not None:
+            isometry_(self.tower.weight, self.dims, seed)
 
     def _init_parameters_(self, seed: int, name: str) -> None:
         if self.tower is not None:

@@ -219,7 +219,7 @@ def _tower_modules(setup: Setup) -> dict[int, TowerModule]:
             plan.tower_dims(t),
             compression=config.compression,
             out_dim=_out_dim(setup) if config.model == "dlrm" else None,
-            isometric=_isometric(config),
+            isometric=_isometric(setup),
             seed=config.seed,
             name=f"tower{t}",
         )
@@ -237,12 +237,21 @@ def _over_arch(setup: Setup, exchange: nn.Module) -> DLRM | DCN:
     arrives = sum(cast(Sequence[int], exchange.out_widths))
     width = sum(table.dim * len(table.features) for table in tables)
     expand = width if as_flat and arrives < width else None
-    return DCN(exchange, dense_width, expand=expand, isometric=_isometric(config), seed=config.seed)
+    return DCN(exchange, dense_width, expand=expand, isometric=_isometric(setup), seed=config.seed)
 
 
-def _isometric(config: TrainConfig) -> bool:
-    """Whether towers start as isometries: DCN-style ones of a DCN-v2 whose over-arch is as wide as a flat one."""
-    return config.model == config.tower_module == "dcn" and config.over_arch_width == "flat"
+def _isometric(setup: Setup) -> bool:
+    """Whether towers start as isometries, with features apart as in a flat model (docs/quality.md).
+
+    Those of a DCN-v2 do where its over-arch is as wide as a flat one, which undoes them; those of a DLRM where what a
+    feature keeps, half of its columns or more than four, is enough for dot products of its own.
+    """
+    config = setup.config
+    if config.model != config.tower_module:
+        return False
+    if config.model == "dcn":
+        return config.over_arch_width == "flat"
+    return config.compression <= 2 or _out_dim(setup) > 4
 
 
 @contextlib.contextmanager

@@ -133,8 +133,27 @@ def test_behind_isometric_towers_that_do_not_compress_there_is_no_map():
         torch.testing.assert_close(tower.project.weight @ tower.project.weight.T, torch.eye(tower.in_width))
 
 
+@pytest.mark.parametrize(("dim", "compression"), [(16, 1), (16, 2), (8, 2), (16, 3), (32, 4)])
+def test_a_dlrm_starts_with_features_apart_where_each_keeps_enough(dim, compression):
+    config = TrainConfig(data="synthetic:1000", local=True, exchange="sptt", towers=2, members=1, embedding_dim=dim)
+    pair = {"model": "dlrm", "tower_module": "dlrm", "compression": compression}
+    model = build_model(set_up(dataclasses.replace(config, **pair)), None)
+    for module in model.exchange.tower_modules.values():
+        weight = module.tower.weight.unflatten(1, (13, dim))  # [C_t, feature, dim]
+        assert (weight.abs().sum(2) > 0).sum(1).eq(1).all()
+        norms = module.tower.weight.square().sum(1)
+        torch.testing.assert_close(norms, torch.full_like(norms, (module.in_width / module.out_width) ** 0.5))
+
+
 @pytest.mark.parametrize(
-    "options", [{"over_arch_width": "towers"}, {"tower_module": "dlrm"}, {"model": "dlrm"}], ids=lambda o: next(iter(o))
+    "options",
+    [
+        {"over_arch_width": "towers"},
+        {"tower_module": "dlrm"},
+        {"model": "dlrm"},
+        {"model": "dlrm", "tower_module": "dlrm"},
+    ],
+    ids=lambda options: "-".join(options),
 )
 def test_other_pairs_of_model_and_towers_start_by_xavier(options):
     config = TrainConfig(data="synthetic:1000", local=True, exchange="sptt", towers=3, members=1, compression=4)
@@ -143,7 +162,8 @@ def test_other_pairs_of_model_and_towers_start_by_xavier(options):
     )
     maps = [p for name, p in model.named_parameters() if ("tower_modules" in name or "expand" in name) and p.dim() == 2]
     # Three towers of one or two matrices; the DCN-v2 of linear ones has a map behind them.
-    assert len(maps) == (3 + 1 if "tower_module" in options else 3 * 2)
+    matrices = 3 if "tower_module" in options else 3 * 2
+    assert len(maps) == matrices + ("model" not in options and "tower_module" in options)
     for weight in maps:
         assert weight.abs().max() <= math.sqrt(6 / sum(weight.shape)) and (weight == 0).float().mean() < 0.01
 

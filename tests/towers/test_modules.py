@@ -91,6 +91,18 @@ def test_an_isometric_tower_is_the_isometry_of_its_seed():
     torch.testing.assert_close(one.project.weight, ((9 / 5) ** 0.25 * isometry(DIMS, 5, 3)).float())
     assert torch.equal(one.project.weight, other.project.weight)
     assert not torch.equal(one.cross.layers[0].weight, other.cross.layers[0].weight)
+    linear = DLRMTower(DIMS, 5, 1, 1, isometric=True, seed=3)
+    assert torch.equal(linear.tower.weight, one.project.weight)
+    assert torch.equal(linear.feature_weight, DLRMTower(DIMS, 5, 1, 1, seed=3).feature_weight)
+
+
+def test_output_features_of_an_isometric_dlrm_tower_start_as_parts_of_one_input_feature():
+    x = torch.randn(50, 3 * 16)
+    outputs = DLRMTower((16,) * 3, 8, 3, 0, isometric=True)(x).unflatten(1, (3, 8))
+    for f, part in enumerate(x.unflatten(1, (3, 16)).unbind(1)):
+        own = torch.linalg.lstsq(part, outputs[:, f]).solution
+        torch.testing.assert_close(part @ own, outputs[:, f])
+        torch.testing.assert_close(own.T @ own, 2**0.5 * torch.eye(8))
 
 
 @pytest.mark.parametrize(
