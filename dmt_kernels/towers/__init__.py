@@ -1,7 +1,7 @@
 """Layer 2: dense modules that compress a tower's embeddings before they cross hosts."""
 
 from dmt_kernels.towers.base import TowerModule
-from dmt_kernels.towers.build import TowerModuleKind, build_tower_module, common_out_dim
+from dmt_kernels.towers.build import TowerModuleKind, build_tower_module, common_out_dim, keeps_features
 from dmt_kernels.towers.cross_net import CrossNet
 from dmt_kernels.towers.custom import CustomTower
 from dmt_kernels.towers.dcn import DCNTower
@@ -23,5 +23,6 @@ __all__ = [
     "common_out_dim",
     "init_parameters_",
     "isometry",
+    "keeps_features",
     "seeded_rng",
 ]

@@ -52,6 +52,18 @@ def common_out_dim(kind: str, tower_dims: Sequence[Sequence[int]], compression: 
     return min(max(one_for_one, min(_MIN_OUT_DIM, max(all_dims))), affordable)
 
 
+def keeps_features(tower_dims: Sequence[Sequence[int]], out_dim: int, compression: float = 1.0) -> bool:
+    """Whether linear towers can give a model with dot products every feature by itself, narrower but wide enough.
+
+    That is an output feature for each input feature, half as wide as it was or wider than 4 columns. Such towers may
+    start with features apart; others are better off with features mixed from the start (docs/quality.md).
+
+    Parameters are those of :func:`common_out_dim`, and what it chose.
+    """
+    are_wide = compression <= 2 or out_dim > _MIN_OUT_DIM
+    return are_wide and all(len(dims) * out_dim * compression <= sum(dims) for dims in tower_dims)
+
+
 def build_tower_module(
     kind: str,
     dims: Sequence[int],

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from dmt_kernels.towers.base import TowerModule
 from dmt_kernels.towers.cross_net import CrossNet
-from dmt_kernels.towers.init import init_parameters_, isometry_
+from dmt_kernels.towers.init import init_parameters_, start_isometric_
 
 
 class DCNTower(TowerModule):
@@ -24,8 +24,8 @@ class DCNTower(TowerModule):
         Rank of the cross matrices; None: full, ``D_t ** 2`` weights each.
     isometric : bool
         The projection starts as an isometry in which features keep columns of their own, times a factor
-        (:func:`~dmt_kernels.towers.init.isometry_`). For a :class:`~dmt_kernels.models.DCN` that begins by undoing it
-        (docs/quality.md).
+        (:func:`~dmt_kernels.towers.init.start_isometric_`). Meant for a :class:`~dmt_kernels.models.DCN` that begins by
+        undoing it: a DLRM of such towers lost by it (docs/quality.md).
     seed, name : int, str
         Initial values: see :mod:`dmt_kernels.towers.init`.
     """
@@ -46,7 +46,7 @@ class DCNTower(TowerModule):
         self.project = nn.Linear(self.in_width, out_width)
         init_parameters_(self, seed, name)
         if isometric:
-            isometry_(self.project.weight, self.dims, seed)
+            start_isometric_(self.project.weight, self.dims, seed)
 
     def forward(self, x: Tensor) -> Tensor:
         """Cross and project ``x`` ``[N, D_t]``: ``[N, out_width]``."""

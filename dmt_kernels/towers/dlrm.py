@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from dmt_kernels.spec import InputError
 from dmt_kernels.towers.base import TowerModule
-from dmt_kernels.towers.init import init_parameters_, isometry_, uniform_
+from dmt_kernels.towers.init import init_parameters_, start_isometric_, uniform_
 
 
 class DLRMTower(TowerModule):
@@ -30,8 +30,9 @@ class DLRMTower(TowerModule):
         Output features of the tower and of each input feature; not both 0.
     isometric : bool
         The projection of the flattened tower starts as an isometry in which features keep columns of their own, times
-        a factor (:func:`~dmt_kernels.towers.init.isometry_`). With ``c == F_t`` and equal dims, output feature f then
-        starts as what `out_dim` columns hold of input feature f.
+        a factor (:func:`~dmt_kernels.towers.init.start_isometric_`). With ``c == F_t`` and equal dims, output feature f
+        starts as `out_dim` orthogonal combinations of input feature f alone. For features that keep enough:
+        :func:`~dmt_kernels.towers.keeps_features`.
     seed, name : int, str
         Initial values: see :mod:`dmt_kernels.towers.init`.
 
@@ -74,7 +75,7 @@ class DLRMTower(TowerModule):
             self.register_buffer("feature_columns", own, persistent=False)
         self._init_parameters_(seed, name)
         if isometric and self.tower is not None:
-            isometry_(self.tower.weight, self.dims, seed)
+            start_isometric_(self.tower.weight, self.dims, seed)
 
     def _init_parameters_(self, seed: int, name: str) -> None:
         if self.tower is not None:

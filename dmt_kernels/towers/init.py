@@ -84,10 +84,10 @@ def isometry(dims: Sequence[int], out_width: int, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def isometry_(weight: Tensor, dims: Sequence[int], seed: int) -> None:
-    """Fill a projection ``weight`` ``[C_t, D_t]`` in place with :func:`isometry`, times ``(D_t / C_t) ** (1 / 4)``.
+def start_isometric_(weight: Tensor, dims: Sequence[int], seed: int) -> None:
+    """Fill a tower's projection ``[C_t, D_t]`` in place with :func:`isometry`, times ``(D_t / C_t) ** (1 / 4)``.
 
-    The factor is half of the way to what makes up, in the mean, for lengths that the isometry loses.
+    The factor is half of the way to what makes up, in the mean, for lengths that compression loses.
     """
     if not weight.is_meta:
         out_width, in_width = weight.shape

@@ -22,7 +22,7 @@ from dmt_kernels.embedding.placement import obstacle_to_owners
 from dmt_kernels.models import DCN, DLRM
 from dmt_kernels.planner import STRATEGIES, partition_features, place
 from dmt_kernels.spec import InputError, Partition, Plan, Table, Topology, tables_by_feature
-from dmt_kernels.towers import TowerModule, build_tower_module, common_out_dim
+from dmt_kernels.towers import TowerModule, build_tower_module, common_out_dim, keeps_features
 from dmt_kernels.train.config import TrainConfig, flag
 from dmt_kernels.train.data import Dataset, Loader, mean_lookups, open_dataset
 from dmt_kernels.train.step import mixed_precision
@@ -206,24 +206,27 @@ def _tables(config: TrainConfig, dataset: Dataset) -> tuple[Table, ...]:
 
 def _out_dim(setup: Setup) -> int:
     """Width of a feature in the DLRM's dot products."""
-    config, plan = setup.config, setup.plan
-    dims = [plan.tower_dims(t) for t in range(plan.topology.towers)]
-    return common_out_dim(config.tower_module, dims, config.compression)
+    return common_out_dim(setup.config.tower_module, _tower_dims(setup), setup.config.compression)
+
+
+def _tower_dims(setup: Setup) -> list[tuple[int, ...]]:
+    return [setup.plan.tower_dims(t) for t in range(setup.plan.topology.towers)]
 
 
 def _tower_modules(setup: Setup) -> dict[int, TowerModule]:
-    config, plan = setup.config, setup.plan
+    config = setup.config
+    out_dim, isometric = _out_dim(setup) if config.model == "dlrm" else None, _isometric(setup)
     return {
         t: build_tower_module(
             config.tower_module,
-            plan.tower_dims(t),
+            dims,
             compression=config.compression,
-            out_dim=_out_dim(setup) if config.model == "dlrm" else None,
-            isometric=_isometric(setup),
+            out_dim=out_dim,
+            isometric=isometric,
             seed=config.seed,
             name=f"tower{t}",
         )
-        for t in range(plan.topology.towers)
+        for t, dims in enumerate(_tower_dims(setup))
     }
 
 
@@ -243,15 +246,15 @@ def _over_arch(setup: Setup, exchange: nn.Module) -> DLRM | DCN:
 def _isometric(setup: Setup) -> bool:
     """Whether towers start as isometries, with features apart as in a flat model (docs/quality.md).
 
-    Those of a DCN-v2 do where its over-arch is as wide as a flat one, which undoes them; those of a DLRM where what a
-    feature keeps, half of its columns or more than four, is enough for dot products of its own.
+    Those of a DCN-v2 do where its over-arch is as wide as a flat one and begins by undoing them; those of a DLRM,
+    whatever its over-arch, where features keep enough for dot products of their own.
     """
     config = setup.config
     if config.model != config.tower_module:
         return False
     if config.model == "dcn":
         return config.over_arch_width == "flat"
-    return config.compression <= 2 or _out_dim(setup) > 4
+    return keeps_features(_tower_dims(setup), _out_dim(setup), config.compression)
 
 
 @contextlib.contextmanager

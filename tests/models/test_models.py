@@ -133,16 +133,26 @@ def test_behind_isometric_towers_that_do_not_compress_there_is_no_map():
         torch.testing.assert_close(tower.project.weight @ tower.project.weight.T, torch.eye(tower.in_width))
 
 
-@pytest.mark.parametrize(("dim", "compression"), [(16, 1), (16, 2), (8, 2), (16, 3), (32, 4)])
-def test_a_dlrm_starts_with_features_apart_where_each_keeps_enough(dim, compression):
+def linear_towers_of_a_dlrm(dim, compression, **options):
     config = TrainConfig(data="synthetic:1000", local=True, exchange="sptt", towers=2, members=1, embedding_dim=dim)
     pair = {"model": "dlrm", "tower_module": "dlrm", "compression": compression}
-    model = build_model(set_up(dataclasses.replace(config, **pair)), None)
-    for module in model.exchange.tower_modules.values():
+    return build_model(set_up(dataclasses.replace(config, **pair, **options)), None).exchange.tower_modules.values()
+
+
+@pytest.mark.parametrize("over_arch_width", ["flat", "towers"])
+@pytest.mark.parametrize(("dim", "compression"), [(4, 1), (16, 1), (16, 2), (8, 2), (16, 3), (32, 4)])
+def test_a_dlrm_starts_with_features_apart_where_each_keeps_enough(dim, compression, over_arch_width):
+    for module in linear_towers_of_a_dlrm(dim, compression, over_arch_width=over_arch_width):
         weight = module.tower.weight.unflatten(1, (13, dim))  # [C_t, feature, dim]
         assert (weight.abs().sum(2) > 0).sum(1).eq(1).all()
         norms = module.tower.weight.square().sum(1)
         torch.testing.assert_close(norms, torch.full_like(norms, (module.in_width / module.out_width) ** 0.5))
+
+
+@pytest.mark.parametrize(("dim", "compression"), [(4, 2), (6, 2), (8, 3), (16, 3.5), (16, 4), (16, 8)])
+def test_a_dlrm_starts_with_features_mixed_where_none_would_keep_enough(dim, compression):
+    for module in linear_towers_of_a_dlrm(dim, compression):
+        assert (module.tower.weight == 0).float().mean() < 0.01
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ def test_an_isometric_tower_is_the_isometry_of_its_seed():
     linear = DLRMTower(DIMS, 5, 1, 1, isometric=True, seed=3)
     assert torch.equal(linear.tower.weight, one.project.weight)
     assert torch.equal(linear.feature_weight, DLRMTower(DIMS, 5, 1, 1, seed=3).feature_weight)
+    assert DLRMTower(DIMS, 5, 0, 1, isometric=True).tower is None
 
 
 def test_output_features_of_an_isometric_dlrm_tower_start_as_parts_of_one_input_feature():
