@@ -58,7 +58,14 @@ def keeps_features(tower_dims: Sequence[Sequence[int]], out_dim: int, compressio
     That is an output feature for each input feature, half as wide as it was or wider than 4 columns. Such towers may
     start with features apart; others are better off with features mixed from the start (docs/quality.md).
 
-    Parameters are those of :func:`common_out_dim`, and what it chose.
+    Parameters
+    ----------
+    tower_dims : sequence of sequence of int
+        Embedding dims of the features of every tower.
+    out_dim : int
+        Width of an output feature, of :func:`common_out_dim`.
+    compression : float
+        ``D_t / C_t`` to aim at.
     """
     are_wide = compression <= 2 or out_dim > _MIN_OUT_DIM
     return are_wide and all(len(dims) * out_dim * compression <= sum(dims) for dims in tower_dims)
