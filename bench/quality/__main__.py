@@ -1,8 +1,8 @@
 """``python -m bench.quality``: what towers cost in AUC, by pairs of runs with the same seed.
 
-Trials of one space choose the options of flat and of multi-tower models by validation AUC, as many for either: random
-ones first, then some near the best, each time with more seeds for the best few. Then both are trained with seed
-after seed until their difference in test AUC is known well enough. Trials and runs end alike, by validation AUC. A
+Trials of one space choose the options of flat models and of towers of each compression by validation AUC, as many for
+all: random ones first, then some near the best, each time with more seeds for the best few. Then all are trained with
+seed after seed until their difference in test AUC is known well enough. Trials and runs end alike, by validation AUC. A
 bench that was ended goes on where it was.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from bench import environment, report
 from bench.quality import show
-from bench.quality.grid import PARTITIONS, Cell, Plan, grid
+from bench.quality.grid import PARTITIONS, Plan, grid
 from bench.quality.progress import BenchProgress
 from bench.quality.provenance import made_otherwise
 from bench.quality.records import Records
@@ -60,11 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _plan(given: argparse.Namespace) -> Plan:
     cells = grid(given.models, given.towers, given.compressions, given.partitions, given.train_payloads)
-    tuned = {m: Cell(m, given.tune_at[0], given.tune_at[1], given.partitions[0]) for m in given.models}
     return Plan(
         data=given.data,
         cells=cells,
-        tuned=tuned,
+        tune_at=given.tune_at,
         search=Search(given.trials, given.near, given.rounds, given.finalists, given.trial_seeds),
         trial_epochs=given.trial_epochs,
         epochs=given.epochs,
@@ -98,18 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     formats = {"kind": str, "nargs": "*", "choices": FORMATS}
     add("--payloads", ["bf16", "fp8"], "formats of peer rows to score with; finished runs keep theirs", "F", **formats)
     add("--train-payloads", [], "formats that towers are also trained with", "F", **formats)
-    add("--trials", search.trials, "random trials, for each over-arch, flat and multi-tower", "N")
+    add("--trials", search.trials, "random trials, for each over-arch: flat, and towers of each compression", "N")
     add("--near", search.near, "trials of each round near the best", "N")
     add("--rounds", search.rounds, "rounds of trials near the best so far, after the random ones", "N", _whole)
     add("--finalists", search.finalists, "trials of each round that run again with other seeds", "N")
     add("--trial-seeds", search.seeds, "runs of every finalist; their mean decides", "N")
-    parser.add_argument(
-        "--tune-at",
-        type=_tower_and_compression,
-        default=(4, 2.0),
-        metavar="T,CR",
-        help="multi-tower model of the trials, with the first of the partitions",
-    )
+    add("--tune-at", 4, "towers of the trials, of the first of the partitions; every compression has trials", "T")
     add("--epochs", 20, "of a run at most", "N")
     add("--patience", 2, "epochs without a better validation AUC that end a run", "N")
     add("--trial-epochs", None, "of a trial at most (--epochs); fewer are a bias against what converges late", "N")
@@ -133,11 +126,6 @@ def _whole(text: str, least: int = 0) -> int:
 
 def _count(text: str) -> int:
     return _whole(text, 1)
-
-
-def _tower_and_compression(text: str) -> tuple[int, float]:
-    towers, _, compression = text.partition(",")
-    return _count(towers), float(compression)
 
 
 def _option(text: str) -> tuple[str, Any]:

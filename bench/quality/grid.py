@@ -80,8 +80,9 @@ class Plan:
         As for ``train``.
     cells : sequence of Cell
         Multi-tower models, the most valuable first.
-    tuned : mapping of str to Cell
-        The multi-tower model whose trials choose the options of all of its over-arch.
+    tune_at : int
+        Number of towers of the multi-tower models whose trials choose the options of all that have their over-arch and
+        compression: what is best for one compression is not for another.
     search : Search
         How the options of each over-arch are chosen, flat and multi-tower.
     epochs, patience : int
@@ -101,7 +102,7 @@ class Plan:
 
     data: str
     cells: Sequence[Cell]
-    tuned: dict[str, Cell]
+    tune_at: int = 4
     search: Search = field(default_factory=Search)
     epochs: int = 20
     patience: int = 2
@@ -114,9 +115,25 @@ class Plan:
     tower_options: Options = field(default_factory=dict)
 
     @property
+    def models(self) -> list[str]:
+        """The over-archs."""
+        return list(dict.fromkeys(cell.model for cell in self.cells))
+
+    @property
     def twins(self) -> list[Cell]:
         """The flat models."""
-        return [Cell(model) for model in self.tuned]
+        return [Cell(model) for model in self.models]
+
+    def source(self, cell: Cell) -> Cell:
+        """The model whose trials choose the options of `cell`: its towers are of the first partition."""
+        if cell.is_flat:
+            return cell
+        return Cell(cell.model, self.tune_at, cell.compression, self.cells[0].partition)
+
+    @property
+    def sources(self) -> list[Cell]:
+        """The models that have trials, flat ones first."""
+        return list(dict.fromkeys([*self.twins, *map(self.source, self.cells)]))
 
     def trial(self, cell: Cell, drawn: Options, seed: int) -> Record:
         """One of the trials that choose the options of `cell`."""

@@ -42,7 +42,7 @@ def _chosen(study: Study) -> Table:
     heading = "chosen of the trials" + (f", {epochs} epochs at most" if epochs else "")
     runs = "1 run" if search.seeds == 1 else f"mean of {search.seeds} runs"
     table = _table(heading, f"valid AUC, {runs}", "of the defaults, 1 run", "options")
-    for cell in study.sources:
+    for cell in study.plan.sources:
         course, defaults = study.course(cell), study.trial(cell, {}, 0)
         if course.best is not None and defaults is not None:
             options = ", ".join(f"{name} {value}" for name, value in course.best.items()) or "the defaults"
@@ -108,7 +108,7 @@ def _payloads(study: Study) -> Table:
     """Losses of AUC where the trained weights are scored with a payload, and where they were trained with it."""
     table = _table("payload of peer rows", "runs", "test AUC - fp32", "worst")
     for payload in study.plan.payloads:
-        for model in study.plan.tuned:
+        for model in study.plan.models:
             cells = [cell for cell in study.plan.cells if cell.model == model and cell.payload == "fp32"]
             runs = [run for cell in cells for run in study.runs(cell).values()]
             losses = [run["payloads"][payload] - run["auc"] for run in runs if payload in run["payloads"]]
@@ -150,7 +150,7 @@ def _plot(study: Study, path: Path) -> None:
     )
     for i, (cell, difference) in enumerate(shown):
         width = difference.half_width if difference.count > 1 else 0.0
-        color = f"C{list(study.plan.tuned).index(cell.model)}"
+        color = f"C{study.plan.models.index(cell.model)}"
         axes.errorbar(difference.mean, i, xerr=width, fmt="o", color=color, capsize=2, markersize=4)
     axes.set_yticks(range(len(shown)), [str(cell) for cell, _ in shown], fontsize=7)
     axes.axvline(0, color="gray", linewidth=0.8)

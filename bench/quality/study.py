@@ -43,18 +43,13 @@ class Study:
         InputError
             Naming what cannot be trained with.
         """
-        for cell in [*self.plan.twins, *self.plan.tuned.values(), *self.plan.cells]:
+        for cell in [*self.plan.sources, *self.plan.cells]:
             for spec in (self.plan.trial(cell, {}, 0), self.plan.run(cell, {}, 0)):
                 config_of(spec)
 
-    @property
-    def sources(self) -> list[Cell]:
-        """The models that have trials."""
-        return [*self.plan.twins, *self.plan.tuned.values()]
-
     def course(self, cell: Cell) -> Course:
         """The search for the options of `cell`."""
-        source = self.source(cell)
+        source = self.plan.source(cell)
         if source in self._ended:
             return self._ended[source]
         course = self.plan.search.course(functools.partial(self._score, source), towers=not source.is_flat)
@@ -62,13 +57,9 @@ class Study:
             self._ended[source] = course
         return course
 
-    def source(self, cell: Cell) -> Cell:
-        """The model whose trials choose the options of `cell`."""
-        return cell.twin if cell.is_flat else self.plan.tuned[cell.model]
-
     def trial(self, cell: Cell, drawn: Options, seed: int) -> Record | None:
         """A finished trial for the options of `cell`."""
-        return self.records.find(self.plan.trial(self.source(cell), drawn, seed))
+        return self.records.find(self.plan.trial(self.plan.source(cell), drawn, seed))
 
     def _score(self, cell: Cell, drawn: Options, seed: int) -> float | None:
         record = self.trial(cell, drawn, seed)
@@ -96,7 +87,7 @@ class Study:
 
     def finished(self) -> list[Record]:
         """All that the tables are made of: trials, then seeds."""
-        trials = [self.trial(cell, *trial) for cell in self.sources for trial in self.course(cell).known]
+        trials = [self.trial(cell, *trial) for cell in self.plan.sources for trial in self.course(cell).known]
         cells = [*self.plan.twins, *self.plan.cells]
         runs = [run for cell in cells for run in self.runs(cell).values()]
         return [trial for trial in trials if trial is not None] + runs
@@ -113,7 +104,7 @@ class Study:
         """
         trials = [
             (f"trial of {cell}", self.plan.trial(cell, *trial))
-            for cell in self.sources
+            for cell in self.plan.sources
             for trial in self.course(cell).missing
         ]
         stages = [trials] if trials else map(self._jobs_of, range(self.plan.most))

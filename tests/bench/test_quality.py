@@ -175,7 +175,7 @@ def study(tmp_path):
     plan = Plan(
         data="npz:none.npz",
         cells=[CELL],
-        tuned={"dlrm": CELL},
+        tune_at=CELL.towers,
         search=Search(3, rounds=0, seeds=1),
         least=2,
         most=4,
@@ -216,6 +216,15 @@ def test_flat_and_towers_get_the_same_trials_and_the_best_by_validation_wins(stu
     assert study.tuned(CELL) is None
     tune(study)
     assert study.tuned(CELL)["dense_lr"] == study.tuned(CELL.twin)["dense_lr"] == drawn
+
+
+def test_every_compression_has_trials_of_its_own():
+    plan = Plan("npz:none.npz", grid(["dlrm", "dcn"], [2, 4], [2, 4], ["coherent", "random"], ["fp8"]), tune_at=8)
+    flat, towers = plan.sources[:2], plan.sources[2:]
+    assert flat == [Cell("dlrm"), Cell("dcn")]
+    assert towers == [Cell(model, 8, cr, "coherent") for cr in (2, 4) for model in ("dlrm", "dcn")]
+    assert plan.source(Cell("dcn", 2, 4, "random", "fp8")) == Cell("dcn", 8, 4, "coherent")
+    assert plan.source(Cell("dcn")) == Cell("dcn")
 
 
 def test_finalists_run_with_other_seeds_and_a_search_goes_on_where_it_was(study, tmp_path):
@@ -311,7 +320,7 @@ def test_a_tiny_grid_from_end_to_end_that_is_killed_on_the_way(tmp_path, capsys)
     words = (
         "--jobs 1 --models dlrm --towers 2 --compressions 2 --partitions random --trials 1 --rounds 0 --trial-seeds 1"
     )
-    words += " --epochs 2 --data synthetic:512 --trial-epochs 1 --least 2 --most 2 --tune-at 2,2 --train-payloads fp8"
+    words += " --epochs 2 --data synthetic:512 --trial-epochs 1 --least 2 --most 2 --tune-at 2 --train-payloads fp8"
     words += " --average-weights 0.9 --option batch_size=128 --tower-option tower_module=dcn"
     command = [*words.split(), "--out", str(tmp_path)]
     assert main(command) == 0
@@ -369,7 +378,7 @@ def test_a_run_is_scored_as_it_is_trained(tmp_path, monkeypatch):
     [
         ("--trials 0", "0 is below 1"),
         ("--rounds -1", "-1 is below 0"),
-        ("--tune-at 0,2", "0 is below 1"),
+        ("--tune-at 0", "0 is below 1"),
         ("--partitions", "at least one argument"),
         ("--partitions alike", "'alike'"),
         ("--payloads fp7", "'fp7'"),
