@@ -23,9 +23,9 @@ from dmt_kernels.planner import (
 )
 from dmt_kernels.planner.placement import shard_weights
 from dmt_kernels.spec import Table, Topology
-from dmt_kernels.train.affinity import flat_setup, learn_embeddings
 from dmt_kernels.train.config import TrainConfig
 from dmt_kernels.train.data import SyntheticDataset, mean_lookups, sample_ids
+from dmt_kernels.train.flat_run import flat_setup, train_flat
 from dmt_kernels.train.partition import silence
 
 FEATURES, SEEDS, ROWS = 26, 5, 200_000
@@ -76,7 +76,7 @@ def _log(groups: int, steps: int, seed: int) -> Log:
     setup = dataclasses.replace(flat_setup(config), dataset=dataset)
     features, dims = setup.plan.partition.features, setup.plan.tower_dims(0)
     ids, lookups = sample_ids(dataset, features)
-    pooled = learn_embeddings(setup)
+    pooled = train_flat(setup).pooled
     affinities = {
         "alignment": alignment(pooled, dims),
         "cosine": mean_cosine(pooled, dims),

@@ -77,12 +77,22 @@ def _partition(
     affinity: str,
     slack: dict[str, float] | float,
     pin: list[tuple[str, int]],
+    no_importance: bool,
     **options: Any,
 ) -> None:
     from dmt_kernels.train.config import TrainConfig
     from dmt_kernels.train.partition import partition
 
-    partition(TrainConfig(**options), out, towers, strategy, affinity=affinity, slack=slack, pins=dict(pin))
+    partition(
+        TrainConfig(**options),
+        out,
+        towers,
+        strategy,
+        affinity=affinity,
+        slack=slack,
+        pins=dict(pin),
+        importance=not no_importance,
+    )
 
 
 def _demo(**options: Any) -> None:
@@ -182,6 +192,11 @@ def _add_partition(commands: Any, fields: Sequence[dataclasses.Field]) -> None:
     )
     partition.add_argument(
         "--pin", type=_pin, action="append", default=[], metavar="FEATURE=TOWER", help="where a feature has to go"
+    )
+    partition.add_argument(
+        "--no-importance",
+        action="store_true",
+        help="do not find out what features are worth, by which towers share what they send: they share it evenly",
     )
     for option in fields:
         if option.name in ("data", "tables", "steps", "batch_size", "embedding_dim", "hash_rows", "model", "seed"):

@@ -8,11 +8,14 @@ import json
 import os
 from pathlib import Path
 
-from dmt_kernels.planner import BY_AFFINITY, STRATEGIES, group_features
-from dmt_kernels.train.affinity import find_affinity, flat_setup, sample_ids
+from dmt_kernels.planner import BY_AFFINITY, STRATEGIES, group_features, partition_features
+from dmt_kernels.train.affinity import find_affinity
 from dmt_kernels.train.config import TrainConfig
+from dmt_kernels.train.data import mean_lookups
+from dmt_kernels.train.flat_run import flat_setup, train_flat
+from dmt_kernels.train.partition import with_importance
 
-AFFINITY_STEPS = 400
+STEPS = 400
 
 
 def seed_of(strategy: str, data: str, seed: int) -> int:
@@ -21,27 +24,29 @@ def seed_of(strategy: str, data: str, seed: int) -> int:
 
 
 def choose_towers(strategy: str, config: TrainConfig, seed: int, folder: Path) -> str:
-    """What ``--partition`` of a run of `config` is: a rule's name, or a file in `folder`, made if it is not there."""
-    if strategy in STRATEGIES:
-        return strategy
+    """What ``--partition`` of a run of `config` is: a file in `folder`, made if it is not there."""
     assert config.towers is not None
     plain = TrainConfig(
         data=config.data,
         tables=config.tables,
         hash_rows=config.hash_rows,
         embedding_dim=config.embedding_dim,
-        steps=AFFINITY_STEPS,
+        steps=STEPS,
         seed=seed,
     )
     path = folder / f"{strategy}-{config.towers}-{seed}-{_digest(plain)}.json"
     if path.exists():
         return str(path)
     setup = flat_setup(plain)
-    _, lookups = sample_ids(setup.dataset, setup.plan.partition.features)
-    matrix = find_affinity(setup, "alignment") if strategy in BY_AFFINITY else None
-    found = group_features(setup.plan.tables, config.towers, strategy, affinity=matrix, lookups=lookups, seed=seed)
+    tables, run = setup.plan.tables, train_flat(setup)
+    if strategy in STRATEGIES:
+        found = partition_features(tables, config.towers, strategy)
+    else:
+        matrix = find_affinity(setup, "alignment", run) if strategy in BY_AFFINITY else None
+        lookups = mean_lookups(setup.dataset)
+        found = group_features(tables, config.towers, strategy, affinity=matrix, lookups=lookups, seed=seed).partition
     unfinished = path.with_suffix(f".{os.getpid()}")  # another run may be at the same towers
-    found.partition.save(unfinished)
+    with_importance(found, setup, run).save(unfinished)
     unfinished.rename(path)
     return str(path)
 

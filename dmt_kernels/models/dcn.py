@@ -26,11 +26,11 @@ class DCN(nn.Module):
         Columns ``K`` of the dense input; may be 0.
     expand : int, optional
         Columns that what the exchange gives is mapped to first; None: it is crossed as it comes.
-    isometric : bool
-        The exchange has towers that start as isometries (:class:`~dmt_kernels.towers.DCNTower`, of the same `seed`):
-        the map starts as the isometries' transpose, without the towers' factor, so that every feature goes back to the
-        columns that it came from. `expand` must then be the sum of all of ``exchange.tower_dims``; without `expand`
-        there is no map, and this changes nothing.
+    columns : sequence of sequence of int, optional
+        The exchange has towers that start as isometries with these columns of their features
+        (:class:`~dmt_kernels.towers.DCNTower`, of the same `seed`): the map starts as the isometries' transpose,
+        without the towers' factor, so that every feature goes back to the columns that it came from. `expand` must then
+        be the sum of all of ``exchange.tower_dims``; without `expand` there is no map, and this changes nothing.
     layers : int
         Number of crosses.
     rank : int or None
@@ -43,7 +43,7 @@ class DCN(nn.Module):
     Raises
     ------
     InputError
-        If the cross net has no layer or a bad rank, or `expand` is not what `isometric` needs.
+        If the cross net has no layer or a bad rank, or `expand` is not what `columns` need.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class DCN(nn.Module):
         dense_width: int,
         *,
         expand: int | None = None,
-        isometric: bool = False,
+        columns: Sequence[Sequence[int]] | None = None,
         layers: int = 2,
         rank: int | None = None,
         deep: Sequence[int] = (128, 64),
@@ -66,25 +66,21 @@ class DCN(nn.Module):
         self.cross = CrossNet(width, layers, rank=rank)
         self.deep = MLP(width, (*deep, 1), last_relu=False)
         init_parameters_(self.expand, seed, "expand")
-        if isometric and isinstance(self.expand, nn.Linear):
-            self._undo_isometries_(self.expand.weight, seed)
+        if columns is not None and isinstance(self.expand, nn.Linear):
+            self._undo_isometries_(self.expand.weight, columns, seed)
         init_parameters_(self.cross, seed, "cross")
         init_parameters_(self.deep, seed, "deep")
 
     @torch.no_grad()
-    def _undo_isometries_(self, weight: Tensor, seed: int) -> None:
+    def _undo_isometries_(self, weight: Tensor, columns: Sequence[Sequence[int]], seed: int) -> None:
         """Fill the map's `weight`, ``[sum of tower dims, sum of out widths]``, in place."""
-        out_widths = cast(Sequence[int], self.exchange.out_widths)
         tower_dims = cast(Sequence[Sequence[int]], self.exchange.tower_dims)
-        columns = sum(map(sum, tower_dims))
-        if columns != len(weight):
-            raise InputError(f"isometric towers have {columns} columns to be mapped back to, not {len(weight)}")
-        if weight.is_meta:
-            return
-        weight.zero_()
-        blocks = [block.split(out_widths, dim=1) for block in weight.split([sum(dims) for dims in tower_dims])]
-        for t, (dims, out_width) in enumerate(zip(tower_dims, out_widths, strict=True)):
-            blocks[t][t].copy_(isometry(dims, out_width, seed).T)
+        width = sum(map(sum, tower_dims))
+        if width != len(weight):
+            raise InputError(f"isometric towers have {width} columns to be mapped back to, not {len(weight)}")
+        if not weight.is_meta:
+            towers = zip(tower_dims, columns, strict=True)
+            weight.copy_(torch.block_diag(*(isometry(dims, own, seed).T for dims, own in towers)))
 
     def forward(self, dense: Tensor, sparse: Jagged) -> Tensor:
         """Return logits ``[B]`` for ``dense`` ``[B, K]`` and the bags of all features."""

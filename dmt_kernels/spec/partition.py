@@ -1,9 +1,11 @@
 """Which features form which tower."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dmt_kernels.spec.errors import InputError
 from dmt_kernels.spec.tables import Table, tables_by_feature
@@ -17,9 +19,12 @@ class Partition:
     ----------
     towers : tuple of tuple of str
         ``towers[t]`` names the features of tower ``t``.
+    importance : mapping of str to float, optional
+        What every feature is worth to a model, in any one unit: towers share their columns out by it.
     """
 
     towers: tuple[tuple[str, ...], ...]
+    importance: Mapping[str, float] | None = field(default=None, hash=False)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -27,7 +32,7 @@ class Partition:
         return tuple(feature for tower in self.towers for feature in tower)
 
     def check(self, tables: Sequence[Table]) -> None:
-        """Check that the partition covers the tables' features once and splits no shared table.
+        """Check that the partition covers the tables' features once, splits no shared table and weighs all or none.
 
         Raises
         ------
@@ -50,14 +55,20 @@ class Partition:
                 raise InputError(f"feature {feature!r} is in no tower")
             if seen[feature] != seen[table.features[0]]:
                 raise InputError(f"table {table.name!r} is shared by features of different towers")
+            if self.importance is not None and feature not in self.importance:
+                raise InputError(f"feature {feature!r} has no importance, and others have")
+
+    def layout(self) -> dict[str, Any]:
+        """As JSON has it: ``{"towers": [[feature, ...], ...], "importance": {feature: number, ...}}``."""
+        return {"towers": self.towers} | ({} if self.importance is None else {"importance": dict(self.importance)})
 
     def save(self, path: Path) -> None:
-        """Write as JSON, ``{"towers": [[feature, ...], ...]}``."""
-        path.write_text(json.dumps({"towers": self.towers}, indent=1) + "\n")
+        """Write :meth:`layout`."""
+        path.write_text(json.dumps(self.layout(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Partition":
-        """Read what :meth:`save` wrote.
+        """Read what :meth:`save` wrote, with or without importance.
 
         Raises
         ------
@@ -65,13 +76,17 @@ class Partition:
             If the file is missing or is not of that form.
         """
         try:
-            towers = json.loads(path.read_text())["towers"]
+            layout = json.loads(path.read_text())
+            towers, importance = layout["towers"], layout.get("importance")
             if not all(isinstance(feature, str) for tower in towers for feature in tower):
+                raise TypeError
+            if importance is not None and not all(math.isfinite(value) for value in importance.values()):
                 raise TypeError
         except FileNotFoundError:
             raise InputError(f"partition file {path} does not exist") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(
-                f'partition file {path} is not of the form {{"towers": [["feature", ...], ...]}}'
+                f'partition file {path} is not of the form {{"towers": [["feature", ...], ...]}}, perhaps with '
+                '"importance": {"feature": number, ...}'
             ) from None
-        return cls(tuple(tuple(tower) for tower in towers))
+        return cls(tuple(tuple(tower) for tower in towers), importance)

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from dmt_kernels.spec import InputError
 from dmt_kernels.towers.base import TowerModule
+from dmt_kernels.towers.columns import even_columns
 from dmt_kernels.towers.dcn import DCNTower
 from dmt_kernels.towers.dlrm import DLRMTower
 from dmt_kernels.towers.passthrough import PassThrough
@@ -52,23 +53,24 @@ def common_out_dim(kind: str, tower_dims: Sequence[Sequence[int]], compression: 
     return min(max(one_for_one, min(_MIN_OUT_DIM, max(all_dims))), affordable)
 
 
-def keeps_features(tower_dims: Sequence[Sequence[int]], out_dim: int, compression: float = 1.0) -> bool:
-    """Whether linear towers can give a model with dot products every feature by itself, narrower but wide enough.
+def keeps_features(tower_dims: Sequence[Sequence[int]], tower_columns: Sequence[Sequence[int]]) -> bool:
+    """Whether linear towers can give a model with dot products features by themselves, narrower but wide enough.
 
-    That is an output feature for each input feature, half as wide as it was or wider than 4 columns. Such towers may
-    start with features apart; others are better off with features mixed from the start (docs/quality.md).
+    That is, the feature that an output column belongs to has five of them or more in the mean, or four that are half of
+    its dim or more. Such towers may start with features apart; others are better off with features mixed from the
+    start (docs/quality.md).
 
     Parameters
     ----------
-    tower_dims : sequence of sequence of int
-        Embedding dims of the features of every tower.
-    out_dim : int
-        Width of an output feature, of :func:`common_out_dim`.
-    compression : float
-        ``D_t / C_t`` to aim at.
+    tower_dims, tower_columns : sequence of sequence of int
+        Embedding dims of every tower's features, and their output columns: of :func:`share_columns`, or alike ones.
     """
-    are_wide = compression <= 2 or out_dim > _MIN_OUT_DIM
-    return are_wide and all(len(dims) * out_dim * compression <= sum(dims) for dims in tower_dims)
+    dims, columns = [[n for tower in towers for n in tower] for towers in (tower_dims, tower_columns)]
+    if min(columns) < 1:
+        return False
+    own = sum(n * n for n in columns) / sum(columns)
+    before = sum(n * dim for n, dim in zip(columns, dims, strict=True)) / sum(columns)
+    return own >= _MIN_OUT_DIM + 1 or (own >= _MIN_OUT_DIM and 2 * own >= before)
 
 
 def build_tower_module(
@@ -76,6 +78,7 @@ def build_tower_module(
     dims: Sequence[int],
     *,
     compression: float = 1.0,
+    columns: Sequence[int] | None = None,
     out_dim: int | None = None,
     c: int | None = None,
     p: int | None = None,
@@ -87,8 +90,8 @@ def build_tower_module(
 ) -> TowerModule:
     """Build the module of one tower, as wide as the compression allows.
 
-    The output has ``out_dim * max(1, floor(D_t / compression / out_dim))`` columns, whatever is left over by the
-    rounding being lost; compare ``in_width / out_width`` for what was realised.
+    The output has ``out_dim * max(1, floor(D_t / compression / out_dim))`` columns (:func:`tower_width`), whatever is
+    left over by the rounding being lost; compare ``in_width / out_width`` for what was realised.
 
     Parameters
     ----------
@@ -98,6 +101,9 @@ def build_tower_module(
         Embedding dim of every feature of the tower.
     compression : float
         ``D_t / C_t`` to aim at; below 1 the module widens.
+    columns : sequence of int, optional
+        Columns of every feature, of :func:`share_columns`; together they are the output, whatever the compression. By
+        default they are in proportion to the dims.
     out_dim : int, optional
         The output width is a multiple of this. A model with dot products needs one for all towers
         (:func:`common_out_dim`); others take any width, which is the default.
@@ -107,7 +113,7 @@ def build_tower_module(
     layers, rank : int, int or None
         Crosses of a DCN-style module and the rank of their matrices.
     isometric : bool
-        Whether the projection of the flattened tower starts as an isometry, see the modules.
+        Whether the projection of the flattened tower starts as an isometry, with those columns for every feature.
     seed, name : int, str
         Initial values: see :mod:`dmt_kernels.towers.init`. Towers need different names.
 
@@ -119,7 +125,7 @@ def build_tower_module(
     Raises
     ------
     InputError
-        For an unknown kind, a compression that is not positive, or widths that make no module.
+        For an unknown kind, a compression that is not positive, or widths or columns that make no module.
     """
     _check(kind, compression)
     if kind == "none":
@@ -128,12 +134,23 @@ def build_tower_module(
         out_dim = common_out_dim(kind, [dims], compression) if kind == "dlrm" else 1
     if out_dim < 1:
         raise InputError(f"the dim of a tower module's output features must be at least 1, not {out_dim}")
-    features = max(1, math.floor(sum(dims) / compression / out_dim))
+    width = tower_width(dims, compression, out_dim) if columns is None else sum(columns)
+    if width % out_dim:
+        raise InputError(f"{width} columns are no multiple of the {out_dim} of an output feature")
+
+    def start(width: int) -> Sequence[int] | None:
+        return (columns if sum(columns or []) == width else even_columns(dims, width)) if isometric else None
+
     if kind == "dcn":
-        return DCNTower(dims, features * out_dim, layers, rank=rank, isometric=isometric, seed=seed, name=name)
+        return DCNTower(dims, width, layers, rank=rank, columns=start(width), seed=seed, name=name)
     p = 0 if p is None else p
-    c = max(0, features - p * len(dims)) if c is None else c
-    return DLRMTower(dims, out_dim, c, p, isometric=isometric, seed=seed, name=name)
+    c = max(0, width // out_dim - p * len(dims)) if c is None else c
+    return DLRMTower(dims, out_dim, c, p, columns=start(c * out_dim), seed=seed, name=name)
+
+
+def tower_width(dims: Sequence[int], compression: float, unit: int = 1) -> int:
+    """The columns of a tower that compresses: as many as the compression allows, in units, and at least one unit."""
+    return unit * max(1, math.floor(sum(dims) / compression / unit))
 
 
 def _check(kind: str, compression: float) -> None:

@@ -22,10 +22,11 @@ class DCNTower(TowerModule):
         Crosses before the projection.
     rank : int or None
         Rank of the cross matrices; None: full, ``D_t ** 2`` weights each.
-    isometric : bool
-        The projection starts as an isometry in which features keep columns of their own, times a factor
-        (:func:`~dmt_kernels.towers.init.start_isometric_`). Meant for a :class:`~dmt_kernels.models.DCN` that begins by
-        undoing it: a DLRM of such towers lost by it (docs/quality.md).
+    columns : sequence of int, optional
+        The projection starts as an isometry in which features have so many of its columns to themselves, `out_width`
+        together, times a factor (:func:`~dmt_kernels.towers.init.start_isometric_`). Meant for a
+        :class:`~dmt_kernels.models.DCN` that begins by undoing it: a DLRM of such towers lost by it (docs/quality.md).
+        None: it starts with all features mixed.
     seed, name : int, str
         Initial values: see :mod:`dmt_kernels.towers.init`.
     """
@@ -37,7 +38,7 @@ class DCNTower(TowerModule):
         layers: int = 1,
         *,
         rank: int | None = None,
-        isometric: bool = False,
+        columns: Sequence[int] | None = None,
         seed: int = 0,
         name: str = "tower",
     ) -> None:
@@ -45,8 +46,8 @@ class DCNTower(TowerModule):
         self.cross = CrossNet(self.in_width, layers, rank=rank)
         self.project = nn.Linear(self.in_width, out_width)
         init_parameters_(self, seed, name)
-        if isometric:
-            start_isometric_(self.project.weight, self.dims, seed)
+        if columns is not None:
+            start_isometric_(self.project.weight, self.dims, columns, seed)
 
     def forward(self, x: Tensor) -> Tensor:
         """Cross and project ``x`` ``[N, D_t]``: ``[N, out_width]``."""

@@ -28,11 +28,11 @@ class DLRMTower(TowerModule):
         Width of an output feature.
     c, p : int
         Output features of the tower and of each input feature; not both 0.
-    isometric : bool
-        The projection of the flattened tower starts as an isometry in which features keep columns of their own, times
-        a factor (:func:`~dmt_kernels.towers.init.start_isometric_`). With ``c == F_t`` and equal dims, output feature f
-        starts as `out_dim` orthogonal combinations of input feature f alone. For features that keep enough:
-        :func:`~dmt_kernels.towers.keeps_features`.
+    columns : sequence of int, optional
+        The projection of the flattened tower starts as an isometry in which features have so many of its columns to
+        themselves, ``c * out_dim`` together, times a factor (:func:`~dmt_kernels.towers.init.start_isometric_`). With
+        ``c == F_t`` and `out_dim` for each, output feature f starts as `out_dim` orthogonal combinations of input
+        feature f alone. None: it starts with all features mixed.
     seed, name : int, str
         Initial values: see :mod:`dmt_kernels.towers.init`.
 
@@ -47,7 +47,7 @@ class DLRMTower(TowerModule):
     Raises
     ------
     InputError
-        For bad widths, or when ``c`` or ``p`` is negative or both are 0.
+        For bad widths or columns, or when ``c`` or ``p`` is negative or both are 0.
     """
 
     feature_columns: Tensor
@@ -59,7 +59,7 @@ class DLRMTower(TowerModule):
         c: int,
         p: int,
         *,
-        isometric: bool = False,
+        columns: Sequence[int] | None = None,
         seed: int = 0,
         name: str = "tower",
     ) -> None:
@@ -74,8 +74,8 @@ class DLRMTower(TowerModule):
             own = torch.block_diag(*(torch.ones(1, dim) for dim in dims)).bool()
             self.register_buffer("feature_columns", own, persistent=False)
         self._init_parameters_(seed, name)
-        if isometric and self.tower is not None:
-            start_isometric_(self.tower.weight, self.dims, seed)
+        if columns is not None and self.tower is not None:
+            start_isometric_(self.tower.weight, self.dims, columns, seed)
 
     def _init_parameters_(self, seed: int, name: str) -> None:
         if self.tower is not None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from dmt_kernels.spec import derive_seed
+from dmt_kernels.spec import InputError, derive_seed
 
 
 @torch.no_grad()
@@ -49,49 +49,45 @@ def init_parameters_(module: nn.Module, seed: int, name: str) -> None:
         uniform_(parameter, bound, seed, f"{name}.{path}")
 
 
-def isometry(dims: Sequence[int], out_width: int, seed: int) -> Tensor:
-    """Return a map of a tower's features to `out_width` columns, in which every feature has some of its own.
+def isometry(dims: Sequence[int], columns: Sequence[int], seed: int) -> Tensor:
+    """Return a map of a tower's features to columns, in which every feature has some of its own.
 
-    Every feature gets output columns in proportion to its dim, rounded up or down. Its block is random, with
-    orthonormal rows (with orthonormal columns where it widens), and depends on its shape and the seed only: the map
-    back is the transpose, made from the same arguments. Where the share of some feature is less than a column, all
-    features are mixed instead, by random orthonormal rows.
+    The block of a feature is random, with orthonormal rows (with orthonormal columns where it widens), and depends on
+    its shape and the seed only: the map back is the transpose, made from the same arguments. Where some feature has no
+    column, all are mixed instead, by random orthonormal rows.
 
     Parameters
     ----------
     dims : sequence of int
         Embedding dim of every feature.
-    out_width : int
-        Output columns, at least 1.
+    columns : sequence of int
+        Output columns of every feature.
     seed : int
         The run's seed.
 
     Returns
     -------
     Tensor
-        ``[out_width, sum(dims)]``, float64, on the CPU; the same bits on every CPU.
+        ``[sum(columns), sum(dims)]``, float64, on the CPU; the same bits on every CPU.
     """
-    width, column, row = sum(dims), 0, 0
-    if min(dims) * out_width < width:
-        return _orthonormal(out_width, width, seed)
-    block = functools.cache(lambda rows, columns: _orthonormal(rows, columns, seed))
-    matrix = torch.zeros(out_width, width, dtype=torch.float64, device="cpu")
-    for dim in dims:
-        end = (column + dim) * out_width // width
-        matrix[row:end, column : column + dim] = block(end - row, dim)
-        column, row = column + dim, end
-    return matrix
+    if min(columns) < 1:
+        return _orthonormal(sum(columns), sum(dims), seed)
+    block = functools.cache(lambda rows, width: _orthonormal(rows, width, seed))
+    return torch.block_diag(*(block(rows, dim) for rows, dim in zip(columns, dims, strict=True)))
 
 
 @torch.no_grad()
-def start_isometric_(weight: Tensor, dims: Sequence[int], seed: int) -> None:
+def start_isometric_(weight: Tensor, dims: Sequence[int], columns: Sequence[int], seed: int) -> None:
     """Fill a tower's projection ``[C_t, D_t]`` in place with :func:`isometry`, times ``(D_t / C_t) ** (1 / 4)``.
 
-    The factor is half of the way to what makes up, in the mean, for lengths that compression loses.
+    The factor is half of the way to what makes up, in the mean, for lengths that compression loses. Columns that do not
+    fit are an :class:`InputError`.
     """
+    out_width, in_width = weight.shape
+    if len(columns) != len(dims) or sum(columns) != out_width:
+        raise InputError(f"{len(columns)} features with {sum(columns)} columns are not {len(dims)} with {out_width}")
     if not weight.is_meta:
-        out_width, in_width = weight.shape
-        weight.copy_((in_width / out_width) ** 0.25 * isometry(dims, out_width, seed))
+        weight.copy_((in_width / out_width) ** 0.25 * isometry(dims, columns, seed))
 
 
 def _orthonormal(rows: int, columns: int, seed: int) -> Tensor:

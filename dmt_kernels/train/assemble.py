@@ -22,7 +22,15 @@ from dmt_kernels.embedding.placement import obstacle_to_owners
 from dmt_kernels.models import DCN, DLRM
 from dmt_kernels.planner import STRATEGIES, partition_features, place
 from dmt_kernels.spec import InputError, Partition, Plan, Table, Topology, tables_by_feature
-from dmt_kernels.towers import TowerModule, build_tower_module, common_out_dim, keeps_features
+from dmt_kernels.towers import (
+    TowerModule,
+    build_tower_module,
+    common_out_dim,
+    even_columns,
+    keeps_features,
+    share_columns,
+    tower_width,
+)
 from dmt_kernels.train.config import TrainConfig, flag
 from dmt_kernels.train.data import Dataset, Loader, mean_lookups, open_dataset
 from dmt_kernels.train.step import mixed_precision
@@ -41,6 +49,8 @@ class Setup:
         for name, value in dataclasses.asdict(self.config).items():
             if name not in ("data", "out", "overwrite", "tables", "partition", "device", "threads"):
                 yield flag(name), value
+        for feature, value in (self.plan.partition.importance or {}).items():
+            yield f"importance of {feature!r}", value
         yield "dense features", self.dataset.dense_width
         for split in ("train", "valid", "test"):
             yield f"number of {split} rows", self.dataset.rows(split)
@@ -86,7 +96,7 @@ def save_layout(setup: Setup, path: Path) -> None:
     """Write tables and towers as JSON, in the form that ``--tables`` and ``--partition`` read."""
     layout = {
         "tables": [dataclasses.asdict(table) for table in setup.plan.tables],
-        "towers": setup.plan.partition.towers,
+        **setup.plan.partition.layout(),
         "dense_width": setup.dataset.dense_width,
     }
     path.write_text(json.dumps(layout, indent=1) + "\n")
@@ -213,20 +223,32 @@ def _tower_dims(setup: Setup) -> list[tuple[int, ...]]:
     return [setup.plan.tower_dims(t) for t in range(setup.plan.topology.towers)]
 
 
+def _tower_columns(setup: Setup) -> list[tuple[int, ...]]:
+    """Columns of every tower's features that cross hosts, after a tower module."""
+    config, tower_dims, partition = setup.config, _tower_dims(setup), setup.plan.partition
+    unit = _out_dim(setup) if config.model == "dlrm" else 1
+    if partition.importance is None or config.tower_columns == "even":
+        return [even_columns(dims, tower_width(dims, config.compression, unit)) for dims in tower_dims]
+    tables = setup.plan.feature_tables
+    rows = [[tables[feature].rows for feature in tower] for tower in partition.towers]
+    importance = [[partition.importance[feature] for feature in tower] for tower in partition.towers]
+    return share_columns(tower_dims, rows, importance, config.compression, unit)
+
+
 def _tower_modules(setup: Setup) -> dict[int, TowerModule]:
     config = setup.config
-    out_dim, isometric = _out_dim(setup) if config.model == "dlrm" else None, _isometric(setup)
+    out_dim, isometric = _out_dim(setup) if config.model == "dlrm" else 1, _isometric(setup)
     return {
         t: build_tower_module(
             config.tower_module,
             dims,
-            compression=config.compression,
+            columns=columns,
             out_dim=out_dim,
             isometric=isometric,
             seed=config.seed,
             name=f"tower{t}",
         )
-        for t, dims in enumerate(_tower_dims(setup))
+        for t, (dims, columns) in enumerate(zip(_tower_dims(setup), _tower_columns(setup), strict=True))
     }
 
 
@@ -240,7 +262,8 @@ def _over_arch(setup: Setup, exchange: nn.Module) -> DLRM | DCN:
     arrives = sum(cast(Sequence[int], exchange.out_widths))
     width = sum(table.dim * len(table.features) for table in tables)
     expand = width if as_flat and arrives < width else None
-    return DCN(exchange, dense_width, expand=expand, isometric=_isometric(setup), seed=config.seed)
+    columns = _tower_columns(setup) if _isometric(setup) else None
+    return DCN(exchange, dense_width, expand=expand, columns=columns, seed=config.seed)
 
 
 def _isometric(setup: Setup) -> bool:
@@ -254,7 +277,7 @@ def _isometric(setup: Setup) -> bool:
         return False
     if config.model == "dcn":
         return config.over_arch_width == "flat"
-    return keeps_features(_tower_dims(setup), _out_dim(setup), config.compression)
+    return keeps_features(_tower_dims(setup), _tower_columns(setup))
 
 
 @contextlib.contextmanager

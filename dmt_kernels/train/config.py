@@ -80,6 +80,11 @@ class TrainConfig:
     )
     embedding_dim: int = _option(16, "D of every table", metavar="D")
     compression: float = _option(2.0, "how many times narrower a tower module makes its tower", metavar="CR")
+    tower_columns: str = _option(
+        "importance",
+        "how features share what tower modules send: by what the partition file says they are worth, or by dims",
+        ("importance", "even"),
+    )
     over_arch_width: str = _option(
         "flat", "behind compressing towers: that of the flat twin, or what arrives", ("flat", "towers")
     )

@@ -2,16 +2,20 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from dmt_kernels.planner import BY_AFFINITY, Grouping, check_grouping, group_features
-from dmt_kernels.spec import InputError
-from dmt_kernels.train.affinity import find_affinity, flat_setup
+from dmt_kernels.spec import InputError, Partition
+from dmt_kernels.train.affinity import LEARNED, check_affinity_kind, find_affinity
+from dmt_kernels.train.assemble import Setup
 from dmt_kernels.train.config import TrainConfig
 from dmt_kernels.train.data import mean_lookups
+from dmt_kernels.train.flat_run import FlatRun, flat_setup, train_flat
+from dmt_kernels.train.importance import permutation_importance
 from dmt_kernels.train.partition_report import draw, show_loads
 
 
@@ -24,19 +28,23 @@ def partition(
     affinity: str = "alignment",
     slack: dict[str, float] | float = 0.1,
     pins: dict[str, int] | None = None,
+    importance: bool = True,
 ) -> Grouping:
     """Choose towers, write them to ``out`` and print their loads; pictures of the affinity and the layout go beside it.
 
     Parameters
     ----------
     config : TrainConfig
-        Data, tables, and how long and with what seed to train for the affinity.
+        Data, tables, and how long and with what seed to train for the affinity and the importance.
     out : str
         JSON file that ``train --partition`` reads. ``out`` with ``_affinity.png`` and ``_layout.png`` are the pictures.
     towers, strategy, slack, pins
         See :func:`dmt_kernels.planner.group_features`.
     affinity : str
         See :func:`dmt_kernels.train.affinity.find_affinity`.
+    importance : bool
+        Find out what every feature is worth, too (:func:`dmt_kernels.train.importance.permutation_importance`): towers
+        share their columns out by it. Without it, nothing is trained for an affinity that needs no training.
 
     Raises
     ------
@@ -50,11 +58,16 @@ def partition(
     tables = setup.plan.tables
     lookups = mean_lookups(setup.dataset)
     check_grouping(tables, towers, strategy, lookups, slack, pins)  # before the training
-    matrix = find_affinity(setup, affinity) if strategy in BY_AFFINITY else None
+    check_affinity_kind(affinity)
+    needs_affinity = strategy in BY_AFFINITY
+    run = train_flat(setup) if importance or (needs_affinity and affinity in LEARNED) else None
+    matrix = find_affinity(setup, affinity, run) if needs_affinity else None
     with silence():
         grouping = group_features(
             tables, towers, strategy, affinity=matrix, lookups=lookups, slack=slack, pins=pins, seed=config.seed
         )
+    if run is not None and importance:
+        grouping = dataclasses.replace(grouping, partition=with_importance(grouping.partition, setup, run))
     grouping.partition.save(path)
     show_loads(grouping, tables)
     if matrix is not None:
@@ -62,6 +75,12 @@ def partition(
             print(f"picture: {picture}")
     print(f"towers:  {path}")
     return grouping
+
+
+def with_importance(partition: Partition, setup: Setup, run: FlatRun) -> Partition:
+    """Add what features are worth, by the run of that setup, to towers."""
+    costs = permutation_importance(run, setup.config.seed)
+    return dataclasses.replace(partition, importance=dict(zip(setup.plan.partition.features, costs, strict=True)))
 
 
 @contextlib.contextmanager

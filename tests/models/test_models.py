@@ -182,7 +182,7 @@ def test_isometric_towers_need_their_columns():
     exchange = FixedExchange(torch.zeros(0, 5), [3, 2])
     exchange.tower_dims = [(2, 4), (4,)]
     with pytest.raises(InputError, match="10 columns to be mapped back to, not 9"):
-        DCN(exchange, DENSE, expand=9, isometric=True)
+        DCN(exchange, DENSE, expand=9, columns=[(1, 2), (2,)])
 
 
 @pytest.mark.parametrize("kind", ["dlrm", "dcn"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dmt_kernels.spec import InputError, Partition, derive_seed
+from dmt_kernels.spec import InputError, Partition, Table, derive_seed
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
@@ -14,7 +14,20 @@ def test_json_round_trip(tmp_path: Path) -> None:
     assert partition.features == ("a", "b", "c")
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"towers": [[1]]}', '{"towers": 3}'])
+def test_importance_goes_with_towers_and_is_of_all_features_or_none(tmp_path: Path) -> None:
+    partition = Partition((("a", "b"), ("c",)), {"a": 0.1, "b": -1e-3, "c": 2.0})
+    partition.save(tmp_path / "towers.json")
+    assert Partition.load(tmp_path / "towers.json") == partition
+    tables = [Table(name, 5, 2, (name,)) for name in "abc"]
+    partition.check(tables)
+    with pytest.raises(InputError, match="feature 'b' has no importance, and others have"):
+        Partition(partition.towers, {"a": 0.1, "c": 2.0}).check(tables)
+
+
+NUMBERLESS = [f'{{"towers": [["a"]], "importance": {value}}}' for value in ("[1]", '{"a": "much"}', '{"a": NaN}')]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"towers": [[1]]}', '{"towers": 3}', *NUMBERLESS])
 def test_what_is_no_partition_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "towers.json"
     path.write_text(text)

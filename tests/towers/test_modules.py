@@ -87,19 +87,26 @@ def test_widths_are_known_without_memory(kind):
 
 
 def test_an_isometric_tower_is_the_isometry_of_its_seed():
-    one, other = (DCNTower(DIMS, 5, isometric=True, seed=3, name=name) for name in ("tower1", "tower2"))
-    torch.testing.assert_close(one.project.weight, ((9 / 5) ** 0.25 * isometry(DIMS, 5, 3)).float())
+    own = (1, 1, 3)
+    one, other = (DCNTower(DIMS, 5, columns=own, seed=3, name=name) for name in ("tower1", "tower2"))
+    torch.testing.assert_close(one.project.weight, ((9 / 5) ** 0.25 * isometry(DIMS, own, 3)).float())
     assert torch.equal(one.project.weight, other.project.weight)
     assert not torch.equal(one.cross.layers[0].weight, other.cross.layers[0].weight)
-    linear = DLRMTower(DIMS, 5, 1, 1, isometric=True, seed=3)
+    linear = DLRMTower(DIMS, 5, 1, 1, columns=own, seed=3)
     assert torch.equal(linear.tower.weight, one.project.weight)
     assert torch.equal(linear.feature_weight, DLRMTower(DIMS, 5, 1, 1, seed=3).feature_weight)
-    assert DLRMTower(DIMS, 5, 0, 1, isometric=True).tower is None
+    assert DLRMTower(DIMS, 5, 0, 1, columns=own).tower is None
+    for wrong, said in (
+        ((2, 3), "2 features with 5 columns are not 3 with 5"),
+        ((2, 2, 2), "6 columns are not 3 with 5"),
+    ):
+        with pytest.raises(InputError, match=said):
+            DCNTower(DIMS, 5, columns=wrong)
 
 
 def test_output_features_of_an_isometric_dlrm_tower_start_as_parts_of_one_input_feature():
     x = torch.randn(50, 3 * 16)
-    outputs = DLRMTower((16,) * 3, 8, 3, 0, isometric=True)(x).unflatten(1, (3, 8))
+    outputs = DLRMTower((16,) * 3, 8, 3, 0, columns=(8, 8, 8))(x).unflatten(1, (3, 8))
     for f, part in enumerate(x.unflatten(1, (3, 16)).unbind(1)):
         own = torch.linalg.lstsq(part, outputs[:, f]).solution
         torch.testing.assert_close(part @ own, outputs[:, f])
@@ -107,29 +114,37 @@ def test_output_features_of_an_isometric_dlrm_tower_start_as_parts_of_one_input_
 
 
 @pytest.mark.parametrize(
-    ("dims", "width"), [((16,) * 5, 40), ((16,) * 5, 17), ((3, 8, 1, 4), 16), ((4, 2), 9), ((64,), 64)]
+    ("dims", "columns"),
+    [
+        ((16,) * 5, (8,) * 5),
+        ((16,) * 5, (1, 16, 3, 2, 9)),
+        ((3, 8, 1, 4), (3, 8, 1, 4)),
+        ((4, 2), (6, 3)),
+        ((64,), (64,)),
+    ],
 )
-def test_an_isometry_keeps_features_apart_and_has_orthonormal_blocks(dims, width):
-    matrix = isometry(dims, width, 3)
-    assert matrix.shape == (width, sum(dims)) and matrix.dtype == torch.float64
-    owners = torch.zeros(width)
+def test_an_isometry_keeps_features_apart_and_has_orthonormal_blocks(dims, columns):
+    matrix = isometry(dims, columns, 3)
+    assert matrix.shape == (sum(columns), sum(dims)) and matrix.dtype == torch.float64
+    owners = torch.zeros(sum(columns))
     for f, block in enumerate(matrix.split(dims, dim=1)):
         mine = block.abs().sum(1) > 0
         owners += mine
         rows = block[mine]
-        assert abs(len(rows) - dims[f] * width / sum(dims)) < 1
+        assert len(rows) == columns[f]
         gram = rows @ rows.T if len(rows) <= dims[f] else rows.T @ rows
         torch.testing.assert_close(gram, torch.eye(len(gram), dtype=torch.float64), rtol=0, atol=1e-12)
     assert (owners == 1).all()
-    assert torch.equal(matrix, isometry(dims, width, 3))
-    assert not torch.equal(matrix, isometry(dims, width, 4))
+    assert torch.equal(matrix, isometry(dims, columns, 3))
+    assert not torch.equal(matrix, isometry(dims, columns, 4))
 
 
 def test_an_isometry_with_too_few_columns_to_share_out_mixes_features():
-    matrix = isometry((4,) * 13, 6, 3)
+    columns = (0, 1, 0) * 3 + (1, 0, 1, 1)
+    matrix = isometry((4,) * 13, columns, 3)
     torch.testing.assert_close(matrix @ matrix.T, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-12)
     assert matrix.all()
-    assert not torch.equal(matrix, isometry((4,) * 13, 6, 4))
+    assert not torch.equal(matrix, isometry((4,) * 13, columns, 4))
 
 
 def test_seeded_rng_repeats_and_leaves_the_generator_alone():

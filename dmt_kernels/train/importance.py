@@ -1,0 +1,61 @@
+"""What every feature is worth to a model."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dmt_kernels.spec import derive_seed
+from dmt_kernels.train.flat_run import FlatRun
+
+_ROWS = 1024  # at a time: dot products of many features are wide
+
+
+@torch.no_grad()
+def permutation_importance(run: FlatRun, seed: int = 0) -> list[float]:
+    """Return how much log loss it costs to shuffle each feature among rows, in the order of the tables.
+
+    As in Breiman, "Random forests", 2001, but for pooled embeddings in place of a feature's values: a feature that
+    tells the model nothing on rows it has not seen costs nothing, however large its table.
+
+    Parameters
+    ----------
+    run : FlatRun
+        The model and the rows.
+    seed : int
+        Of the order that rows are shuffled into.
+    """
+    given = _Given([sum(run.dims)])
+    exchange, run.model.exchange = run.model.exchange, given
+    try:
+        generator = torch.Generator("cpu").manual_seed(derive_seed(seed, "importance"))
+        order = torch.randperm(len(run.pooled), generator=generator, device="cpu").to(run.pooled.device)
+        base, costs, column = _log_loss(run, run.pooled, given), [], 0
+        for dim in run.dims:
+            shuffled = run.pooled.clone()
+            shuffled[:, column : column + dim] = run.pooled[order, column : column + dim]
+            costs.append(_log_loss(run, shuffled, given) - base)
+            column += dim
+        return costs
+    finally:
+        run.model.exchange = exchange
+
+
+class _Given(nn.Module):
+    """Stands for an exchange whose pooled embeddings are known."""
+
+    def __init__(self, out_widths: Sequence[int]) -> None:
+        super().__init__()
+        self.out_widths = out_widths
+        self.pooled: Tensor | None = None
+
+    def forward(self, sparse: object) -> Tensor | None:
+        return self.pooled
+
+
+def _log_loss(run: FlatRun, pooled: Tensor, given: _Given) -> float:
+    logits = []
+    for dense, given.pooled in zip(run.dense.split(_ROWS), pooled.split(_ROWS), strict=True):
+        logits.append(run.model(dense, None))
+    return float(functional.binary_cross_entropy_with_logits(torch.cat(logits).double(), run.label.double()))
