@@ -72,6 +72,11 @@ class EmbeddingExchange(nn.Module):
         """``sum(D_t) / sum(C_t)``."""
         return sum(map(sum, self.tower_dims)) / sum(self.out_widths)
 
+    @property
+    def widest_tower(self) -> float:
+        """``max(C_t)`` over the mean of all towers: a peer stage lasts as long as its widest tower sends."""
+        return max(self.out_widths) * len(self.out_widths) / sum(self.out_widths)
+
     def forward(self, sparse: Jagged) -> Tensor:
         """Look up, exchange and compress.
 

@@ -232,6 +232,9 @@ def _tower_columns(setup: Setup) -> list[tuple[int, ...]]:
     tables = setup.plan.feature_tables
     rows = [[tables[feature].rows for feature in tower] for tower in partition.towers]
     importance = [[partition.importance[feature] for feature in tower] for tower in partition.towers]
+    towers = list(zip(tower_dims, rows, importance, strict=True))
+    if config.tower_columns == "within":  # every tower sends as much as with even shares
+        return [share_columns([d], [r], [i], config.compression, unit)[0] for d, r, i in towers]
     return share_columns(tower_dims, rows, importance, config.compression, unit)
 
 

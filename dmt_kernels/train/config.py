@@ -82,8 +82,9 @@ class TrainConfig:
     compression: float = _option(2.0, "how many times narrower a tower module makes its tower", metavar="CR")
     tower_columns: str = _option(
         "importance",
-        "how features share what tower modules send: by what the partition file says they are worth, or by dims",
-        ("importance", "even"),
+        "how features share what tower modules send: by what the partition file says they are worth, all of them or "
+        "those of a tower, or by their dims",
+        ("importance", "within", "even"),
     )
     over_arch_width: str = _option(
         "flat", "behind compressing towers: that of the flat twin, or what arrives", ("flat", "towers")

@@ -167,6 +167,7 @@ class Trainer:
             "loader_samples_per_s": loader_samples_per_s(self.loaders["train"], self.mesh),
             **traffic_per_step(self.sent, self.step, self.mesh),
             "compression": self.model.exchange.realised_compression,
+            "widest_tower": self.model.exchange.widest_tower,
             "world_size": 1 if self.mesh is None else topology.world,
             "towers": topology.towers,
             "members": topology.members,

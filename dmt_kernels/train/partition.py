@@ -16,7 +16,7 @@ from dmt_kernels.train.config import TrainConfig
 from dmt_kernels.train.data import mean_lookups
 from dmt_kernels.train.flat_run import FlatRun, flat_setup, train_flat
 from dmt_kernels.train.importance import permutation_importance
-from dmt_kernels.train.partition_report import draw, show_loads
+from dmt_kernels.train.partition_report import draw, show_importance, show_loads
 
 
 def partition(
@@ -70,6 +70,7 @@ def partition(
         grouping = dataclasses.replace(grouping, partition=with_importance(grouping.partition, setup, run))
     grouping.partition.save(path)
     show_loads(grouping, tables)
+    show_importance(grouping.partition)
     if matrix is not None:
         for picture in draw(grouping, matrix, setup.plan.partition.features, path):
             print(f"picture: {picture}")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from dmt_kernels.planner import Grouping
-from dmt_kernels.spec import Table
+from dmt_kernels.spec import Partition, Table
 
 
 def show_loads(grouping: Grouping, tables: Sequence[Table]) -> None:
@@ -31,6 +31,14 @@ def show_loads(grouping: Grouping, tables: Sequence[Table]) -> None:
     Console().print(shown)
     for line in remarks(grouping, tables):
         print(line)
+
+
+def show_importance(partition: Partition) -> None:
+    """Print what the most important features are worth, if that is known."""
+    if partition.importance is not None:
+        ranked = sorted(partition.importance.items(), key=lambda item: item[1], reverse=True)
+        shown = ", ".join(f"{name} {cost:.4f}" for name, cost in ranked[:8])
+        print(f"importance (log loss that shuffling costs): {shown}{', ...' if len(ranked) > 8 else ''}")
 
 
 def remarks(grouping: Grouping, tables: Sequence[Table]) -> list[str]:

@@ -25,7 +25,7 @@ def test_towers_are_written_shown_and_trained_with(affinity: str, tmp_path, caps
     options = ["--towers", "2", "--affinity", affinity, "--steps", "2", "--pin", "f03=1", "--out", str(towers)]
     assert main(["partition", *data, *options]) == 0
     shown = capsys.readouterr().out
-    assert "loads of 2 towers" in shown and "proven to" in shown
+    assert "loads of 2 towers" in shown and "proven to" in shown and "importance (log loss" in shown
     assert "f03" in json.loads(towers.read_text())["towers"][1]
     assert {path.name for path in tmp_path.glob("*.png")} == {"towers_affinity.png", "towers_layout.png"}
     assert json.loads(towers.read_text())["importance"].keys() == {f"f{i:02}" for i in range(26)}
@@ -38,17 +38,18 @@ def test_importance_shares_columns_out_and_stays_with_the_model(tmp_path, capsys
     assert main(["partition", *data, "--towers", "2", "--strategy", "strided", "--out", str(towers)]) == 0
     options = ["--local", "--towers", "2", "--tower-module", "dlrm", "--steps", "4", "--partition", str(towers)]
     widths = {}
-    for columns in ("even", "importance"):
+    for columns in ("even", "within", "importance"):
         out = run / columns
         words = ["train", *data, *options, "--compression", "4", "--tower-columns", columns, "--out", str(out)]
         assert main(words) == 0
         setup = set_up(resolve_topology(TrainConfig.load(out / "config.json"), None, None))
         widths[columns] = [t.out_width for t in build_model(setup, None).exchange.tower_modules.values()]
-        auc = json.loads((out / "summary.json").read_text())["auc"]
+        summary = json.loads((out / "summary.json").read_text())
+        assert summary["widest_tower"] == pytest.approx(max(widths[columns]) / 52)
         capsys.readouterr()
         assert main(["eval", str(out)]) == 0
-        assert f"{auc:.4f}" in capsys.readouterr().out
-    assert widths["even"] == [52, 52]
+        assert f"{summary['auc']:.6g}" in capsys.readouterr().out
+    assert widths["even"] == widths["within"] == [52, 52]
     assert sum(widths["importance"]) == 104
 
 
