@@ -56,7 +56,7 @@ class Partition:
             if seen[feature] != seen[table.features[0]]:
                 raise InputError(f"table {table.name!r} is shared by features of different towers")
             if self.importance is not None and feature not in self.importance:
-                raise InputError(f"feature {feature!r} has no importance, and others have")
+                raise InputError(f"feature {feature!r} has no importance; all or none need one")
 
     def layout(self) -> dict[str, Any]:
         """As JSON has it: ``{"towers": [[feature, ...], ...], "importance": {feature: number, ...}}``."""
@@ -80,11 +80,13 @@ class Partition:
             towers, importance = layout["towers"], layout.get("importance")
             if not all(isinstance(feature, str) for tower in towers for feature in tower):
                 raise TypeError
-            if importance is not None and not all(math.isfinite(value) for value in importance.values()):
-                raise TypeError
+            if importance is not None:
+                importance = {feature: float(value) for feature, value in importance.items()}
+                if not all(map(math.isfinite, importance.values())):
+                    raise TypeError
         except FileNotFoundError:
             raise InputError(f"partition file {path} does not exist") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise InputError(
                 f'partition file {path} is not of the form {{"towers": [["feature", ...], ...]}}, perhaps with '
                 '"importance": {"feature": number, ...}'

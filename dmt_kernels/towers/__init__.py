@@ -1,8 +1,8 @@
 """Layer 2: dense modules that compress a tower's embeddings before they cross hosts."""
 
 from dmt_kernels.towers.base import TowerModule
-from dmt_kernels.towers.build import TowerModuleKind, build_tower_module, common_out_dim, keeps_features, tower_width
-from dmt_kernels.towers.columns import even_columns, share_columns
+from dmt_kernels.towers.build import TowerModuleKind, build_tower_module, common_out_dim, keeps_features
+from dmt_kernels.towers.columns import even_columns, share_columns, tower_width
 from dmt_kernels.towers.cross_net import CrossNet
 from dmt_kernels.towers.custom import CustomTower
 from dmt_kernels.towers.dcn import DCNTower

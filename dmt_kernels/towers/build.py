@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from dmt_kernels.spec import InputError
 from dmt_kernels.towers.base import TowerModule
-from dmt_kernels.towers.columns import even_columns
+from dmt_kernels.towers.columns import even_columns, tower_width
 from dmt_kernels.towers.dcn import DCNTower
 from dmt_kernels.towers.dlrm import DLRMTower
 from dmt_kernels.towers.passthrough import PassThrough
@@ -102,8 +102,8 @@ def build_tower_module(
     compression : float
         ``D_t / C_t`` to aim at; below 1 the module widens.
     columns : sequence of int, optional
-        Columns of every feature, of :func:`share_columns`; together they are the output, whatever the compression. By
-        default they are in proportion to the dims.
+        Columns of every feature, of :func:`share_columns`; together they are the output, whatever the compression
+        (unless `c` or `p` makes it another). By default they are in proportion to the dims.
     out_dim : int, optional
         The output width is a multiple of this. A model with dot products needs one for all towers
         (:func:`common_out_dim`); others take any width, which is the default.
@@ -113,7 +113,8 @@ def build_tower_module(
     layers, rank : int, int or None
         Crosses of a DCN-style module and the rank of their matrices.
     isometric : bool
-        Whether the projection of the flattened tower starts as an isometry, with those columns for every feature.
+        Whether the projection of the flattened tower starts as an isometry, with those columns for every feature; with
+        shares in proportion to the dims where `c` or `p` makes it wider or narrower than they are.
     seed, name : int, str
         Initial values: see :mod:`dmt_kernels.towers.init`. Towers need different names.
 
@@ -135,22 +136,20 @@ def build_tower_module(
     if out_dim < 1:
         raise InputError(f"the dim of a tower module's output features must be at least 1, not {out_dim}")
     width = tower_width(dims, compression, out_dim) if columns is None else sum(columns)
+    if columns is None:
+        columns = even_columns(dims, width)
+    if len(columns) != len(dims) or min(columns) < 0:
+        raise InputError(f"columns {tuple(columns)} are not those of {len(dims)} features")
     if width % out_dim:
         raise InputError(f"{width} columns are no multiple of the {out_dim} of an output feature")
-
-    def start(width: int) -> Sequence[int] | None:
-        return (columns if sum(columns or []) == width else even_columns(dims, width)) if isometric else None
-
+    own = columns if isometric else None
     if kind == "dcn":
-        return DCNTower(dims, width, layers, rank=rank, columns=start(width), seed=seed, name=name)
+        return DCNTower(dims, width, layers, rank=rank, columns=own, seed=seed, name=name)
     p = 0 if p is None else p
     c = max(0, width // out_dim - p * len(dims)) if c is None else c
-    return DLRMTower(dims, out_dim, c, p, columns=start(c * out_dim), seed=seed, name=name)
-
-
-def tower_width(dims: Sequence[int], compression: float, unit: int = 1) -> int:
-    """The columns of a tower that compresses: as many as the compression allows, in units, and at least one unit."""
-    return unit * max(1, math.floor(sum(dims) / compression / unit))
+    if isometric and c * out_dim != width:
+        own = even_columns(dims, c * out_dim)
+    return DLRMTower(dims, out_dim, c, p, columns=own, seed=seed, name=name)
 
 
 def _check(kind: str, compression: float) -> None:

@@ -49,8 +49,9 @@ class Setup:
         for name, value in dataclasses.asdict(self.config).items():
             if name not in ("data", "out", "overwrite", "tables", "partition", "device", "threads"):
                 yield flag(name), value
-        for feature, value in (self.plan.partition.importance or {}).items():
-            yield f"importance of {feature!r}", value
+        if (importance := self.plan.partition.importance) is not None:
+            for feature in self.plan.partition.features:
+                yield f"importance of {feature!r}", importance[feature]
         yield "dense features", self.dataset.dense_width
         for split in ("train", "valid", "test"):
             yield f"number of {split} rows", self.dataset.rows(split)
@@ -219,6 +220,11 @@ def _out_dim(setup: Setup) -> int:
     return common_out_dim(setup.config.tower_module, _tower_dims(setup), setup.config.compression)
 
 
+def _unit(setup: Setup) -> int:
+    """What a tower's columns have to be a multiple of."""
+    return _out_dim(setup) if setup.config.model == "dlrm" else 1
+
+
 def _tower_dims(setup: Setup) -> list[tuple[int, ...]]:
     return [setup.plan.tower_dims(t) for t in range(setup.plan.topology.towers)]
 
@@ -226,21 +232,25 @@ def _tower_dims(setup: Setup) -> list[tuple[int, ...]]:
 def _tower_columns(setup: Setup) -> list[tuple[int, ...]]:
     """Columns of every tower's features that cross hosts, after a tower module."""
     config, tower_dims, partition = setup.config, _tower_dims(setup), setup.plan.partition
-    unit = _out_dim(setup) if config.model == "dlrm" else 1
+    unit = _unit(setup)
     if partition.importance is None or config.tower_columns == "even":
-        return [even_columns(dims, tower_width(dims, config.compression, unit)) for dims in tower_dims]
+        units = [unit] * len(tower_dims)
+        if (config.model, config.tower_module) == ("dcn", "dlrm"):  # of output features that nobody tells apart
+            units = [common_out_dim("dlrm", [dims], config.compression) for dims in tower_dims]
+        towers = zip(tower_dims, units, strict=True)
+        return [even_columns(dims, tower_width(dims, config.compression, unit)) for dims, unit in towers]
     tables = setup.plan.feature_tables
     rows = [[tables[feature].rows for feature in tower] for tower in partition.towers]
     importance = [[partition.importance[feature] for feature in tower] for tower in partition.towers]
-    towers = list(zip(tower_dims, rows, importance, strict=True))
     if config.tower_columns == "within":  # every tower sends as much as with even shares
-        return [share_columns([d], [r], [i], config.compression, unit)[0] for d, r, i in towers]
+        known = zip(tower_dims, rows, importance, strict=True)
+        return [share_columns([d], [r], [i], config.compression, unit)[0] for d, r, i in known]
     return share_columns(tower_dims, rows, importance, config.compression, unit)
 
 
 def _tower_modules(setup: Setup) -> dict[int, TowerModule]:
     config = setup.config
-    out_dim, isometric = _out_dim(setup) if config.model == "dlrm" else 1, _isometric(setup)
+    out_dim, isometric = _unit(setup), _isometric(setup)
     return {
         t: build_tower_module(
             config.tower_module,

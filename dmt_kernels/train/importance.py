@@ -17,7 +17,8 @@ def permutation_importance(run: FlatRun, seed: int = 0) -> list[float]:
     """Return how much log loss it costs to shuffle each feature among rows, in the order of the tables.
 
     As in Breiman, "Random forests", 2001, but for pooled embeddings in place of a feature's values: a feature that
-    tells the model nothing on rows it has not seen costs nothing, however large its table.
+    tells the model nothing on rows it has not seen costs nothing, however large its table. (Of data without a
+    validation split all rows are seen.)
 
     Parameters
     ----------
@@ -31,11 +32,12 @@ def permutation_importance(run: FlatRun, seed: int = 0) -> list[float]:
     try:
         generator = torch.Generator("cpu").manual_seed(derive_seed(seed, "importance"))
         order = torch.randperm(len(run.pooled), generator=generator, device="cpu").to(run.pooled.device)
-        base, costs, column = _log_loss(run, run.pooled, given), [], 0
+        base, costs, column, shuffled = _log_loss(run, run.pooled, given), [], 0, run.pooled.clone()
         for dim in run.dims:
-            shuffled = run.pooled.clone()
-            shuffled[:, column : column + dim] = run.pooled[order, column : column + dim]
+            own = slice(column, column + dim)
+            shuffled[:, own] = run.pooled[order, own]
             costs.append(_log_loss(run, shuffled, given) - base)
+            shuffled[:, own] = run.pooled[:, own]
             column += dim
         return costs
     finally:
@@ -56,6 +58,7 @@ class _Given(nn.Module):
 
 def _log_loss(run: FlatRun, pooled: Tensor, given: _Given) -> float:
     logits = []
-    for dense, given.pooled in zip(run.dense.split(_ROWS), pooled.split(_ROWS), strict=True):
+    for dense, part in zip(run.dense.split(_ROWS), pooled.split(_ROWS), strict=True):
+        given.pooled = part
         logits.append(run.model(dense, None))
     return float(functional.binary_cross_entropy_with_logits(torch.cat(logits).double(), run.label.double()))

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -59,9 +60,12 @@ def partition(
     lookups = mean_lookups(setup.dataset)
     check_grouping(tables, towers, strategy, lookups, slack, pins)  # before the training
     check_affinity_kind(affinity)
-    needs_affinity = strategy in BY_AFFINITY
-    run = train_flat(setup) if importance or (needs_affinity and affinity in LEARNED) else None
-    matrix = find_affinity(setup, affinity, run) if needs_affinity else None
+    needs_affinity, matrix = strategy in BY_AFFINITY, None
+    if needs_affinity and affinity not in LEARNED:
+        matrix = find_affinity(setup, affinity, None)
+    run = train_flat(setup) if importance or (needs_affinity and matrix is None) else None
+    if needs_affinity and matrix is None:
+        matrix = find_affinity(setup, affinity, run)
     with silence():
         grouping = group_features(
             tables, towers, strategy, affinity=matrix, lookups=lookups, slack=slack, pins=pins, seed=config.seed
@@ -79,8 +83,18 @@ def partition(
 
 
 def with_importance(partition: Partition, setup: Setup, run: FlatRun) -> Partition:
-    """Add what features are worth, by the run of that setup, to towers."""
+    """Add what features are worth, by the run of that setup, to towers.
+
+    Raises
+    ------
+    InputError
+        If the run has diverged.
+    """
     costs = permutation_importance(run, setup.config.seed)
+    if not all(map(math.isfinite, costs)):
+        raise InputError(
+            "the short flat run diverged, so nothing is known of what features are worth (--no-importance)"
+        )
     return dataclasses.replace(partition, importance=dict(zip(setup.plan.partition.features, costs, strict=True)))
 
 

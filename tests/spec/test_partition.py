@@ -20,11 +20,14 @@ def test_importance_goes_with_towers_and_is_of_all_features_or_none(tmp_path: Pa
     assert Partition.load(tmp_path / "towers.json") == partition
     tables = [Table(name, 5, 2, (name,)) for name in "abc"]
     partition.check(tables)
-    with pytest.raises(InputError, match="feature 'b' has no importance, and others have"):
+    with pytest.raises(InputError, match="feature 'b' has no importance; all or none need one"):
         Partition(partition.towers, {"a": 0.1, "c": 2.0}).check(tables)
 
 
-NUMBERLESS = [f'{{"towers": [["a"]], "importance": {value}}}' for value in ("[1]", '{"a": "much"}', '{"a": NaN}')]
+NUMBERLESS = [
+    f'{{"towers": [["a"]], "importance": {value}}}'
+    for value in ("[1]", '{"a": "much"}', '{"a": NaN}', f'{{"a": {10**400}}}')
+]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"towers": [[1]]}', '{"towers": 3}', *NUMBERLESS])

@@ -82,6 +82,22 @@ def test_pass_through_with_unequal_dims_has_no_common_dim():
         common_out_dim("none", [(4, 4), (8,)])
 
 
+def test_given_columns_are_the_width_and_the_start():
+    module = build_tower_module("dlrm", (16, 16), columns=(6, 2), out_dim=4, isometric=True)
+    assert module.out_width == 8
+    apart = module.tower.weight.unflatten(1, (2, 16)).abs().sum(2) > 0
+    assert apart.sum(0).tolist() == [6, 2]
+    one = build_tower_module("dlrm", (16, 16), columns=(6, 2), out_dim=4, c=1, isometric=True)
+    assert (one.tower.weight.unflatten(1, (2, 16)).abs().sum(2) > 0).sum(0).tolist() == [2, 2]
+    for columns, said in (
+        ((6, 1), "7 columns are no multiple of the 4"),
+        ((8,), "not those of 2"),
+        ((9, -1), "not those of 2"),
+    ):
+        with pytest.raises(InputError, match=said):
+            build_tower_module("dlrm", (16, 16), columns=columns, out_dim=4)
+
+
 def test_a_dim_of_no_columns_is_an_error():
     with pytest.raises(InputError, match="at least 1, not 0"):
         build_tower_module("dlrm", (4, 4), out_dim=0)

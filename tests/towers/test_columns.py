@@ -5,7 +5,7 @@ import math
 import pytest
 
 from dmt_kernels.spec import InputError
-from dmt_kernels.towers import even_columns, keeps_features, share_columns
+from dmt_kernels.towers import even_columns, keeps_features, share_columns, tower_width
 
 MANY = 1000
 
@@ -58,14 +58,47 @@ def test_every_tower_gets_a_multiple_of_the_unit_and_all_together_what_compressi
     assert all(
         width % unit == 0 and unit <= width <= max(unit, sum(d)) for width, d in zip(sums, tower_dims, strict=True)
     )
-    total = max(math.floor(160 / compression), 3 * unit)
-    assert total - unit < sum(sums) <= total
+    assert sum(sums) == sum(tower_width(dims, compression, unit) for dims in tower_dims)
 
 
-@pytest.mark.parametrize("importance", [[(1, math.nan)], [(0, -1)], [(0, 0)], [(1, math.inf)]])
-def test_importance_has_to_be_numbers_some_positive(importance):
-    with pytest.raises(InputError, match="finite numbers, some of them positive"):
+@pytest.mark.parametrize("importance", [[(1, math.nan)], [(1, math.inf)]])
+def test_importance_has_to_be_numbers(importance):
+    with pytest.raises(InputError, match="must be finite numbers"):
         share_columns([(4, 4)], [(9, 9)], importance, 2)
+
+
+@pytest.mark.parametrize("importance", [[(0, -1)], [(0, 0)], [(-3, -2)]])
+def test_where_nothing_is_worth_anything_all_are_alike(importance):
+    assert share_columns([(4, 4)], [(9, 9)], importance, 2) == [(2, 2)]
+
+
+def test_nobody_gets_more_than_his_dim_while_others_have_room():
+    assert share_columns([(16, 16)], [(MANY, MANY)], [(1, 1e-9)], 1.6) == [(16, 4)]
+
+
+def test_every_tower_knows_its_own_tables():
+    shared = share_columns([(8, 8), (8, 8)], [(3, MANY), (MANY, 2)], [(1, 1), (1, 1)], 2)
+    assert shared == [(2, 7), (6, 1)]
+
+
+def test_a_table_of_one_row_waits_for_all_others():
+    assert share_columns([(2, 2, 2)], [(1, MANY, MANY)], [(1, 0.9, 0.8)], 6) == [(0, 1, 0)]
+
+
+def test_a_tower_of_little_worth_keeps_a_column_for_each_feature_if_there_are_as_many():
+    dims = [(16,) * 6] * 2
+    shared = share_columns(dims, [(MANY,) * 6] * 2, [(1,) * 6, (1e-6,) * 6], 4, 4)
+    assert shared == [(7, 7, 7, 7, 6, 6), (2, 2, 1, 1, 1, 1)]
+
+
+@pytest.mark.parametrize("unit", [1, 5, 8])
+@pytest.mark.parametrize("compression", [1.5, 3, 8])
+def test_there_are_as_many_columns_as_by_even_shares(compression, unit):
+    dims = [(16,) * 6, (16,) * 7, (16,) * 13]
+    shared = share_columns(
+        dims, [(MANY,) * len(d) for d in dims], [range(1, len(d) + 1) for d in dims], compression, unit
+    )
+    assert sum(map(sum, shared)) == sum(tower_width(d, compression, unit) for d in dims)
 
 
 @pytest.mark.parametrize("compression", [0, -1, math.nan])

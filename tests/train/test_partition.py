@@ -1,5 +1,6 @@
 """The `partition` command, from rows to a file that `train` reads."""
 
+import dataclasses
 import io
 import json
 import os
@@ -10,10 +11,11 @@ import torch
 
 import dmt_kernels.train.partition as partition_module
 from dmt_kernels.cli import main
-from dmt_kernels.spec import derive_seed
-from dmt_kernels.train.assemble import build_model, set_up
+from dmt_kernels.spec import Partition, derive_seed
+from dmt_kernels.towers import share_columns
+from dmt_kernels.train.assemble import build_model, make_loader, set_up
 from dmt_kernels.train.config import TrainConfig, resolve_topology
-from dmt_kernels.train.flat_run import FlatRun
+from dmt_kernels.train.flat_run import FlatRun, flat_setup, train_flat
 from dmt_kernels.train.importance import permutation_importance
 from dmt_kernels.train.partition import silence
 
@@ -53,6 +55,63 @@ def test_importance_shares_columns_out_and_stays_with_the_model(tmp_path, capsys
     assert sum(widths["importance"]) == 104
 
 
+@pytest.mark.parametrize(("model", "unit"), [("dcn", 1), ("dlrm", 4)])
+@pytest.mark.parametrize("columns", ["importance", "within"])
+def test_towers_start_with_the_columns_that_importance_gives(model, unit, columns, tmp_path) -> None:
+    config = TrainConfig("synthetic:512", local=True, model=model, tower_module=model, towers=3, compression=4)
+    config = resolve_topology(dataclasses.replace(config, tower_columns=columns), None, None)
+    names = [f"f{i:02}" for i in range(26)]
+    importance = {name: 2.0 ** (-i % 7) for i, name in reversed(list(enumerate(names)))}
+    Partition((tuple(names[:9]), tuple(names[20:]), tuple(names[9:20])), importance).save(tmp_path / "t.json")
+    setup = set_up(dataclasses.replace(config, partition=str(tmp_path / "t.json")))
+    assert dict(setup.facts())["importance of 'f03'"] == importance["f03"]
+    tables, towers = setup.plan.feature_tables, setup.plan.partition.towers
+    known = [
+        [[f(name) for name in tower] for tower in towers]
+        for f in (lambda name: 16, lambda name: tables[name].rows, importance.get)
+    ]
+    expected = share_columns(*known, 4, unit)
+    if columns == "within":
+        expected = [share_columns(*([part] for part in parts), 4, unit)[0] for parts in zip(*known, strict=True)]
+    built = build_model(setup, None)
+    for module, own in zip(built.exchange.tower_modules.values(), expected, strict=True):
+        weight = module.project.weight if model == "dcn" else module.tower.weight
+        assert tuple((weight.unflatten(1, (-1, 16)).abs().sum(2) > 0).sum(0).tolist()) == own
+    if model == "dcn":
+        both = built.expand.weight @ torch.block_diag(
+            *(m.project.weight for m in built.exchange.tower_modules.values())
+        )
+        apart = torch.block_diag(*(torch.ones(16, 16) for _ in names))
+        assert not both[apart == 0].any()
+
+
+def test_importance_is_written_under_the_features_names(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(partition_module, "permutation_importance", lambda run, seed: range(26))
+    towers = tmp_path / "towers.json"
+    words = ["--data", "synthetic:512", "--towers", "3", "--steps", "1", "--out", str(towers)]
+    assert main(["partition", *words]) == 0
+    assert json.loads(towers.read_text())["importance"] == {f"f{i:02}": i for i in range(26)}
+
+
+def test_a_run_that_diverged_says_nothing_of_features(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(partition_module, "permutation_importance", lambda run, seed: [float("nan")] * 26)
+    towers = tmp_path / "towers.json"
+    assert main(["partition", "--data", "synthetic:512", "--towers", "3", "--steps", "1", "--out", str(towers)]) == 2
+    assert "diverged" in capsys.readouterr().err
+    assert not towers.exists()
+
+
+def test_a_flat_run_learns_and_shows_the_rows_it_has_not_seen() -> None:
+    config = TrainConfig("synthetic:4096", batch_size=100, steps=60, table_lr=0.1)
+    setup = flat_setup(config)
+    run, untrained = train_flat(setup), train_flat(flat_setup(dataclasses.replace(config, steps=1)))
+    batches = make_loader(setup, "valid", None, torch.device("cpu"))
+    labels = torch.cat([batch.label[batch.weight > 0] for batch in batches])
+    assert torch.equal(run.label, labels)
+    assert run.pooled.shape == (len(labels), 26 * 16) and len(run.dense) == len(labels)
+    assert sum(permutation_importance(run)) > 5 * abs(sum(permutation_importance(untrained)))
+
+
 def test_without_importance_nothing_is_trained_for_towers_that_need_no_training(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(partition_module, "train_flat", None)
     for i, how in enumerate((["--strategy", "random"], ["--affinity", "ids"])):
@@ -75,7 +134,7 @@ def test_importance_is_what_shuffling_a_feature_costs() -> None:
             return 4 * pooled[:, 0] + 0.4 * pooled[:, 2] + dense[:, 0]
 
     generator = torch.Generator().manual_seed(0)
-    pooled, dense = torch.randn(3000, 6, generator=generator), torch.zeros(3000, 1)
+    pooled, dense = torch.randn(3000, 6, generator=generator), torch.randn(3000, 1, generator=generator)
     run = FlatRun(Linear(), (2, 1, 3), dense, pooled, (4 * pooled[:, 0] + 0.4 * pooled[:, 2] > 0).float())
     first, second, third = permutation_importance(run)
     assert first > 1 and 0 < second < first / 10 and third == 0
@@ -84,7 +143,7 @@ def test_importance_is_what_shuffling_a_feature_costs() -> None:
     order = torch.randperm(3000, generator=torch.Generator().manual_seed(derive_seed(0, "importance")))
     shuffled[:, :2] = pooled[order, :2]
     losses = [
-        torch.nn.functional.binary_cross_entropy_with_logits(4 * x[:, 0] + 0.4 * x[:, 2], run.label)
+        torch.nn.functional.binary_cross_entropy_with_logits(4 * x[:, 0] + 0.4 * x[:, 2] + dense[:, 0], run.label)
         for x in (pooled, shuffled)
     ]
     assert first == pytest.approx(float(losses[1] - losses[0]), rel=1e-5)
