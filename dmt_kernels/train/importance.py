@@ -1,5 +1,6 @@
 """What every feature is worth to a model."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,11 @@ from torch.nn import functional
 from dmt_kernels.spec import derive_seed
 from dmt_kernels.train.flat_run import FlatRun
 
-_ROWS = 1024  # at a time: dot products of many features are wide
+_AT_A_TIME = 1024  # rows: dot products of many features are wide
+_VALUES, _LEAST = (
+    2**19,
+    512,
+)  # rows of all passes together, and of each: many features are many passes, all of them wide
 
 
 @torch.no_grad()
@@ -23,13 +28,15 @@ def permutation_importance(run: FlatRun, seed: int = 0) -> list[float]:
     Parameters
     ----------
     run : FlatRun
-        The model and the rows.
+        The model and the rows; with more than 64 features fewer of them are used, 512 at least.
     seed : int
         Of the order that rows are shuffled into.
     """
     given = _Given([sum(run.dims)])
     exchange, run.model.exchange = run.model.exchange, given
     try:
+        rows = min(len(run.pooled), max(_LEAST, _VALUES // len(run.dims)))
+        run = dataclasses.replace(run, dense=run.dense[:rows], pooled=run.pooled[:rows], label=run.label[:rows])
         generator = torch.Generator("cpu").manual_seed(derive_seed(seed, "importance"))
         order = torch.randperm(len(run.pooled), generator=generator, device="cpu").to(run.pooled.device)
         base, costs, column, shuffled = _log_loss(run, run.pooled, given), [], 0, run.pooled.clone()
@@ -58,7 +65,7 @@ class _Given(nn.Module):
 
 def _log_loss(run: FlatRun, pooled: Tensor, given: _Given) -> float:
     logits = []
-    for dense, part in zip(run.dense.split(_ROWS), pooled.split(_ROWS), strict=True):
+    for dense, part in zip(run.dense.split(_AT_A_TIME), pooled.split(_AT_A_TIME), strict=True):
         given.pooled = part
         logits.append(run.model(dense, None))
     return float(functional.binary_cross_entropy_with_logits(torch.cat(logits).double(), run.label.double()))

@@ -42,3 +42,10 @@ def test_where_nothing_is_compressed_the_over_arch_is_the_flat_one(model, option
     flat, towers = model_of(model, exchange="flat"), model_of(model, **options)
     shapes = [{n: p.shape for n, p in m.named_parameters() if not n.startswith("exchange.")} for m in (flat, towers)]
     assert shapes[0] == shapes[1]
+
+
+def test_linear_towers_of_a_dcn_have_the_widths_of_before_there_was_importance():
+    config = TrainConfig(
+        "synthetic:512", local=True, towers=2, members=1, model="dcn", tower_module="dlrm", compression=3
+    )
+    assert build_model(set_up(config), None).exchange.out_widths == [65, 65]

@@ -101,6 +101,24 @@ def test_a_run_that_diverged_says_nothing_of_features(tmp_path, monkeypatch, cap
     assert not towers.exists()
 
 
+@pytest.mark.parametrize(("features", "rows"), [(64, 2000), (512, 1024), (2000, 512)])
+def test_many_features_are_judged_by_fewer_rows(features: int, rows: int) -> None:
+    class Counting(torch.nn.Module):
+        """Counts rows."""
+
+        exchange = torch.nn.Identity()
+        seen = 0
+
+        def forward(self, dense, sparse):
+            self.seen += len(dense)
+            return dense[:, 0]
+
+    pooled = torch.zeros(2000, features)
+    run = FlatRun(Counting(), (1,) * features, torch.zeros(2000, 1), pooled, torch.zeros(2000))
+    assert permutation_importance(run) == [0.0] * features
+    assert run.model.seen == (features + 1) * rows
+
+
 def test_a_flat_run_learns_and_shows_the_rows_it_has_not_seen() -> None:
     config = TrainConfig("synthetic:4096", batch_size=100, steps=60, table_lr=0.1)
     setup = flat_setup(config)
