@@ -135,11 +135,11 @@ def build_tower_module(
         out_dim = common_out_dim(kind, [dims], compression) if kind == "dlrm" else 1
     if out_dim < 1:
         raise InputError(f"the dim of a tower module's output features must be at least 1, not {out_dim}")
-    width = tower_width(dims, compression, out_dim) if columns is None else sum(columns)
     if columns is None:
-        columns = even_columns(dims, width)
+        columns = even_columns(dims, tower_width(dims, compression, out_dim))
     if len(columns) != len(dims) or min(columns) < 0:
         raise InputError(f"columns {tuple(columns)} are not those of {len(dims)} features")
+    width = sum(columns)
     if width % out_dim:
         raise InputError(f"{width} columns are no multiple of the {out_dim} of an output feature")
     own = columns if isometric else None
