@@ -3,6 +3,7 @@
 from dmt_kernels.models.dcn import DCN
 from dmt_kernels.models.dlrm import DLRM
 from dmt_kernels.models.dot_interaction import DotInteraction
+from dmt_kernels.models.expansion import Expansion
 from dmt_kernels.models.mlp import MLP
 
-__all__ = ["DCN", "DLRM", "MLP", "DotInteraction"]
+__all__ = ["DCN", "DLRM", "MLP", "DotInteraction", "Expansion"]

@@ -6,9 +6,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from dmt_kernels.models.expansion import Expansion
 from dmt_kernels.models.mlp import MLP
-from dmt_kernels.spec import InputError, Jagged
-from dmt_kernels.towers import CrossNet, init_parameters_, isometry
+from dmt_kernels.spec import Jagged
+from dmt_kernels.towers import CrossNet, init_parameters_
 
 
 class DCN(nn.Module):
@@ -24,13 +25,11 @@ class DCN(nn.Module):
         Maps a :class:`Jagged` to ``[B, sum(exchange.out_widths)]``; any widths.
     dense_width : int
         Columns ``K`` of the dense input; may be 0.
-    expand : int, optional
-        Columns that what the exchange gives is mapped to first; None: it is crossed as it comes.
+    expand : bool
+        What the exchange gives is first mapped to as many columns as the features of ``exchange.tower_dims`` have
+        (:class:`~dmt_kernels.models.Expansion`); by default it is crossed as it comes.
     columns : sequence of sequence of int, optional
-        The exchange has towers that start as isometries with these columns of their features
-        (:class:`~dmt_kernels.towers.DCNTower`, of the same `seed`): the map starts as the isometries' transpose,
-        without the towers' factor, so that every feature goes back to the columns that it came from. `expand` must then
-        be the sum of all of ``exchange.tower_dims``; without `expand` there is no map, and this changes nothing.
+        The map undoes towers that start as isometries with these columns of their features, and the same `seed`.
     layers : int
         Number of crosses.
     rank : int or None
@@ -43,7 +42,7 @@ class DCN(nn.Module):
     Raises
     ------
     InputError
-        If the cross net has no layer or a bad rank, or `expand` is not what `columns` need.
+        If the cross net has no layer or a bad rank, or `columns` are not what the towers give.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class DCN(nn.Module):
         exchange: nn.Module,
         dense_width: int,
         *,
-        expand: int | None = None,
+        expand: bool = False,
         columns: Sequence[Sequence[int]] | None = None,
         layers: int = 2,
         rank: int | None = None,
@@ -59,28 +58,18 @@ class DCN(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        embedding_width = sum(cast(Sequence[int], exchange.out_widths))
-        width = dense_width + (expand or embedding_width)
+        arrives = cast(Sequence[int], exchange.out_widths)
         self.exchange = exchange
-        self.expand = nn.Linear(embedding_width, expand) if expand else nn.Identity()
+        expansion = None
+        if expand:
+            dims = cast(Sequence[Sequence[int]], exchange.tower_dims)
+            expansion = Expansion(arrives, dims, columns=columns, seed=seed)
+        self.expand = expansion or nn.Identity()
+        width = dense_width + (expansion.out_features if expansion else sum(arrives))
         self.cross = CrossNet(width, layers, rank=rank)
         self.deep = MLP(width, (*deep, 1), last_relu=False)
-        init_parameters_(self.expand, seed, "expand")
-        if columns is not None and isinstance(self.expand, nn.Linear):
-            self._undo_isometries_(self.expand.weight, columns, seed)
         init_parameters_(self.cross, seed, "cross")
         init_parameters_(self.deep, seed, "deep")
-
-    @torch.no_grad()
-    def _undo_isometries_(self, weight: Tensor, columns: Sequence[Sequence[int]], seed: int) -> None:
-        """Fill the map's `weight`, ``[sum of tower dims, sum of out widths]``, in place."""
-        tower_dims = cast(Sequence[Sequence[int]], self.exchange.tower_dims)
-        width = sum(map(sum, tower_dims))
-        if width != len(weight):
-            raise InputError(f"isometric towers have {width} columns to be mapped back to, not {len(weight)}")
-        if not weight.is_meta:
-            towers = zip(tower_dims, columns, strict=True)
-            weight.copy_(torch.block_diag(*(isometry(dims, own, seed).T for dims, own in towers)))
 
     def forward(self, dense: Tensor, sparse: Jagged) -> Tensor:
         """Return logits ``[B]`` for ``dense`` ``[B, K]`` and the bags of all features."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dmt_kernels.embedding import EmbeddingExchange
 from dmt_kernels.models.dot_interaction import DotInteraction
+from dmt_kernels.models.expansion import Expansion
 from dmt_kernels.models.mlp import MLP
 from dmt_kernels.spec import InputError, Jagged
 from dmt_kernels.towers import init_parameters_
@@ -15,8 +16,8 @@ from dmt_kernels.towers import init_parameters_
 class DLRM(nn.Module):
     """Deep learning recommendation model (Naumov et al., arXiv 1906.00091) over any exchange.
 
-    Whether the model is flat or multi-tower is the exchange's business: what arrives is ``[B, sum(out_widths)]``,
-    read as features of ``out_dim``. With pass-through towers the model is the flat DLRM.
+    Whether the model is flat or multi-tower is the exchange's business: what arrives is ``[B, sum(out_widths)]``, read
+    as features of ``out_dim``, or mapped to such. With pass-through towers the model is the flat DLRM.
 
     Parameters
     ----------
@@ -26,9 +27,12 @@ class DLRM(nn.Module):
         Columns ``K`` of the dense input; with 0 there is no bottom MLP and no dense feature.
     out_dim : int
         Width of a feature in the interaction.
-    dense_features : int
-        Features that the bottom MLP makes of the dense input. Where towers narrow ``out_dim``, several together are
-        as wide as the flat model's one: the dense input crosses no wire and need not be compressed.
+    expand : bool
+        What the exchange gives is first mapped to a feature of `out_dim` for each of ``exchange.tower_dims``
+        (:class:`~dmt_kernels.models.Expansion`), so that the interaction is the flat model's. By default towers give
+        the features, as in the paper, and their widths have to be multiples of `out_dim`.
+    columns : sequence of sequence of int, optional
+        The map undoes towers that start as isometries with these columns of their features, and the same `seed`.
     bottom, top : sequence of int
         Hidden widths of the MLP before and after the interaction.
     seed : int
@@ -37,7 +41,8 @@ class DLRM(nn.Module):
     Raises
     ------
     InputError
-        If a tower's width is not a multiple of ``out_dim``, or fewer than two features meet.
+        If a tower's width is not a multiple of ``out_dim``, `columns` are not what the towers give, or fewer than two
+        features meet.
     """
 
     def __init__(
@@ -46,23 +51,30 @@ class DLRM(nn.Module):
         dense_width: int,
         out_dim: int,
         *,
-        dense_features: int = 1,
+        expand: bool = False,
+        columns: Sequence[Sequence[int]] | None = None,
         bottom: Sequence[int] = (64, 32),
         top: Sequence[int] = (128, 64),
         seed: int = 0,
     ) -> None:
         super().__init__()
-        widths = cast(Sequence[int], exchange.out_widths)
+        arrives = cast(Sequence[int], exchange.out_widths)
+        self.exchange = exchange
+        expansion = None
+        if expand:
+            dims = [(out_dim,) * len(tower) for tower in cast(Sequence[Sequence[int]], exchange.tower_dims)]
+            expansion = Expansion(arrives, dims, columns=columns, seed=seed)
+        self.expand = expansion or nn.Identity()
+        widths = [expansion.out_features] if expansion else arrives
         for t, width in enumerate(widths):
             if width % out_dim:
                 raise InputError(
                     f"tower {t} gives {width} columns, which is not a multiple of the DLRM's dim {out_dim}"
                 )
-        dense_out = dense_features * out_dim if dense_width else 0
+        dense_out = out_dim if dense_width else 0
         features = (sum(widths) + dense_out) // out_dim
         if features < 2:
             raise InputError("a DLRM needs at least two features, dense input included, to take dot products of")
-        self.exchange = exchange
         self.out_dim = out_dim
         self.bottom = MLP(dense_width, (*bottom, dense_out), last_relu=True) if dense_width else None
         self.interaction = DotInteraction(features)
@@ -80,7 +92,7 @@ class DLRM(nn.Module):
 
     def _dense_and_sparse(self, dense: Tensor, sparse: Jagged) -> tuple[Tensor | None, Tensor]:
         if self.bottom is None or not isinstance(self.exchange, EmbeddingExchange):
-            return None if self.bottom is None else self.bottom(dense), self.exchange(sparse)
+            return None if self.bottom is None else self.bottom(dense), self.expand(self.exchange(sparse))
         in_flight = self.exchange.start(sparse)
         dense_part = self.bottom(dense)  # under the exchange's last messages; and so is its backward
-        return dense_part, self.exchange.finish(in_flight)
+        return dense_part, self.expand(self.exchange.finish(in_flight))

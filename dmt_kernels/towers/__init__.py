@@ -1,7 +1,7 @@
 """Layer 2: dense modules that compress a tower's embeddings before they cross hosts."""
 
 from dmt_kernels.towers.base import TowerModule
-from dmt_kernels.towers.build import TowerModuleKind, build_tower_module, common_out_dim, keeps_features
+from dmt_kernels.towers.build import TowerModuleKind, build_tower_module, common_out_dim
 from dmt_kernels.towers.columns import even_columns, share_columns, tower_width
 from dmt_kernels.towers.cross_net import CrossNet
 from dmt_kernels.towers.custom import CustomTower
@@ -25,7 +25,6 @@ __all__ = [
     "even_columns",
     "init_parameters_",
     "isometry",
-    "keeps_features",
     "seeded_rng",
     "share_columns",
     "tower_width",

@@ -53,26 +53,6 @@ def common_out_dim(kind: str, tower_dims: Sequence[Sequence[int]], compression: 
     return min(max(one_for_one, min(_MIN_OUT_DIM, max(all_dims))), affordable)
 
 
-def keeps_features(tower_dims: Sequence[Sequence[int]], tower_columns: Sequence[Sequence[int]]) -> bool:
-    """Whether linear towers can give a model with dot products features by themselves, narrower but wide enough.
-
-    That is, the feature that an output column belongs to has five of them or more in the mean, or four that are half of
-    its dim or more. Such towers may start with features apart; others are better off with features mixed from the
-    start (docs/quality.md).
-
-    Parameters
-    ----------
-    tower_dims, tower_columns : sequence of sequence of int
-        Embedding dims of every tower's features, and their output columns: of :func:`share_columns`, or alike ones.
-    """
-    dims, columns = [[n for tower in towers for n in tower] for towers in (tower_dims, tower_columns)]
-    if min(columns) < 1:
-        return False
-    own = sum(n * n for n in columns) / sum(columns)
-    before = sum(n * dim for n, dim in zip(columns, dims, strict=True)) / sum(columns)
-    return own >= _MIN_OUT_DIM + 1 or (own >= _MIN_OUT_DIM and 2 * own >= before)
-
-
 def build_tower_module(
     kind: str,
     dims: Sequence[int],

@@ -24,8 +24,8 @@ class DCNTower(TowerModule):
         Rank of the cross matrices; None: full, ``D_t ** 2`` weights each.
     columns : sequence of int, optional
         The projection starts as an isometry in which features have so many of its columns to themselves, `out_width`
-        together, times a factor (:func:`~dmt_kernels.towers.init.start_isometric_`). Meant for a
-        :class:`~dmt_kernels.models.DCN` that begins by undoing it: a DLRM of such towers lost by it (docs/quality.md).
+        together, times a factor (:func:`~dmt_kernels.towers.init.start_isometric_`), which suits models that begin by
+        undoing it (:class:`~dmt_kernels.models.Expansion`).
         None: it starts with all features mixed.
     seed, name : int, str
         Initial values: see :mod:`dmt_kernels.towers.init`.

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from dmt_kernels.towers import (
     build_tower_module,
     common_out_dim,
     even_columns,
-    keeps_features,
     share_columns,
     tower_width,
 )
@@ -215,14 +213,22 @@ def _tables(config: TrainConfig, dataset: Dataset) -> tuple[Table, ...]:
     return tables
 
 
+def _expands(setup: Setup) -> bool:
+    """Whether the over-arch maps what arrives to as many columns as the flat model has."""
+    config = setup.config
+    return config.tower_module != "none" and config.compression > 1 and config.over_arch_width == "flat"
+
+
 def _out_dim(setup: Setup) -> int:
     """Width of a feature in the DLRM's dot products."""
+    if _expands(setup):
+        return max(table.dim for table in setup.plan.tables)
     return common_out_dim(setup.config.tower_module, _tower_dims(setup), setup.config.compression)
 
 
 def _unit(setup: Setup) -> int:
-    """What a tower's columns have to be a multiple of."""
-    return _out_dim(setup) if setup.config.model == "dlrm" else 1
+    """What a tower's columns have to be a multiple of: where they are a DLRM's features as they are, of these."""
+    return _out_dim(setup) if setup.config.model == "dlrm" and not _expands(setup) else 1
 
 
 def _tower_dims(setup: Setup) -> list[tuple[int, ...]]:
@@ -234,11 +240,7 @@ def _tower_columns(setup: Setup) -> list[tuple[int, ...]]:
     config, tower_dims, partition = setup.config, _tower_dims(setup), setup.plan.partition
     unit = _unit(setup)
     if partition.importance is None or config.tower_columns == "even":
-        units = [unit] * len(tower_dims)
-        if (config.model, config.tower_module) == ("dcn", "dlrm"):  # of output features that nobody tells apart
-            units = [common_out_dim("dlrm", [dims], config.compression) for dims in tower_dims]
-        towers = zip(tower_dims, units, strict=True)
-        return [even_columns(dims, tower_width(dims, config.compression, unit)) for dims, unit in towers]
+        return [even_columns(dims, tower_width(dims, config.compression, unit)) for dims in tower_dims]
     tables = setup.plan.feature_tables
     rows = [[tables[feature].rows for feature in tower] for tower in partition.towers]
     importance = [[partition.importance[feature] for feature in tower] for tower in partition.towers]
@@ -250,13 +252,14 @@ def _tower_columns(setup: Setup) -> list[tuple[int, ...]]:
 
 def _tower_modules(setup: Setup) -> dict[int, TowerModule]:
     config = setup.config
-    out_dim, isometric = _unit(setup), _isometric(setup)
+    unit = _unit(setup)
+    isometric = config.over_arch_width == "flat"  # as in a flat model, features start apart (docs/quality.md)
     return {
         t: build_tower_module(
             config.tower_module,
             dims,
             columns=columns,
-            out_dim=out_dim,
+            out_dim=unit,
             isometric=isometric,
             seed=config.seed,
             name=f"tower{t}",
@@ -266,31 +269,12 @@ def _tower_modules(setup: Setup) -> dict[int, TowerModule]:
 
 
 def _over_arch(setup: Setup, exchange: nn.Module) -> DLRM | DCN:
-    config, dense_width, tables = setup.config, setup.dataset.dense_width, setup.plan.tables
-    as_flat = config.over_arch_width == "flat"  # what towers spare the wire, the over-arch need not lack
-    if config.model == "dlrm":
-        out_dim = _out_dim(setup)
-        dense_features = math.ceil(max(table.dim for table in tables) / out_dim) if as_flat else 1
-        return DLRM(exchange, dense_width, out_dim, dense_features=dense_features, seed=config.seed)
-    arrives = sum(cast(Sequence[int], exchange.out_widths))
-    width = sum(table.dim * len(table.features) for table in tables)
-    expand = width if as_flat and arrives < width else None
-    columns = _tower_columns(setup) if _isometric(setup) else None
-    return DCN(exchange, dense_width, expand=expand, columns=columns, seed=config.seed)
-
-
-def _isometric(setup: Setup) -> bool:
-    """Whether towers start as isometries, with features apart as in a flat model (docs/quality.md).
-
-    Those of a DCN-v2 do where its over-arch is as wide as a flat one and begins by undoing them; those of a DLRM,
-    whatever its over-arch, where features keep enough for dot products of their own.
-    """
-    config = setup.config
-    if config.model != config.tower_module:
-        return False
-    if config.model == "dcn":
-        return config.over_arch_width == "flat"
-    return keeps_features(_tower_dims(setup), _tower_columns(setup))
+    expand = _expands(setup)
+    columns = _tower_columns(setup) if expand else None
+    dense_width, seed = setup.dataset.dense_width, setup.config.seed
+    if setup.config.model == "dlrm":
+        return DLRM(exchange, dense_width, _out_dim(setup), expand=expand, columns=columns, seed=seed)
+    return DCN(exchange, dense_width, expand=expand, columns=columns, seed=seed)
 
 
 @contextlib.contextmanager

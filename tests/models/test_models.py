@@ -9,7 +9,7 @@ from torch import nn
 
 from dmt_kernels.models import DCN, DLRM
 from dmt_kernels.spec import InputError, Jagged
-from dmt_kernels.towers import PassThrough, build_tower_module, common_out_dim
+from dmt_kernels.towers import DLRMTower, PassThrough, build_tower_module, common_out_dim
 from dmt_kernels.train.assemble import build_model, set_up
 from dmt_kernels.train.config import TrainConfig
 
@@ -75,24 +75,16 @@ def test_dlrm_equals_its_formula():
     torch.testing.assert_close(model(dense, None), expected)
 
 
+@pytest.mark.parametrize("expand", [False, True])
 @pytest.mark.parametrize("dense_width", [DENSE, 0])
-def test_dot_products_stay_float32_under_autocast(dense_width):
-    model, seen = model_of("dlrm", FixedExchange(torch.randn(6, 6), [4, 2]), out_dim=2, dense_width=dense_width), []
+def test_dot_products_stay_float32_under_autocast(dense_width, expand):
+    exchange, seen = FixedExchange(torch.randn(6, 6), [4, 2]), []
+    exchange.tower_dims = [(4, 4), (4,)]
+    model = DLRM(exchange, dense_width, 2, expand=expand)
     model.top.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
     with torch.autocast("cpu", torch.bfloat16):
         model(torch.randn(6, dense_width), None)
     assert seen == [torch.float32]
-
-
-def test_the_dense_input_may_make_several_features():
-    x = torch.randn(6, 3 * 2)
-    model = DLRM(FixedExchange(x, [4, 2]), DENSE, 2, dense_features=2, bottom=(6,), top=(7,))
-    dense = torch.randn(6, DENSE)
-    d = model.bottom(dense)
-    vectors = [*d.split(2, dim=1), *x.split(2, dim=1)]
-    dots = [(vectors[i] * vectors[j]).sum(1) for i in range(5) for j in range(i)]
-    expected = model.top(torch.cat([d, torch.stack(dots, dim=1)], dim=1))[:, 0]
-    torch.testing.assert_close(model(dense, None), expected)
 
 
 def test_dcn_equals_its_formula():
@@ -103,86 +95,86 @@ def test_dcn_equals_its_formula():
     torch.testing.assert_close(model(dense, None), model.deep(model.cross(both))[:, 0])
 
 
-def test_dcn_may_cross_more_columns_than_arrive():
-    x = torch.randn(6, 5)
-    model = DCN(FixedExchange(x, [3, 2]), DENSE, expand=9, deep=(7,))
-    dense = torch.randn(6, DENSE)
-    both = torch.cat([dense, x @ model.expand.weight.T + model.expand.bias], dim=1)
-    assert both.shape[1] == DENSE + 9
-    torch.testing.assert_close(model(dense, None), model.deep(model.cross(both))[:, 0])
+def expanded(kind, exchange, **options):
+    if kind == "dlrm":
+        return DLRM(exchange, DENSE, 4, expand=True, bottom=(6,), top=(7,), **options)
+    return DCN(exchange, DENSE, expand=True, deep=(7,), **options)
+
+
+def test_what_arrives_may_be_mapped_to_as_many_columns_as_features_have():
+    x, dense = torch.randn(6, 5), torch.randn(6, DENSE)
+    exchange = FixedExchange(x, [3, 2])
+    exchange.tower_dims = [(4, 4), (4,)]
+    crossed, multiplied = expanded("dcn", exchange), expanded("dlrm", exchange)
+    mapped = x @ crossed.expand.weight.T + crossed.expand.bias
+    assert mapped.shape[1] == 12
+    both = torch.cat([dense, mapped], dim=1)
+    torch.testing.assert_close(crossed(dense, None), crossed.deep(crossed.cross(both))[:, 0])
+    over = model_of("dlrm", FixedExchange(mapped, [12]), out_dim=4)
+    assert all(torch.equal(p, multiplied.get_parameter(name)) for name, p in over.named_parameters())
+    torch.testing.assert_close(multiplied(dense, None), over(dense, None))
+
+
+def test_features_of_several_dims_are_mapped_to_one_for_dot_products():
+    exchange = FixedExchange(torch.randn(6, 5), [3, 2])
+    exchange.tower_dims = [(2, 4), (3,)]
+    model = expanded("dlrm", exchange, columns=[(1, 2), (2,)])
+    assert model(torch.randn(6, DENSE), None).shape == (6,)
+    torch.testing.assert_close(model.expand.weight.T @ model.expand.weight, torch.eye(5))
+    own = torch.block_diag(torch.ones(4, 1), torch.ones(4, 2), torch.ones(4, 2))
+    assert not model.expand.weight[own == 0].any()
+
+
+def towers_of(model, tower_module, **options):
+    config = TrainConfig(data="synthetic:1000", local=True, exchange="sptt", towers=3, members=1, seed=7)
+    return build_model(set_up(dataclasses.replace(config, model=model, tower_module=tower_module, **options)), None)
+
+
+def projection(tower):
+    return tower.tower.weight if isinstance(tower, DLRMTower) else tower.project.weight
 
 
 @pytest.mark.parametrize("compression", [2, 4])
-def test_a_dcn_starts_by_undoing_what_its_towers_compress(compression):
-    config = TrainConfig(
-        data="synthetic:1000", local=True, exchange="sptt", towers=3, model="dcn", tower_module="dcn", seed=7
-    )
-    model = build_model(set_up(dataclasses.replace(config, members=1, compression=compression)), None)
-    both = model.expand.weight @ torch.block_diag(*(t.project.weight for t in model.exchange.tower_modules.values()))
+@pytest.mark.parametrize("tower_module", ["dlrm", "dcn"])
+@pytest.mark.parametrize("kind", ["dlrm", "dcn"])
+def test_a_model_starts_by_undoing_what_its_towers_compress(kind, tower_module, compression):
+    model = towers_of(kind, tower_module, compression=compression)
+    both = model.expand.weight @ torch.block_diag(*(projection(t) for t in model.exchange.tower_modules.values()))
     torch.testing.assert_close(both @ both, compression**0.25 * both)  # a projection but for that
     assert torch.linalg.matrix_rank(both) == sum(model.exchange.out_widths)
     own = torch.block_diag(*(torch.ones(16, 16) for _ in range(26)))
     assert not both[own == 0].any()
 
 
-def test_behind_isometric_towers_that_do_not_compress_there_is_no_map():
-    config = TrainConfig(data="synthetic:1000", local=True, exchange="sptt", towers=3, members=1, compression=1)
-    model = build_model(set_up(dataclasses.replace(config, model="dcn", tower_module="dcn")), None)
+@pytest.mark.parametrize("kind", ["dlrm", "dcn"])
+def test_behind_isometric_towers_that_do_not_compress_there_is_no_map(kind):
+    model = towers_of(kind, kind, compression=1)
     assert isinstance(model.expand, nn.Identity)
     for tower in model.exchange.tower_modules.values():
-        torch.testing.assert_close(tower.project.weight @ tower.project.weight.T, torch.eye(tower.in_width))
+        weight = projection(tower)
+        torch.testing.assert_close(weight @ weight.T, torch.eye(tower.in_width))
+        own = torch.block_diag(*(torch.ones(16, 16) for _ in tower.dims))
+        assert not weight[own == 0].any()
 
 
-def linear_towers_of_a_dlrm(dim, compression, **options):
-    config = TrainConfig(data="synthetic:1000", local=True, exchange="sptt", towers=2, members=1, embedding_dim=dim)
-    pair = {"model": "dlrm", "tower_module": "dlrm", "compression": compression}
-    return build_model(set_up(dataclasses.replace(config, **pair, **options)), None).exchange.tower_modules.values()
-
-
-@pytest.mark.parametrize("over_arch_width", ["flat", "towers"])
-@pytest.mark.parametrize(("dim", "compression"), [(4, 1), (16, 1), (16, 2), (8, 2), (16, 3), (32, 4)])
-def test_a_dlrm_starts_with_features_apart_where_each_keeps_enough(dim, compression, over_arch_width):
-    for module in linear_towers_of_a_dlrm(dim, compression, over_arch_width=over_arch_width):
-        weight = module.tower.weight.unflatten(1, (13, dim))  # [C_t, feature, dim]
-        assert (weight.abs().sum(2) > 0).sum(1).eq(1).all()
-        norms = module.tower.weight.square().sum(1)
-        torch.testing.assert_close(norms, torch.full_like(norms, (module.in_width / module.out_width) ** 0.5))
-
-
-@pytest.mark.parametrize(("dim", "compression"), [(4, 2), (6, 2), (8, 3), (16, 3.5), (16, 4), (16, 8)])
-def test_a_dlrm_starts_with_features_mixed_where_none_would_keep_enough(dim, compression):
-    for module in linear_towers_of_a_dlrm(dim, compression):
-        assert (module.tower.weight == 0).float().mean() < 0.01
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"over_arch_width": "towers"},
-        {"tower_module": "dlrm"},
-        {"model": "dlrm"},
-        {"model": "dlrm", "tower_module": "dlrm"},
-    ],
-    ids=lambda options: "-".join(options),
-)
-def test_other_pairs_of_model_and_towers_start_by_xavier(options):
-    config = TrainConfig(data="synthetic:1000", local=True, exchange="sptt", towers=3, members=1, compression=4)
-    model = build_model(
-        set_up(dataclasses.replace(config, **({"model": "dcn", "tower_module": "dcn"} | options))), None
-    )
-    maps = [p for name, p in model.named_parameters() if ("tower_modules" in name or "expand" in name) and p.dim() == 2]
-    # Three towers of one or two matrices; the DCN-v2 of linear ones has a map behind them.
-    matrices = 3 if "tower_module" in options else 3 * 2
-    assert len(maps) == matrices + ("model" not in options and "tower_module" in options)
+@pytest.mark.parametrize("tower_module", ["dlrm", "dcn"])
+@pytest.mark.parametrize("kind", ["dlrm", "dcn"])
+def test_towers_of_a_narrow_over_arch_start_by_xavier(kind, tower_module):
+    model = towers_of(kind, tower_module, compression=4, over_arch_width="towers")
+    assert isinstance(model.expand, nn.Identity)
+    maps = [p for name, p in model.named_parameters() if "tower_modules" in name and p.dim() == 2]
+    assert len(maps) == (3 if tower_module == "dlrm" else 3 * 2)
     for weight in maps:
         assert weight.abs().max() <= math.sqrt(6 / sum(weight.shape)) and (weight == 0).float().mean() < 0.01
 
 
-def test_isometric_towers_need_their_columns():
+@pytest.mark.parametrize("columns", [[(1, 1), (2,)], [(1, 2), (1, 1)], [(3,), (2,)]])
+@pytest.mark.parametrize("kind", ["dlrm", "dcn"])
+def test_a_map_undoes_the_columns_that_arrive(kind, columns):
     exchange = FixedExchange(torch.zeros(0, 5), [3, 2])
     exchange.tower_dims = [(2, 4), (4,)]
-    with pytest.raises(InputError, match="10 columns to be mapped back to, not 9"):
-        DCN(exchange, DENSE, expand=9, columns=[(1, 2), (2,)])
+    with pytest.raises(InputError, match="are not those that arrive"):
+        expanded(kind, exchange, columns=columns)
 
 
 @pytest.mark.parametrize("kind", ["dlrm", "dcn"])

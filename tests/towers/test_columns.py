@@ -5,7 +5,7 @@ import math
 import pytest
 
 from dmt_kernels.spec import InputError
-from dmt_kernels.towers import even_columns, keeps_features, share_columns, tower_width
+from dmt_kernels.towers import even_columns, share_columns, tower_width
 
 MANY = 1000
 
@@ -105,22 +105,3 @@ def test_there_are_as_many_columns_as_by_even_shares(compression, unit):
 def test_compression_must_be_positive(compression):
     with pytest.raises(InputError, match="compression must be a positive number"):
         share_columns([(4, 4)], [(9, 9)], [(1, 1)], compression)
-
-
-@pytest.mark.parametrize(
-    ("dims", "columns", "kept"),
-    [
-        ((16,) * 3, (8, 8, 8), True),
-        ((16,) * 3, (5, 5, 5), True),
-        ((16,) * 3, (4, 4, 4), False),
-        ((16,) * 3, (10, 1, 1), True),
-        ((16,) * 3, (6, 4, 2), False),
-        ((16,) * 3, (12, 0, 0), False),
-        ((8,) * 3, (4, 4, 4), True),
-        ((4,) * 3, (2, 2, 2), False),
-        ((4,) * 3, (4, 4, 4), True),
-    ],
-)
-def test_features_are_kept_where_columns_belong_to_features_with_enough(dims, columns, kept):
-    assert keeps_features([dims], [columns]) == kept
-    assert keeps_features([dims[:1], dims[1:]], [columns[:1], columns[1:]]) == kept

@@ -55,11 +55,14 @@ def test_importance_shares_columns_out_and_stays_with_the_model(tmp_path, capsys
     assert sum(widths["importance"]) == 104
 
 
-@pytest.mark.parametrize(("model", "unit"), [("dcn", 1), ("dlrm", 4)])
+@pytest.mark.parametrize(
+    ("model", "over_arch_width", "unit"), [("dcn", "flat", 1), ("dlrm", "flat", 1), ("dlrm", "towers", 4)]
+)
 @pytest.mark.parametrize("columns", ["importance", "within"])
-def test_towers_start_with_the_columns_that_importance_gives(model, unit, columns, tmp_path) -> None:
+def test_towers_have_the_columns_that_importance_gives(model, over_arch_width, unit, columns, tmp_path) -> None:
     config = TrainConfig("synthetic:512", local=True, model=model, tower_module=model, towers=3, compression=4)
-    config = resolve_topology(dataclasses.replace(config, tower_columns=columns), None, None)
+    config = dataclasses.replace(config, tower_columns=columns, over_arch_width=over_arch_width)
+    config = resolve_topology(config, None, None)
     names = [f"f{i:02}" for i in range(26)]
     importance = {name: 2.0 ** (-i % 7) for i, name in reversed(list(enumerate(names)))}
     Partition((tuple(names[:9]), tuple(names[20:]), tuple(names[9:20])), importance).save(tmp_path / "t.json")
@@ -74,15 +77,16 @@ def test_towers_start_with_the_columns_that_importance_gives(model, unit, column
     if columns == "within":
         expected = [share_columns(*([part] for part in parts), 4, unit)[0] for parts in zip(*known, strict=True)]
     built = build_model(setup, None)
-    for module, own in zip(built.exchange.tower_modules.values(), expected, strict=True):
-        weight = module.project.weight if model == "dcn" else module.tower.weight
+    modules = built.exchange.tower_modules.values()
+    assert [module.out_width for module in modules] == [sum(own) for own in expected]
+    if over_arch_width == "towers":
+        return
+    projections = [module.project.weight if model == "dcn" else module.tower.weight for module in modules]
+    for weight, own in zip(projections, expected, strict=True):
         assert tuple((weight.unflatten(1, (-1, 16)).abs().sum(2) > 0).sum(0).tolist()) == own
-    if model == "dcn":
-        both = built.expand.weight @ torch.block_diag(
-            *(m.project.weight for m in built.exchange.tower_modules.values())
-        )
-        apart = torch.block_diag(*(torch.ones(16, 16) for _ in names))
-        assert not both[apart == 0].any()
+    both = built.expand.weight @ torch.block_diag(*projections)
+    apart = torch.block_diag(*(torch.ones(16, 16) for _ in names))
+    assert not both[apart == 0].any()
 
 
 def test_importance_is_written_under_the_features_names(tmp_path, monkeypatch) -> None:
