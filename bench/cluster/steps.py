@@ -15,7 +15,7 @@ from bench.cluster.variants import VARIANTS, Variant, twin_of
 from bench.timing import Run
 from dmt_kernels.comm import Mesh
 from dmt_kernels.embedding import EmbeddingExchange, build_exchange
-from dmt_kernels.models import DLRM
+from dmt_kernels.models import DLRM, EXPANDED_DIM
 from dmt_kernels.spec import Batch, Jagged
 from dmt_kernels.train.step import TrainStep, mixed_precision, predict_logits
 
@@ -39,6 +39,16 @@ class MeanSquareStep(TrainStep):
         return off.square().sum() / (batch.global_samples * off.shape[1])
 
 
+def over_arch(variant: Variant, problem: Problem, exchange: nn.Module) -> nn.Module:
+    """A variant's model, over an exchange."""
+    if not variant.over_arch:
+        return MeanSquare(exchange)
+    out_dim = problem.dim // problem.compression if variant.tower_module else problem.dim
+    if variant.expand:
+        out_dim = min(problem.dim, EXPANDED_DIM)
+    return DLRM(exchange, problem.dense_width, out_dim, expand=variant.expand, seed=SEED)
+
+
 class Ours:
     """Trains a variant of ours, on the ranks of a mesh or in this process alone, and returns the global loss."""
 
@@ -56,14 +66,10 @@ class Ours:
         )
         self.batches = problem.global_batches() if mesh is None else problem.rank_batches(mesh.rank)
         self._next: Iterator[tuple[Batch, Batch]] = itertools.pairwise(itertools.cycle(self.batches))
-        model: nn.Module
-        if variant.over_arch:
-            out_dim = problem.dim // problem.compression if variant.tower_module else problem.dim
-            model, kind = DLRM(self.exchange, problem.dense_width, out_dim, seed=SEED), TrainStep
-        else:
-            model, kind = MeanSquare(self.exchange), MeanSquareStep
-        self.model = model
-        self.step = kind(model, mesh, optimizer="adam", lr=DENSE_LR, amp=variant.amp and mesh is not None)
+        self.variant = variant
+        self.model = over_arch(variant, problem, self.exchange)
+        kind = TrainStep if variant.over_arch else MeanSquareStep
+        self.step = kind(self.model, mesh, optimizer="adam", lr=DENSE_LR, amp=variant.amp and mesh is not None)
 
     def __call__(self) -> Tensor:
         return self.step(*next(self._next))  # the ids of the next batch travel under this one, as in the training loop
@@ -98,7 +104,7 @@ class _Widths(nn.Module):
 
     def __init__(self, exchange: EmbeddingExchange, samples: int) -> None:
         super().__init__()
-        self.out_widths = exchange.out_widths
+        self.out_widths, self.tower_dims = exchange.out_widths, exchange.tower_dims
         self._output = torch.rand(samples, sum(self.out_widths), requires_grad=True)
 
     def forward(self, sparse: Jagged) -> Tensor:
@@ -107,11 +113,7 @@ class _Widths(nn.Module):
 
 def over_arch_alone(ours: Ours, problem: Problem) -> Run:
     """Forward and backward pass of the over-arch of a variant, without the exchange under it."""
-    stand_in = _Widths(ours.exchange, problem.samples)
-    if isinstance(ours.model, DLRM):
-        model: nn.Module = DLRM(stand_in, problem.dense_width, ours.model.out_dim, seed=SEED)
-    else:
-        model = MeanSquare(stand_in)
+    model = over_arch(ours.variant, problem, _Widths(ours.exchange, problem.samples))
     step = type(ours.step)(model, None, optimizer="adam", lr=DENSE_LR, amp=ours.step.amp)
 
     def run() -> None:

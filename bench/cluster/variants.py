@@ -25,6 +25,7 @@ class Variant:
         True  # a DLRM; otherwise the loss is the mean of (scale * embedding - 1)^2, as for TorchRec's towers
     )
     tower_module: bool = False
+    expand: bool = False  # the DLRM maps what towers send back to the flat model's features, as `train` does by default
     peer: str | None = None  # whose it is, if not ours
     payload: WireFormat = WireFormat.FP32  # of rows and gradients between hosts
     tower_payload: WireFormat = WireFormat.FP32  # inside a host
@@ -39,9 +40,9 @@ class Variant:
         return {"payloads": Payloads.of(self.payload, self.tower_payload), **self.options}
 
     @property
-    def model(self) -> tuple[bool, bool]:
+    def model(self) -> tuple[bool, bool, bool]:
         """Variants of one model train to the same losses, but for rounding and formats."""
-        return self.over_arch, self.tower_module
+        return self.over_arch, self.tower_module, self.expand
 
     @property
     def slices(self) -> bool:
@@ -68,6 +69,10 @@ VARIANTS = (
     Variant("dmt, fp16, amp", "sptt", tower_module=True, payload=WireFormat.FP16, amp=True),
     Variant("dmt, fp8, amp", "sptt", tower_module=True, payload=WireFormat.FP8, amp=True, headline=False),
     Variant("dmt, bare, fp16, amp", "sptt", over_arch=False, tower_module=True, payload=WireFormat.FP16, amp=True),
+    Variant("dmt, expanded", "sptt", tower_module=True, expand=True, headline=False),
+    Variant(
+        "dmt, expanded, auto chunks", "sptt", tower_module=True, expand=True, options={"chunks": "auto"}, headline=False
+    ),
     Variant("dmt, 2 chunks", "sptt", tower_module=True, options={"chunks": 2}, headline=False),
     Variant("dmt, 4 chunks", "sptt", tower_module=True, options={"chunks": 4}, headline=False),
     Variant("dmt, 8 chunks", "sptt", tower_module=True, options={"chunks": 8}, headline=False),
@@ -154,6 +159,8 @@ RATIOS = (
     ("dmt, fp8", "dmt, fp16"),
     ("dmt, fp16, amp", "dmt, fp16"),
     ("dmt, fp8, amp", "dmt, fp16, amp"),
+    ("dmt, expanded", "TorchRec flat"),
+    ("dmt, expanded", "dmt"),
     ("dmt", "dmt, loopback"),
     ("flat", "flat, loopback"),
     ("dmt", "flat"),

@@ -12,6 +12,8 @@ from dmt_kernels.models.mlp import MLP
 from dmt_kernels.spec import InputError, Jagged
 from dmt_kernels.towers import init_parameters_
 
+EXPANDED_DIM = 16  # of features that are mapped back, at most: the map costs as much more as they are wider
+
 
 class DLRM(nn.Module):
     """Deep learning recommendation model (Naumov et al., arXiv 1906.00091) over any exchange.

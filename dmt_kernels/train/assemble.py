@@ -18,7 +18,7 @@ from dmt_kernels.comm import Mesh, build_mesh
 from dmt_kernels.embedding import build_exchange
 from dmt_kernels.embedding.chunk_choice import Chunks
 from dmt_kernels.embedding.placement import obstacle_to_owners
-from dmt_kernels.models import DCN, DLRM
+from dmt_kernels.models import DCN, DLRM, EXPANDED_DIM
 from dmt_kernels.planner import STRATEGIES, partition_features, place
 from dmt_kernels.spec import InputError, Partition, Plan, Table, Topology, tables_by_feature
 from dmt_kernels.towers import (
@@ -222,7 +222,7 @@ def _expands(setup: Setup) -> bool:
 def _out_dim(setup: Setup) -> int:
     """Width of a feature in the DLRM's dot products."""
     if _expands(setup):
-        return max(table.dim for table in setup.plan.tables)
+        return min(EXPANDED_DIM, max(table.dim for table in setup.plan.tables))
     return common_out_dim(setup.config.tower_module, _tower_dims(setup), setup.config.compression)
 
 

@@ -87,7 +87,9 @@ class TrainConfig:
         ("importance", "within", "even"),
     )
     over_arch_width: str = _option(
-        "flat", "behind compressing towers: that of the flat twin, or what arrives", ("flat", "towers")
+        "flat",
+        "behind compressing towers: that of the flat twin (of a DLRM's features at most 16 columns), or what arrives",
+        ("flat", "towers"),
     )
     dense_optimizer: str = _option("adam", "optimizer of everything but the tables", ("adam", "adagrad"))
     dense_lr: float = _option(1e-3, "its learning rate", metavar="LR")

@@ -1,5 +1,7 @@
 """What the over-arch becomes behind towers."""
 
+import dataclasses
+
 import pytest
 
 from dmt_kernels.train.assemble import build_model, set_up
@@ -42,3 +44,13 @@ def test_where_nothing_is_compressed_the_over_arch_is_the_flat_one(model, option
     flat, towers = model_of(model, exchange="flat"), model_of(model, **options)
     shapes = [{n: p.shape for n, p in m.named_parameters() if not n.startswith("exchange.")} for m in (flat, towers)]
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(("dim", "mapped"), [(8, 8), (16, 16), (32, 16)])
+def test_a_dlrm_maps_features_back_to_dot_products_of_sixteen_columns_at_most(dim, mapped):
+    config = TrainConfig("synthetic:64", local=True, towers=2, members=1, tower_module="dlrm", embedding_dim=dim)
+    model = build_model(set_up(config), None)
+    assert model.out_dim == mapped
+    assert model.expand.weight.shape == (26 * mapped, 26 * dim // 2)
+    narrow = build_model(set_up(dataclasses.replace(config, over_arch_width="towers")), None)
+    assert narrow.out_dim == dim // 2 and not list(narrow.expand.parameters())
