@@ -15,7 +15,7 @@ from bench.cluster.variants import VARIANTS, Variant, twin_of
 from bench.timing import Run
 from dmt_kernels.comm import Mesh
 from dmt_kernels.embedding import EmbeddingExchange, build_exchange
-from dmt_kernels.models import DLRM, EXPANDED_DIM
+from dmt_kernels.models import DLRM, expanded_dim
 from dmt_kernels.spec import Batch, Jagged
 from dmt_kernels.train.step import TrainStep, mixed_precision, predict_logits
 
@@ -39,13 +39,13 @@ class MeanSquareStep(TrainStep):
         return off.square().sum() / (batch.global_samples * off.shape[1])
 
 
-def over_arch(variant: Variant, problem: Problem, exchange: nn.Module) -> nn.Module:
+def build_over_arch(variant: Variant, problem: Problem, exchange: nn.Module) -> nn.Module:
     """A variant's model, over an exchange."""
     if not variant.over_arch:
         return MeanSquare(exchange)
     out_dim = problem.dim // problem.compression if variant.tower_module else problem.dim
     if variant.expand:
-        out_dim = min(problem.dim, EXPANDED_DIM)
+        out_dim = expanded_dim([problem.dim])
     return DLRM(exchange, problem.dense_width, out_dim, expand=variant.expand, seed=SEED)
 
 
@@ -67,7 +67,7 @@ class Ours:
         self.batches = problem.global_batches() if mesh is None else problem.rank_batches(mesh.rank)
         self._next: Iterator[tuple[Batch, Batch]] = itertools.pairwise(itertools.cycle(self.batches))
         self.variant = variant
-        self.model = over_arch(variant, problem, self.exchange)
+        self.model = build_over_arch(variant, problem, self.exchange)
         kind = TrainStep if variant.over_arch else MeanSquareStep
         self.step = kind(self.model, mesh, optimizer="adam", lr=DENSE_LR, amp=variant.amp and mesh is not None)
 
@@ -113,7 +113,7 @@ class _Widths(nn.Module):
 
 def over_arch_alone(ours: Ours, problem: Problem) -> Run:
     """Forward and backward pass of the over-arch of a variant, without the exchange under it."""
-    model = over_arch(ours.variant, problem, _Widths(ours.exchange, problem.samples))
+    model = build_over_arch(ours.variant, problem, _Widths(ours.exchange, problem.samples))
     step = type(ours.step)(model, None, optimizer="adam", lr=DENSE_LR, amp=ours.step.amp)
 
     def run() -> None:

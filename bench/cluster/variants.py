@@ -70,9 +70,6 @@ VARIANTS = (
     Variant("dmt, fp8, amp", "sptt", tower_module=True, payload=WireFormat.FP8, amp=True, headline=False),
     Variant("dmt, bare, fp16, amp", "sptt", over_arch=False, tower_module=True, payload=WireFormat.FP16, amp=True),
     Variant("dmt, expanded", "sptt", tower_module=True, expand=True, headline=False),
-    Variant(
-        "dmt, expanded, auto chunks", "sptt", tower_module=True, expand=True, options={"chunks": "auto"}, headline=False
-    ),
     Variant("dmt, 2 chunks", "sptt", tower_module=True, options={"chunks": 2}, headline=False),
     Variant("dmt, 4 chunks", "sptt", tower_module=True, options={"chunks": 4}, headline=False),
     Variant("dmt, 8 chunks", "sptt", tower_module=True, options={"chunks": 8}, headline=False),

@@ -29,7 +29,8 @@ class DCN(nn.Module):
         What the exchange gives is first mapped to as many columns as the features of ``exchange.tower_dims`` have
         (:class:`~dmt_kernels.models.Expansion`); by default it is crossed as it comes.
     columns : sequence of sequence of int, optional
-        The map undoes towers that start as isometries with these columns of their features, and the same `seed`.
+        The map undoes towers that start as isometries with these columns of their features, and the same `seed`;
+        without `expand` they change nothing.
     layers : int
         Number of crosses.
     rank : int or None
@@ -58,14 +59,13 @@ class DCN(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        arrives = cast(Sequence[int], exchange.out_widths)
         self.exchange = exchange
-        expansion = None
+        self.expand: nn.Module = nn.Identity()
+        width = sum(cast(Sequence[int], exchange.out_widths))
         if expand:
-            dims = cast(Sequence[Sequence[int]], exchange.tower_dims)
-            expansion = Expansion(arrives, dims, columns=columns, seed=seed)
-        self.expand = expansion or nn.Identity()
-        width = dense_width + (expansion.out_features if expansion else sum(arrives))
+            self.expand = expansion = Expansion(exchange, columns=columns, seed=seed)
+            width = expansion.out_features
+        width += dense_width
         self.cross = CrossNet(width, layers, rank=rank)
         self.deep = MLP(width, (*deep, 1), last_relu=False)
         init_parameters_(self.cross, seed, "cross")

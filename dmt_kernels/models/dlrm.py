@@ -12,8 +12,6 @@ from dmt_kernels.models.mlp import MLP
 from dmt_kernels.spec import InputError, Jagged
 from dmt_kernels.towers import init_parameters_
 
-EXPANDED_DIM = 16  # of features that are mapped back, at most: the map costs as much more as they are wider
-
 
 class DLRM(nn.Module):
     """Deep learning recommendation model (Naumov et al., arXiv 1906.00091) over any exchange.
@@ -34,7 +32,8 @@ class DLRM(nn.Module):
         (:class:`~dmt_kernels.models.Expansion`), so that the interaction is the flat model's. By default towers give
         the features, as in the paper, and their widths have to be multiples of `out_dim`.
     columns : sequence of sequence of int, optional
-        The map undoes towers that start as isometries with these columns of their features, and the same `seed`.
+        The map undoes towers that start as isometries with these columns of their features, and the same `seed`;
+        without `expand` they change nothing.
     bottom, top : sequence of int
         Hidden widths of the MLP before and after the interaction.
     seed : int
@@ -60,14 +59,12 @@ class DLRM(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        arrives = cast(Sequence[int], exchange.out_widths)
         self.exchange = exchange
-        expansion = None
+        self.expand: nn.Module = nn.Identity()
+        widths = cast(Sequence[int], exchange.out_widths)
         if expand:
-            dims = [(out_dim,) * len(tower) for tower in cast(Sequence[Sequence[int]], exchange.tower_dims)]
-            expansion = Expansion(arrives, dims, columns=columns, seed=seed)
-        self.expand = expansion or nn.Identity()
-        widths = [expansion.out_features] if expansion else arrives
+            self.expand = expansion = Expansion(exchange, out_dim=out_dim, columns=columns, seed=seed)
+            widths = [expansion.out_features]
         for t, width in enumerate(widths):
             if width % out_dim:
                 raise InputError(

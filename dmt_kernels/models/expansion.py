@@ -1,29 +1,38 @@
 """The map behind towers that compress."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dmt_kernels.spec import InputError
 from dmt_kernels.towers import init_parameters_, isometry
 
+_MOST_DIM = 16  # wider dot products gained nothing that was measured, and the map costs as much more
+
+
+def expanded_dim(dims: Iterable[int]) -> int:
+    """Choose the width of the features that an expansion gives a DLRM: the widest embedding's, and at most 16."""
+    return min(_MOST_DIM, max(dims))
+
 
 class Expansion(nn.Linear):
-    """Maps what arrives from compressing towers to as many columns as a flat model's features have.
+    """Maps what arrives from compressing towers to as many features as a flat model has: ``[N, C]`` to ``[N, D]``.
 
     What towers spare the wire the over-arch then need not lack. The map sees what arrives from all towers.
 
     Parameters
     ----------
-    out_widths : sequence of int
-        Columns that arrive from every tower.
-    tower_dims : sequence of sequence of int
-        Columns that every tower's features are mapped to, side by side.
+    exchange : nn.Module
+        Whose ``out_widths``, ``C`` in all, arrive, of features of ``tower_dims``.
+    out_dim : int, optional
+        Columns of every feature, ``D`` in all; by default as many as its embeddings have.
     columns : sequence of sequence of int, optional
         The towers start as isometries with these columns of their features, of the same `seed`
         (:func:`~dmt_kernels.towers.init.start_isometric_`): the map starts as the isometries' transpose, without the
-        towers' factor, so that every feature goes back to columns of its own. None: it starts by Xavier.
+        towers' factor, so that every feature goes back to columns of its own; to the first `out_dim` of them, where its
+        embeddings are wider. None: it starts by Xavier.
     seed : int
         Initial values: see :mod:`dmt_kernels.towers.init`.
 
@@ -35,31 +44,27 @@ class Expansion(nn.Linear):
 
     def __init__(
         self,
-        out_widths: Sequence[int],
-        tower_dims: Sequence[Sequence[int]],
+        exchange: nn.Module,
         *,
+        out_dim: int | None = None,
         columns: Sequence[Sequence[int]] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(sum(out_widths), sum(map(sum, tower_dims)))
+        out_widths = cast(Sequence[int], exchange.out_widths)
+        tower_dims = cast(Sequence[Sequence[int]], exchange.tower_dims)
+        dims = [dim for tower in tower_dims for dim in tower]
+        super().__init__(sum(out_widths), sum(out_dim or dim for dim in dims))
         init_parameters_(self, seed, "expand")
-        if columns is not None:
-            self._undo_isometries_(out_widths, tower_dims, columns, seed)
-
-    @torch.no_grad()
-    def _undo_isometries_(
-        self,
-        out_widths: Sequence[int],
-        tower_dims: Sequence[Sequence[int]],
-        columns: Sequence[Sequence[int]],
-        seed: int,
-    ) -> None:
+        if columns is None:
+            return
         if list(map(sum, columns)) != list(out_widths) or list(map(len, columns)) != list(map(len, tower_dims)):
-            raise InputError(f"columns {columns} are not those that arrive, {tuple(out_widths)}")
+            raise InputError(f"columns {columns} are not those of features {tower_dims} that arrive as {out_widths}")
         if not self.weight.is_meta:
-            towers = zip(tower_dims, columns, strict=True)
-            self.weight.copy_(torch.block_diag(*(isometry(dims, own, seed).T for dims, own in towers)))
+            maps = [isometry(own, width, seed) for own, width in zip(tower_dims, columns, strict=True)]
+            fitted = torch.block_diag(*(torch.eye(out_dim or dim, dim, dtype=torch.float64) for dim in dims))
+            with torch.no_grad():
+                self.weight.copy_(fitted @ torch.block_diag(*maps).T)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``x`` ``[N, sum(out_widths)]`` to ``[N, sum of all dims]``, of its dtype under autocast, too."""
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``x`` ``[N, C]`` to ``[N, D]``, of its own dtype under autocast, too."""
         return super().forward(x).to(x.dtype)

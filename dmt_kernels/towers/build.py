@@ -35,7 +35,7 @@ def common_out_dim(kind: str, tower_dims: Sequence[Sequence[int]], compression: 
     Returns
     -------
     int
-        ``out_dim`` for :func:`build_tower_module` and for the DLRM.
+        ``out_dim`` for :func:`build_tower_module` and for a DLRM that does not expand what arrives.
 
     Raises
     ------
@@ -85,8 +85,8 @@ def build_tower_module(
         Columns of every feature, of :func:`share_columns`; together they are the output, whatever the compression
         (unless `c` or `p` makes it another). By default they are in proportion to the dims.
     out_dim : int, optional
-        The output width is a multiple of this. A model with dot products needs one for all towers
-        (:func:`common_out_dim`); others take any width, which is the default.
+        The output width is a multiple of this. A model that takes dot products of what arrives needs one for
+        all towers (:func:`common_out_dim`); others take any width, which is the default.
     c, p : int, optional
         Output features of a DLRM-style module, see there; values given win over the compression. By default ``p`` is 0
         and ``c`` fills the width: the flattened projection can do all that the per-feature one can.

@@ -25,8 +25,7 @@ class DCNTower(TowerModule):
     columns : sequence of int, optional
         The projection starts as an isometry in which features have so many of its columns to themselves, `out_width`
         together, times a factor (:func:`~dmt_kernels.towers.init.start_isometric_`), which suits models that begin by
-        undoing it (:class:`~dmt_kernels.models.Expansion`).
-        None: it starts with all features mixed.
+        undoing it (:class:`~dmt_kernels.models.Expansion`). None: it starts with all features mixed.
     seed, name : int, str
         Initial values: see :mod:`dmt_kernels.towers.init`.
     """

@@ -18,7 +18,7 @@ from dmt_kernels.comm import Mesh, build_mesh
 from dmt_kernels.embedding import build_exchange
 from dmt_kernels.embedding.chunk_choice import Chunks
 from dmt_kernels.embedding.placement import obstacle_to_owners
-from dmt_kernels.models import DCN, DLRM, EXPANDED_DIM
+from dmt_kernels.models import DCN, DLRM, expanded_dim
 from dmt_kernels.planner import STRATEGIES, partition_features, place
 from dmt_kernels.spec import InputError, Partition, Plan, Table, Topology, tables_by_feature
 from dmt_kernels.towers import (
@@ -222,7 +222,7 @@ def _expands(setup: Setup) -> bool:
 def _out_dim(setup: Setup) -> int:
     """Width of a feature in the DLRM's dot products."""
     if _expands(setup):
-        return min(EXPANDED_DIM, max(table.dim for table in setup.plan.tables))
+        return expanded_dim(table.dim for table in setup.plan.tables)
     return common_out_dim(setup.config.tower_module, _tower_dims(setup), setup.config.compression)
 
 
@@ -252,14 +252,14 @@ def _tower_columns(setup: Setup) -> list[tuple[int, ...]]:
 
 def _tower_modules(setup: Setup) -> dict[int, TowerModule]:
     config = setup.config
-    unit = _unit(setup)
-    isometric = config.over_arch_width == "flat"  # as in a flat model, features start apart (docs/quality.md)
+    # Features start apart, as in a flat model, unless what is compressed stays so (docs/quality.md).
+    isometric = _expands(setup) or config.compression <= 1
     return {
         t: build_tower_module(
             config.tower_module,
             dims,
             columns=columns,
-            out_dim=unit,
+            out_dim=_unit(setup),
             isometric=isometric,
             seed=config.seed,
             name=f"tower{t}",

@@ -143,7 +143,7 @@ def over_arch_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def expansion_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters of the map of what towers compressed to the flat model's columns, by name; none without one."""
+    """Parameters of the map of what towers compressed to the flat model's features, by name; none without one."""
     return {name: p for name, p in over_arch_parameters(model).items() if name.startswith("expand.")}
 
 

@@ -116,10 +116,19 @@ def test_every_contender_has_a_twin_of_ours_and_ratios_name_contenders():
     for variant in VARIANTS:
         assert twin_of(variant, VARIANTS).exact
     assert [v.name for v in parse_names("dmt, fp8; TorchRec flat")] == ["flat", "dmt", "dmt, fp8", "TorchRec flat"]
+    assert [v.name for v in parse_names("dmt, expanded")] == ["dmt, expanded"]  # nobody else trains to its losses
     assert parse_names("") == [variant for variant in VARIANTS if variant.headline]
     with pytest.raises(InputError, match="no contender 'nobody'"):
         parse_names("flat;nobody")
     assert {"TorchRec flat", "TorchRec towers, bare"} <= {second for _, second in RATIOS} & set(names)
+
+
+@pytest.mark.parametrize("dim, mapped", [(64, 16), (8, 8)])
+def test_an_expanded_model_is_what_train_builds_by_default(dim, mapped):
+    problem = dataclasses.replace(TINY, dim=dim)
+    model = Ours(next(v for v in VARIANTS if v.name == "dmt, expanded"), problem, None).model
+    assert model.out_dim == mapped
+    assert model.expand.weight.shape == (problem.tables * mapped, problem.tables * dim // 4)
 
 
 def test_formats_have_the_room_that_their_errors_need():

@@ -330,7 +330,7 @@ def test_a_tiny_grid_from_end_to_end_that_is_killed_on_the_way(tmp_path, capsys)
     assert len(lines) == 1 + 1 + 2 * 3
     scored = [run for run in map(json.loads, lines) if run["payloads"]]
     assert all(set(run["payloads"]) == {"bf16", "fp8"} for run in scored)
-    assert any(run["payloads"]["fp8"] != run["auc"] for run in scored)
+    assert any(run["payloads"]["fp8"] != run["auc"] for run in scored)  # so few rows need not change their order
     run = scored[0]
     assert len(run["curve"]) == 2
     assert run["spec"]["options"]["tower_module"] == "dcn"

@@ -9,7 +9,7 @@ from torch import nn
 
 from dmt_kernels.models import DCN, DLRM
 from dmt_kernels.spec import InputError, Jagged
-from dmt_kernels.towers import DLRMTower, PassThrough, build_tower_module, common_out_dim
+from dmt_kernels.towers import DLRMTower, PassThrough, build_tower_module, common_out_dim, isometry
 from dmt_kernels.train.assemble import build_model, set_up
 from dmt_kernels.train.config import TrainConfig
 
@@ -116,13 +116,21 @@ def test_what_arrives_may_be_mapped_to_as_many_columns_as_features_have():
 
 
 def test_features_of_several_dims_are_mapped_to_one_for_dot_products():
-    exchange = FixedExchange(torch.randn(6, 5), [3, 2])
-    exchange.tower_dims = [(2, 4), (3,)]
-    model = expanded("dlrm", exchange, columns=[(1, 2), (2,)])
+    exchange = FixedExchange(torch.randn(6, 6), [3, 3])
+    exchange.tower_dims = [(2, 4), (6,)]
+    model = expanded("dlrm", exchange, columns=[(1, 2), (3,)])
     assert model(torch.randn(6, DENSE), None).shape == (6,)
-    torch.testing.assert_close(model.expand.weight.T @ model.expand.weight, torch.eye(5))
-    own = torch.block_diag(torch.ones(4, 1), torch.ones(4, 2), torch.ones(4, 2))
-    assert not model.expand.weight[own == 0].any()
+    # Narrow ones are filled up with zeros, and wide ones lose what is beyond.
+    blocks = [isometry((dim,), (width,), 0).T.float() for dim, width in ((2, 1), (4, 2), (6, 3))]
+    blocks[0] = torch.cat([blocks[0], torch.zeros(2, 1)])
+    assert torch.equal(model.expand.weight, torch.block_diag(blocks[0], blocks[1], blocks[2][:4]))
+
+
+def test_maps_without_columns_differ_by_seed_alone():
+    exchange = FixedExchange(torch.randn(6, 5), [3, 2])
+    exchange.tower_dims = [(4, 4), (4,)]
+    first, again, other = (expanded("dcn", exchange, seed=seed).expand.weight for seed in (3, 3, 4))
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def towers_of(model, tower_module, **options):
@@ -173,7 +181,7 @@ def test_towers_of_a_narrow_over_arch_start_by_xavier(kind, tower_module):
 def test_a_map_undoes_the_columns_that_arrive(kind, columns):
     exchange = FixedExchange(torch.zeros(0, 5), [3, 2])
     exchange.tower_dims = [(2, 4), (4,)]
-    with pytest.raises(InputError, match="are not those that arrive"):
+    with pytest.raises(InputError, match="are not those of features"):
         expanded(kind, exchange, columns=columns)
 
 

@@ -1,6 +1,7 @@
 """What the over-arch becomes behind towers."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -54,3 +55,24 @@ def test_a_dlrm_maps_features_back_to_dot_products_of_sixteen_columns_at_most(di
     assert model.expand.weight.shape == (26 * mapped, 26 * dim // 2)
     narrow = build_model(set_up(dataclasses.replace(config, over_arch_width="towers")), None)
     assert narrow.out_dim == dim // 2 and not list(narrow.expand.parameters())
+
+
+def test_features_of_unequal_tables_are_mapped_back_to_the_widest(tmp_path):
+    tables = [{"name": f"t{i}", "rows": 9000, "dim": (4, 8)[i % 2], "features": [f"f{i:02}"]} for i in range(26)]
+    (tmp_path / "tables.json").write_text(json.dumps({"tables": tables}))
+    config = TrainConfig("synthetic:64", local=True, towers=2, members=1, tower_module="dlrm")
+    model = build_model(set_up(dataclasses.replace(config, tables=str(tmp_path / "tables.json"))), None)
+    assert model.out_dim == 8
+    assert model.expand.weight.shape == (26 * 8, 26 * 6 // 2)
+
+
+@pytest.mark.parametrize("model", ["dlrm", "dcn"])
+def test_the_least_compression_has_a_map(model):
+    tower = model_of(model, tower_module=model, compression=1.01)
+    assert sum(tower.exchange.out_widths) == 2 * (13 * 8 * 100 // 101) == tower.expand.weight.shape[1]
+
+
+def test_towers_of_a_narrow_dcn_have_any_width():
+    tower = model_of("dcn", tower_module="dlrm", compression=3, over_arch_width="towers")
+    assert tower.exchange.out_widths == [34, 34]  # of 104 columns, and no multiple of 4
+    assert model_of("dcn", tower_module="dcn", compression=0.9).exchange.out_widths == [115, 115]
