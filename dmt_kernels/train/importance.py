@@ -11,10 +11,9 @@ from dmt_kernels.spec import derive_seed
 from dmt_kernels.train.flat_run import FlatRun
 
 _AT_A_TIME = 1024  # rows: dot products of many features are wide
-_VALUES, _LEAST = (
-    2**19,
-    512,
-)  # rows of all passes together, and of each: many features are many passes, all of them wide
+# Many features are many passes, all of them wide.
+_VALUES = 2**19  # rows of all passes together
+_LEAST = 512  # rows of each, whatever they come to
 
 
 @torch.no_grad()
