@@ -65,17 +65,19 @@ def test_tiles(op, dtype, products, dims, out_width, samples):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ring", [0, 1])
 @pytest.mark.parametrize(
     ("dims", "out_width", "samples", "options"),
     [
-        ((128, 256, 64, 64), 300, 400, {}),
-        ((64, 24, 8, 40, 3), 130, 130, {"pooling": "mean"}),
-        ((128, 72), 64, 1000, {"weighted": True}),
+        ((128, 256, 64, 64), (300, 250), 400, {}),
+        ((64, 24, 8, 40, 3), (130, 130), 130, {"pooling": "mean"}),
+        ((128, 72), (64, 64), 1000, {"weighted": True}),
     ],
     ids=["slices", "features", "weights"],
 )
-def test_many_samples(op, dtype, dims, out_width, samples, options):
+def test_many_samples(op, monkeypatch, dtype, ring, dims, out_width, samples, options):
     """Tiles of the kernels for many samples: bags of one id, whose rows are copied, beside others."""
+    monkeypatch.setenv("DMT_TOWER_POOL_RING", str(ring))
     case = random_bags(
         dims=dims, rows=(50,) * len(dims), blocks=2, samples=samples, longest=3, dtype=dtype, missing=True,
         id_dtype=torch.int32 if dtype == torch.float16 else torch.int64, block_order=[1, 0], **options,
@@ -87,9 +89,27 @@ def test_many_samples(op, dtype, dims, out_width, samples, options):
     tables, ids, offsets, weights, *layout = arguments(case)
     count = int(offsets[-1])
     assert count == len(lengths) <= len(ids)
-    weight = torch.randn(out_width, case.width).to(dtype)
+    weight = torch.randn(out_width[ring], case.width).to(dtype)  # the ring makes 256 columns at most
     weights = None if weights is None else weights[:count]
     given = (tables, ids[:count], offsets, weight, None, weights, *layout, False, torch.bfloat16)
+    assert_close(op("tower_pool")(*given), torch.ops.dmt.tower_pool(*given), torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"pooling": "mean"}, {"weighted": True}, {"id_dtype": torch.int32}, {"shard": True}, {"slack": 3}],
+    ids=["sum", "mean", "weighted", "int32", "shard", "slack"],
+)
+def test_long_bags(op, monkeypatch, dtype, options):
+    """Empty bags, and some of more ids than a ring of rows has room for; more tiles than blocks."""
+    monkeypatch.setenv("DMT_TOWER_POOL_RING", "1")
+    case = random_bags(
+        dims=(128, 40, 64, 5), rows=(60,) * 4, blocks=2, samples=300, longest=40, dtype=dtype, missing=True,
+        block_order=[1, 0], **options,
+    )  # fmt: skip
+    tables, ids, offsets, *layout = arguments(case)
+    given = (tables, ids, offsets, torch.randn(200, case.width).to(dtype), None, *layout, False, torch.bfloat16)
     assert_close(op("tower_pool")(*given), torch.ops.dmt.tower_pool(*given), torch.bfloat16)
 
 

@@ -86,8 +86,8 @@ struct PooledRun {
   }
 
   // Where the rows of the window lie that begins at a position, counted from `first`. `id`: of this lane's row.
-  DMT_MEMBER void place_rows(int64_t first, int base, int last, int window, RawId id) const {
-    __syncwarp(group.mask);  // the places of the last window were read
+  DMT_MEMBER void place_rows(int64_t first, int base, int last, int window, RawId id, int64_t* places) const {
+    __syncwarp(group.mask);  // the places of a window before were read
 #pragma unroll 1
     for (int i = group.lane; i < window; i += group.lanes()) {
       const int64_t position = first + base + i;
@@ -117,7 +117,7 @@ struct PooledRun {
     const char* const table = reinterpret_cast<const char*>(static_cast<const T*>(feature.table) + columns.column);
     RawId next = ask_ahead(first, 0, count);
     for (int base = 0; base < count; base += window) {
-      place_rows(first, base, count, window, next);
+      place_rows(first, base, count, window, next, places);
       next = ask_ahead(first, base + window, count);
 #pragma unroll 1
       for (int begin = 0; begin < window && begin < count - base; begin += kTogether) {
@@ -177,7 +177,7 @@ struct PooledRun {
     };
     RawId next = ask_ahead(first, 0, last);
     for (int base = 0; base < last; base += window) {
-      place_rows(first, base, last, window, next);
+      place_rows(first, base, last, window, next, places);
       next = ask_ahead(first, base + window, last);
 #pragma unroll 1
       for (int begin = 0; begin < window && begin < last - base; begin += kTogether) {

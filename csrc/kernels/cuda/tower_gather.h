@@ -1,24 +1,26 @@
 // What the gathering warps of tower_pool's kernel for Hopper do: which pieces they make of which tiles, and when.
 #pragma once
 
-#include "tower_piece.h"
+#include "tower_ring.h"
 
 namespace dmt::cuda {
 
-// The number of a part among all those of a block, and where it goes.
+// The number of a part among all those of a block, and where it goes: `slots` tiles have room.
+template <unsigned slots>
 struct Place {
   unsigned number;
 
   DMT_MEMBER int part() const { return static_cast<int>(number % kParts); }  // of its tile
   DMT_MEMBER unsigned slice() const { return number / kParts; }              // among all those of the block
-  DMT_MEMBER int slot() const { return static_cast<int>(slice() % kSlots); }
-  DMT_MEMBER unsigned parity() const { return slice() / kSlots & 1; }  // of the slot's use
+  DMT_MEMBER int slot() const { return static_cast<int>(slice() % slots); }
+  DMT_MEMBER unsigned parity() const { return slice() / slots & 1; }  // of the slot's use
 };
 
 // A warp's pieces, one after another, from one of a part on, or from its first one.
 class Pieces {
  public:
-  DMT_MEMBER Pieces(const Bags& bags, const Walk& walk, const Place& place, int feature)
+  template <unsigned slots>
+  DMT_MEMBER Pieces(const Bags& bags, const Walk& walk, const Place<slots>& place, int feature)
       : bags_(bags), walk_(walk), part_(place.part()) {
     const int slice = static_cast<int>(place.slice());
     begin_item(walk.first_item() + slice / walk.slices * walk.stride());
@@ -78,27 +80,80 @@ class Pieces {
   bool reports_;
 };
 
-// Gathers for all items of the block. `full` and `empty` are barriers, one a slot: each lane arrives at the first ones
-// once for each part of a tile.
-class Gatherer {
+// What a warp gathers into: tiles in slots, and barriers, one a slot. Each lane arrives at `full` once for each part of
+// a tile.
+struct Slots {
+  unsigned char* tiles;
+  uint64_t* full;
+  uint64_t* empty;
+};
+
+// Of a warp, the part that it makes.
+template <unsigned slots>
+class Part {
  public:
-  DMT_MEMBER Gatherer(const Bags& bags, const Walk& walk, int warp, unsigned char* slots, uint64_t* full,
-                      uint64_t* empty, int64_t* places)
-      : bags_(bags),
-        walk_(walk),
-        slots_(slots),
-        full_(full),
-        empty_(empty),
-        places_(places),
-        here_{static_cast<unsigned>(warp)} {}
+  DMT_MEMBER Part(const Bags& bags, const Slots& shared, int warp)
+      : bags_(bags), shared_(shared), place_{static_cast<unsigned>(warp)} {}
+
+  DMT_MEMBER const Place<slots>& place() const { return place_; }
+  DMT_MEMBER unsigned char* tile() const { return shared_.tiles + place_.slot() * kSlotBytes; }
+  DMT_MEMBER int first_row() const { return place_.part() * kPartRows; }
+
+  // Before something is written there.
+  DMT_MEMBER void wait() {
+    if (is_free_) return;
+    wait_for(shared_.empty + place_.slot(), place_.parity() ^ 1);
+    is_free_ = true;
+  }
+
+  // `has_stored`: some of it was stored, rather than all copied.
+  DMT_MEMBER void end(int slice, bool has_stored) {
+    wait();
+    has_stored |= clear_rest(slice);
+    uint64_t* const full = shared_.full + place_.slot();
+    if (has_stored) {
+      commit_copies();
+      wait_for_copies<0>();
+      arrive(full);
+    } else {
+      arrive_after_copies(full);
+    }
+    place_.number += kGatherers;
+    is_free_ = false;
+  }
+
+ private:
+  // Zeros where the matrix has no columns. (What rows beyond the samples hold matters to no other row.)
+  DMT_MEMBER bool clear_rest(int slice) const {
+    const int64_t width = bags_.width - static_cast<int64_t>(slice) * kSlice;
+    if (width >= kSlice) return false;
+    for (int column = static_cast<int>(width); column < kSlice; ++column) {
+      const int row = first_row() + static_cast<int>(threadIdx.x % 32);
+      *reinterpret_cast<uint16_t*>(tile() + tile_place(row, column)) = 0;
+    }
+    return true;
+  }
+
+  const Bags& bags_;
+  const Slots shared_;
+  Place<slots> place_;
+  bool is_free_ = false;  // the slot
+};
+
+// Gathers rows of bfloat16 for all items of the block where nearly all bags have one id: rows are copied into tiles.
+template <unsigned slots>
+class Copier {
+ public:
+  DMT_MEMBER Copier(const Bags& bags, const Walk& walk, const Slots& shared, int warp, int64_t* places)
+      : bags_(bags), walk_(walk), part_(bags, shared, warp), places_(places) {}
 
   DMT_MEMBER void run() {
     for (;;) {
       copy_pieces();
-      Pieces pieces(bags_, walk_, here_, feature_);
+      Pieces pieces(bags_, walk_, part_.place(), feature_);
       const Piece piece = pieces.piece();
       if (!piece.exists) return;
-      if (piece.begins) begin_part();
+      part_.wait();
       pool(piece);
       pieces.advance();
       const Piece next = pieces.piece();
@@ -108,12 +163,10 @@ class Gatherer {
   }
 
  private:
-  DMT_MEMBER static int lane() { return static_cast<int>(threadIdx.x % 32); }
-
   // As long as no bag has more than one id and all else allows it, rows are their own sums and are copied. While a
   // piece is copied, the next one's ids are on their way, and offsets of the one after it.
   DMT_MEMBER void copy_pieces() {
-    Pieces pieces(bags_, walk_, here_, feature_);
+    Pieces pieces(bags_, walk_, part_.place(), feature_);
     Piece next;
     RowBag next_bag;
     int64_t begin;  // offsets as they are read: to look at them is to wait
@@ -149,14 +202,14 @@ class Gatherer {
                              columns.count % kPackSize<BFloat16> == 0 && is_aligned(table, feature.stride);
       if (!__all_sync(kAllLanes, is_copied && !bag.has_more)) return;
       advance();
-      if (now.begins) begin_part();
+      part_.wait();
       const int64_t id = id_of(bags_, bag.id);
       const int64_t row = bag.has_ids ? row_of(bags_, feature, id) : kElsewhere;
       if (now.reports && row == kMissing && columns.in_table == 0) {
         report_missing(bags_, feature, now.bag, id);
       }
       const uint64_t address = row < 0 ? 0 : reinterpret_cast<uint64_t>(table + row * feature.stride);
-      copy_piece(columns, address, first_row(), tile());
+      copy_piece(columns, address, part_.first_row(), part_.tile());
       if (next.begins) end_part(now.slice);
     }
     feature_ = -1;
@@ -165,52 +218,101 @@ class Gatherer {
   DMT_MEMBER void pool(const Piece& piece) {
     const Feature& feature = bags_.features[piece.feature];
     const PieceColumns columns = piece_columns(feature, piece.slice);
-    const int row = lane();
-    pool_piece(bags_, feature, columns, piece.bag - row, piece.count + row, piece.reports && columns.in_table == 0,
-               first_row(), tile(), places_);
+    const int row = static_cast<int>(threadIdx.x % 32);
+    const auto run = run_of<BFloat16>(bags_, feature, columns, piece.bag - row, piece.count + row,
+                                      piece.reports && columns.in_table == 0, places_, 0);
+    auto store = into_tile(run, columns, part_.first_row(), part_.tile());
+    pool_in_registers(run, store);
+    __syncwarp();
     has_stored_ = true;
-  }
-
-  DMT_MEMBER unsigned char* tile() const { return slots_ + here_.slot() * kSlotBytes; }
-  DMT_MEMBER int first_row() const { return here_.part() * kPartRows; }
-
-  DMT_MEMBER void begin_part() {
-    wait_for(empty_ + here_.slot(), here_.parity() ^ 1);
-    has_stored_ = false;
   }
 
   DMT_MEMBER void end_part(int slice) {
-    clear_rest(slice);
-    uint64_t* const full = full_ + here_.slot();
-    if (has_stored_) {
-      commit_copies();
-      wait_for_copies<0>();
-      arrive(full);
-    } else {
-      arrive_after_copies(full);
-    }
-    here_.number += kGatherers;
-  }
-
-  // Zeros where the matrix has no columns. (What rows beyond the samples hold matters to no other row.)
-  DMT_MEMBER void clear_rest(int slice) {
-    const int64_t width = bags_.width - static_cast<int64_t>(slice) * kSlice;
-    if (width >= kSlice) return;
-    for (int column = static_cast<int>(width); column < kSlice; ++column) {
-      *reinterpret_cast<uint16_t*>(tile() + tile_place(first_row() + lane(), column)) = 0;
-    }
-    has_stored_ = true;
+    part_.end(slice, has_stored_);
+    has_stored_ = false;
   }
 
   const Bags& bags_;
   const Walk& walk_;
-  unsigned char* slots_;
-  uint64_t* full_;
-  uint64_t* empty_;
+  Part<slots> part_;
   int64_t* places_;          // the warp's
-  Place here_;               // what is gathered
-  int feature_ = -1;         // of it; -1: the first one
-  bool has_stored_ = false;  // some of it, rather than copied all
+  int feature_ = -1;         // of the part; -1: the first one
+  bool has_stored_ = false;  // some of the part
+};
+
+// Gathers rows of any dtype and pools them, for all items of the block, by way of a ring. While a piece is pooled, the
+// next one's first ids are on their way, and offsets of the one after it.
+template <class T, unsigned slots>
+class Pooler {
+ public:
+  DMT_MEMBER Pooler(const Bags& bags, const Walk& walk, const Slots& shared, int warp, int64_t* places,
+                    unsigned char* ring)
+      : bags_(bags), walk_(walk), part_(bags, shared, warp), places_(places), ring_(ring) {}
+
+  DMT_MEMBER void run() {
+    Pieces pieces(bags_, walk_, part_.place(), -1);
+    Piece next;
+    BagEnds next_ends;
+    int64_t begin;  // offsets as they are read: to look at them is to wait
+    int64_t end;
+    const auto ask_for_offsets = [&] {
+      const Piece piece = pieces.piece();
+      begin = end = 0;
+      if (piece.count > 0) {
+        begin = bags_.offsets[piece.bag];
+        end = bags_.offsets[piece.bag + 1];
+      }
+    };
+    const auto advance = [&] {
+      next = pieces.piece();
+      const PooledRun<T> run = run_of_piece(next);
+      next_ends = bag_ends(run, begin, end);
+      pieces.advance();
+      ask_for_offsets();
+    };
+    ask_for_offsets();
+    advance();
+    while (next.exists) {
+      const Piece now = next;
+      const BagEnds ends = next_ends;
+      advance();
+      pool(now, ends);
+      if (next.begins) part_.end(now.slice, true);
+    }
+  }
+
+ private:
+  DMT_MEMBER PooledRun<T> run_of_piece(const Piece& piece) const {
+    const Feature& feature = bags_.features[piece.feature];
+    const PieceColumns columns = piece_columns(feature, piece.slice);
+    const int row = static_cast<int>(threadIdx.x % 32);
+    return run_of<T>(bags_, feature, columns, piece.bag - row, piece.count + row,
+                     piece.reports && columns.in_table == 0, places_, kRingRows);
+  }
+
+  DMT_MEMBER void pool(const Piece& piece, const BagEnds& ends) {
+    const PooledRun<T> run = run_of_piece(piece);
+    const PieceColumns columns = piece_columns(run.feature, piece.slice);
+    auto store_there = into_tile(run, columns, part_.first_row(), part_.tile());
+    const auto store = [&](const float (&sums)[kPackSize<T>]) {
+      part_.wait();  // not before rows are on their way
+      store_there(sums);
+    };
+    if (run.count > 0 && !run.columns.whole) {
+      run.template walk<1, false, false>(window_of(run.group), store);
+    } else if (run.count > 0 && (bags_.weights != nullptr || run.feature.is_mean)) {
+      pool_by_ring<T, false>(run, ends, ring_, store);
+    } else if (run.count > 0) {
+      pool_by_ring<T, true>(run, ends, ring_, store);
+    }
+    __syncwarp();
+  }
+
+  const Bags& bags_;
+  const Walk& walk_;
+  Part<slots> part_;
+  int64_t* places_;  // the warp's
+  unsigned char* ring_;
 };
 
 }  // namespace dmt::cuda

@@ -1,5 +1,5 @@
-// How warps of tower_pool's kernel for Hopper pool rows of bfloat16 into the tiles that products read: 32 rows of a
-// tile and 128 columns at a time, feature by feature.
+// How warps of tower_pool's kernel for Hopper make the tiles that products read, of bfloat16: 32 rows of a tile and 128
+// columns at a time, feature by feature.
 #pragma once
 
 #include "hopper.h"
@@ -10,7 +10,6 @@ namespace dmt::cuda {
 constexpr int kWideRows = 128;                        // samples of a tile
 constexpr int kHalfBytes = kWideRows * kSwizzledRow;  // of a tile: 64 columns
 constexpr int kSlotBytes = 2 * kHalfBytes;
-constexpr int kSlots = 3;                      // for tiles
 constexpr int kPartRows = 32;                  // one a lane
 constexpr int kParts = kWideRows / kPartRows;  // of a tile, one warp's work each
 constexpr int kGatherers = 7;                  // warps
@@ -59,17 +58,23 @@ DMT_DEVICE int tile_place(int row, int column) {
   return column / 64 * kHalfBytes + swizzled_part(row, column % 64 / 8) + column % 8 * 2;
 }
 
-// `count` of 8 columns.
-DMT_DEVICE void store_columns(unsigned char* tile, int row, int column, const float (&values)[8], int count) {
-  uint32_t pairs[4];
+// `count` of 4 or 8 columns.
+template <int kSize>
+DMT_DEVICE void store_columns(unsigned char* tile, int row, int column, const float (&values)[kSize], int count) {
+  uint32_t pairs[kSize / 2];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) pairs[i] = round_pair<BFloat16>(values[2 * i], values[2 * i + 1]);
-  if (count == 8 && column % 8 == 0) {
-    *reinterpret_cast<uint4*>(tile + tile_place(row, column)) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+  for (int i = 0; i < kSize / 2; ++i) pairs[i] = round_pair<BFloat16>(values[2 * i], values[2 * i + 1]);
+  if (count == kSize && column % kSize == 0) {
+    unsigned char* const to = tile + tile_place(row, column);
+    if constexpr (kSize == 4) {
+      *reinterpret_cast<uint2*>(to) = make_uint2(pairs[0], pairs[1]);
+    } else {
+      *reinterpret_cast<uint4*>(to) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    }
     return;
   }
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < kSize; ++i) {
     const uint16_t bits = static_cast<uint16_t>(pairs[i / 2] >> (i % 2 * 16));
     if (i < count) *reinterpret_cast<uint16_t*>(tile + tile_place(row, column + i)) = bits;
   }
@@ -140,30 +145,46 @@ DMT_DEVICE void copy_piece(const PieceColumns& columns, uint64_t address, int fi
   }
 }
 
-// Groups of lanes pool bags that follow each other: `count` of the part are there, from `bag` on. `places`: the warp's.
-DMT_DEVICE void pool_piece(const Bags& bags, const Feature& feature, const PieceColumns& columns, int64_t bag,
-                           int count, bool reports, int first_row, unsigned char* tile, int64_t* places) {
-  constexpr int kSize = kPackSize<BFloat16>;
-  const LaneGroup group = lane_group(columns.count <= 8 * kSize ? 3 : 4);
-  static_assert(kLeastWindow <= 8 && kPlacesOfWarp == 32);
-  const int run = group.lanes();
-  const int first = static_cast<int>(threadIdx.x % 32 >> group.bits) * run;
-  const int bags_here = count - first < run ? count - first : run;
-  const LaneColumns mine = lane_columns<BFloat16>(feature, columns.in_table, columns.count, group);
-  const PooledRun<BFloat16> pooled = {
-      bags, feature, bag + first, bags_here,
-      mine, group,   reports,     places + (threadIdx.x % 32 >> group.bits) * static_cast<unsigned>(window_of(group))};
-  int row = first_row + first;
-  const auto store = [&](const float (&sums)[kSize]) {
-    store_columns(tile, row++, columns.in_tile + group.lane * kSize, sums, mine.count);
+// The bags that groups of lanes pool one after another: as many as a group has lanes, which have a row's columns.
+// `count` of the part are there, from `bag` on. `places`: the warp's; each group has as many as it
+// has lanes, or `least`.
+template <class T>
+DMT_DEVICE PooledRun<T> run_of(const Bags& bags, const Feature& feature, const PieceColumns& columns, int64_t bag,
+                               int count, bool reports, int64_t* places, int least) {
+  const int bits = lane_bits<T>(columns.count);
+  const LaneGroup group = lane_group(bits < 3 ? 3 : bits);
+  const int lanes = group.lanes();
+  const int index = static_cast<int>(threadIdx.x % 32 >> group.bits);
+  const int left = count - index * lanes;
+  return {bags,
+          feature,
+          bag + index * lanes,
+          left < lanes ? left : lanes,
+          lane_columns<T>(feature, columns.in_table, columns.count, group),
+          group,
+          reports,
+          places + index * (lanes > least ? lanes : least)};
+}
+
+// Sums of a run's bags, in order, become its rows of the tile.
+template <class T>
+DMT_DEVICE auto into_tile(const PooledRun<T>& run, const PieceColumns& columns, int first_row, unsigned char* tile) {
+  int row = first_row + static_cast<int>(threadIdx.x % 32 >> run.group.bits << run.group.bits);
+  const int column = columns.in_tile + run.group.lane * kPackSize<T>;
+  return [=, count = run.columns.count](const float (&sums)[kPackSize<T>]) mutable {
+    store_columns(tile, row++, column, sums, count);
   };
-  // More rows at once, or another path for bags without weights, cost registers that copies have not.
-  if (bags_here > 0 && mine.whole) {
-    pooled.walk<2, true, false>(window_of(group), store);
-  } else if (bags_here > 0) {
-    pooled.walk<1, false, false>(window_of(group), store);
+}
+
+// Pools a run's rows by way of registers. More of them at once, or another path for bags without weights, cost
+// registers that a warp which gathers has not.
+template <class T, class Sink>
+DMT_DEVICE void pool_in_registers(const PooledRun<T>& run, Sink& sink) {
+  if (run.count > 0 && run.columns.whole) {
+    run.template walk<2, true, false>(window_of(run.group), sink);
+  } else if (run.count > 0) {
+    run.template walk<1, false, false>(window_of(run.group), sink);
   }
-  __syncwarp();
 }
 
 }  // namespace dmt::cuda

@@ -237,7 +237,8 @@ int64_t packed_bytes(const Matrix& weight, Products products) {
 
 void tower_pool(const Bags& bags, DType dtype, const Matrix& weight, const void* bias, Products products, void* scratch,
                 void* out, cudaStream_t stream) {
-  if (is_for_hopper(bags, dtype, weight, products)) return tower_pool_hopper(bags, weight, bias, scratch, out, stream);
+  if (is_for_hopper(bags, dtype, weight, products))
+    return tower_pool_hopper(bags, dtype, weight, bias, scratch, out, stream);
   const int64_t tiles = bags.num_blocks * tiles_per_block(bags.num_samples);
   with_type(dtype, [&](auto element) {
     using T = decltype(element);

@@ -2,9 +2,13 @@
 // wgmma; of the other two seven warps gather pooled rows into tiles and one brings the weight, so that the lookup runs
 // behind the products. All wait for each other by barriers alone. Blocks stay, one on each multiprocessor, and take the
 // next samples: those are gathered while results are stored. Two blocks share what is read of the weight.
+// Rows of bfloat16 that are a bag of their own are copied into tiles (Gathering::copies); others come by a ring, for
+// which tiles and weight have less room.
 #include "tower_pool_hopper.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 
 #include "tower_gather.h"
 
@@ -14,29 +18,42 @@ namespace {
 
 constexpr int kMultipliers = 8;  // warps
 constexpr int kThreads = 32 * (kMultipliers + kGatherers + 1);
-constexpr int kFactorSlots = 3;    // of 64 factors of all columns
 constexpr int kInstruction = 128;  // columns of one product
+
+enum class Gathering { copies, pools };
+
+// Room for tiles, and for 64 factors of all columns.
+template <Gathering kGathering>
+constexpr int kSlots = kGathering == Gathering::copies ? 3 : 2;
+template <Gathering kGathering>
+constexpr int kFactorSlots = kSlots<kGathering>;
+template <Gathering kGathering>
+constexpr int kWarpPlaces = kGathering == Gathering::copies ? kPlacesOfWarp : kRingPlaces;
+template <Gathering kGathering>
+constexpr int kWarpRing = kGathering == Gathering::copies ? 0 : kRingBytes;
 
 // Of a thread. The sums alone take kColumns / 2.
 constexpr int kRegisters = (64 << 10) / kThreads;
-template <int kColumns>
-constexpr int kMultiplierRegisters = kColumns / 2 + 40;
-template <int kColumns>
-constexpr int kGathererRegisters = 2 * kRegisters - kMultiplierRegisters<kColumns>;
+template <Gathering kGathering, int kColumns>
+constexpr int kMultiplierRegisters = kColumns / 2 + (kGathering == Gathering::copies ? 40 : 32);
+template <Gathering kGathering, int kColumns>
+constexpr int kGathererRegisters = 2 * kRegisters - kMultiplierRegisters<kGathering, kColumns>;
 
 template <int kColumns>
 constexpr int kFactorSlotBytes = kColumns * kSwizzledRow;
 
 constexpr int kAlignment = 1024;
-constexpr int kBarriers = 2 * (kSlots + kFactorSlots);
+template <Gathering kGathering>
+constexpr int kBarriers = 2 * (kSlots<kGathering> + kFactorSlots<kGathering>);
 
-template <int kColumns>
-constexpr int kBlockBytes = kAlignment + kSlots * kSlotBytes + kFactorSlots * kFactorSlotBytes<kColumns> +
-                            kGatherers * kPlacesOfWarp * 8 + kBarriers * 8;
+template <Gathering kGathering, int kColumns>
+constexpr int kBlockBytes =
+    kAlignment + kSlots<kGathering> * kSlotBytes + kFactorSlots<kGathering> * kFactorSlotBytes<kColumns> +
+    kGatherers * (kWarpRing<kGathering> + kWarpPlaces<kGathering> * 8) + kBarriers<kGathering> * 8;
 
 // packed [chunks, depth / 64, kColumns, 64] = the matrix, and zeros: 64 factors of all columns are a tile as products
 // read it. A thread makes 16 bytes.
-template <int kColumns>
+template <class T, int kColumns>
 __global__ void __launch_bounds__(256) pack_tiles(const Matrix matrix, int64_t parts, int64_t slices, uint4* packed) {
   const int64_t i = blockIdx.x * int64_t{256} + threadIdx.x;
   if (i >= parts) return;
@@ -50,7 +67,7 @@ __global__ void __launch_bounds__(256) pack_tiles(const Matrix matrix, int64_t p
   for (int k = 0; k < 8; ++k) {
     if (row < matrix.rows && first + k < matrix.columns) {
       const int64_t at = row * matrix.row_stride + (first + k) * matrix.column_stride;
-      values[k] = to_float(static_cast<const BFloat16*>(matrix.data)[at]);
+      values[k] = to_float(static_cast<const T*>(matrix.data)[at]);
     }
   }
   packed[tile * (kColumns * 8) + swizzled_part(column, part) / 16] =
@@ -61,10 +78,14 @@ __global__ void __launch_bounds__(256) pack_tiles(const Matrix matrix, int64_t p
 #if defined(DMT_SM90A_CODE)
 
 // The shared memory of a block.
-template <int kColumns>
+template <Gathering kGathering, int kColumns>
 struct Shared {
+  static constexpr int kTiles = kSlots<kGathering>;
+  static constexpr int kFactors = kFactorSlots<kGathering>;
+
   unsigned char* tiles;
   unsigned char* factors;
+  unsigned char* rings;
   int64_t* places;
   uint64_t* full;
   uint64_t* empty;
@@ -73,20 +94,21 @@ struct Shared {
 
   DMT_MEMBER explicit Shared(unsigned char* memory) {
     tiles = memory + (kAlignment - shared_address(memory) % kAlignment) % kAlignment;
-    factors = tiles + kSlots * kSlotBytes;
-    places = reinterpret_cast<int64_t*>(factors + kFactorSlots * kFactorSlotBytes<kColumns>);
-    full = reinterpret_cast<uint64_t*>(places + kGatherers * kPlacesOfWarp);
-    empty = full + kSlots;
-    full_factors = empty + kSlots;
-    empty_factors = full_factors + kFactorSlots;
+    factors = tiles + kTiles * kSlotBytes;
+    rings = factors + kFactors * kFactorSlotBytes<kColumns>;
+    places = reinterpret_cast<int64_t*>(rings + kGatherers * kWarpRing<kGathering>);
+    full = reinterpret_cast<uint64_t*>(places + kGatherers * kWarpPlaces<kGathering>);
+    empty = full + kTiles;
+    full_factors = empty + kTiles;
+    empty_factors = full_factors + kFactors;
   }
 
   DMT_MEMBER void make_barriers() const {
-    for (int i = 0; i < kSlots; ++i) {
+    for (int i = 0; i < kTiles; ++i) {
       init_barrier(full + i, kParts * 32);
       init_barrier(empty + i, kMultipliers);
     }
-    for (int i = 0; i < kFactorSlots; ++i) {
+    for (int i = 0; i < kFactors; ++i) {
       init_barrier(full_factors + i, 1);
       init_barrier(empty_factors + i, kMultipliers * kClusterBlocks);
     }
@@ -95,8 +117,9 @@ struct Shared {
 };
 
 // Half of all factors, for both blocks of the cluster: the other one brings the other half.
-template <int kColumns>
-DMT_DEVICE void bring_factors(const Walk& walk, const unsigned char* packed, const Shared<kColumns>& shared) {
+template <Gathering kGathering, int kColumns>
+DMT_DEVICE void bring_factors(const Walk& walk, const unsigned char* packed,
+                              const Shared<kGathering, kColumns>& shared) {
   constexpr int kBytes = kFactorSlotBytes<kColumns> / kClusterBlocks;
   const unsigned char* const mine = packed + cluster_rank() * kBytes;
   const int slices = 2 * walk.slices;
@@ -110,7 +133,7 @@ DMT_DEVICE void bring_factors(const Walk& walk, const unsigned char* packed, con
       arrive_expecting(full, kFactorSlotBytes<kColumns>);
       copy_to_cluster(shared.factors + slot.index * kFactorSlotBytes<kColumns> + cluster_rank() * kBytes, next, kBytes,
                       full);
-      slot.advance(kFactorSlots);
+      slot.advance(shared.kFactors);
     }
   }
 }
@@ -132,9 +155,10 @@ DMT_DEVICE void transpose_quad(uint32_t (&words)[4]) {
 }
 
 // Of the output, a chunk of columns of some samples.
+template <class T>
 struct Target {
-  BFloat16* first;  // of row 0
-  const BFloat16* bias;
+  T* first;  // of row 0
+  const T* bias;
   int64_t width;
   int columns;
   int rows;
@@ -146,20 +170,29 @@ struct Target {
   // Four lanes have 8 columns together, and four times those.
   DMT_MEMBER void store(int row, int column, const float (&sums)[4][2]) const {
     const int lane = static_cast<int>(threadIdx.x % 4);
-    BFloat16* const to = first + row * width;
-    uint32_t words[4];
+    T* const to = first + row * width;
+    if constexpr (sizeof(T) == 4) {
+      if (row >= rows) return;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) words[i] = round_pair<BFloat16>(sums[i][0], sums[i][1]);
-    transpose_quad(words);
-    if (row >= rows) return;
-    const int c = column + 8 * lane;
-    if (columns - c >= 8 && reinterpret_cast<uintptr_t>(to + c) % 16 == 0) {
-      *reinterpret_cast<uint4*>(to + c) = make_uint4(words[0], words[1], words[2], words[3]);
-      return;
-    }
+      for (int i = 0; i < 4; ++i) {
+        const int c = column + 8 * i + 2 * lane;
+        store_values(to + c, sums[i], columns - c, reinterpret_cast<uintptr_t>(to + c) % 8 == 0);
+      }
+    } else {
+      uint32_t words[4];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (c + i < columns) to[c + i] = BFloat16{static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16))};
+      for (int i = 0; i < 4; ++i) words[i] = round_pair<T>(sums[i][0], sums[i][1]);
+      transpose_quad(words);
+      if (row >= rows) return;
+      const int c = column + 8 * lane;
+      if (columns - c >= 8 && reinterpret_cast<uintptr_t>(to + c) % 16 == 0) {
+        *reinterpret_cast<uint4*>(to + c) = make_uint4(words[0], words[1], words[2], words[3]);
+        return;
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if (c + i < columns) to[c + i] = T{static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16))};
+      }
     }
   }
 };
@@ -181,7 +214,8 @@ class WideSums {
     commit_products();
   }
 
-  DMT_MEMBER void store(const Target& target) {
+  template <class T>
+  DMT_MEMBER void store(const Target<T>& target) {
     const int lane = static_cast<int>(threadIdx.x % 32);
     const int row = static_cast<int>(threadIdx.x / 32) * 16 + lane / 4;
 #pragma unroll
@@ -211,9 +245,9 @@ class WideSums {
   float sums_[kColumns / kInstruction][kInstruction / 2];
 };
 
-template <int kColumns>
-DMT_DEVICE void multiply_tiles(const Bags& bags, const Walk& walk, const Shared<kColumns>& shared, const BFloat16* bias,
-                               BFloat16* out, int64_t out_width) {
+template <class T, Gathering kGathering, int kColumns>
+DMT_DEVICE void multiply_tiles(const Bags& bags, const Walk& walk, const Shared<kGathering, kColumns>& shared,
+                               const T* bias, T* out, int64_t out_width) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int warpgroup = static_cast<int>(threadIdx.x / 128);
   const uint64_t tiles = describe_tile(shared.tiles + warpgroup * 64 * kSwizzledRow);
@@ -242,10 +276,10 @@ DMT_DEVICE void multiply_tiles(const Bags& bags, const Walk& walk, const Shared<
         if (slice + half > 0) free_factors();
         if (slice > 0 && half == 0) free_tile();
         old_factor_slot = factor_slot.index;
-        factor_slot.advance(kFactorSlots);
+        factor_slot.advance(shared.kFactors);
       }
       old_slot = slot.index;
-      slot.advance(kSlots);
+      slot.advance(shared.kTiles);
     }
     wait_for_products<0>();
     free_factors();
@@ -255,34 +289,37 @@ DMT_DEVICE void multiply_tiles(const Bags& bags, const Walk& walk, const Shared<
     const int64_t left = out_width - column;
     const int64_t block = samples.count > 0 ? bags.block_order[samples.block] : 0;
     const int64_t row = block * bags.num_samples + samples.first;
-    sums.store(Target{out + row * out_width + column, bias != nullptr ? bias + column : nullptr, out_width,
-                      static_cast<int>(left < kColumns ? left : kColumns), samples.count});
+    sums.store(Target<T>{out + row * out_width + column, bias != nullptr ? bias + column : nullptr, out_width,
+                         static_cast<int>(left < kColumns ? left : kColumns), samples.count});
   }
 }
 
 #endif
 
-template <int kColumns>
+template <class T, Gathering kGathering, int kColumns>
 __global__ void __launch_bounds__(kThreads, 1)
-    multiply_bags(const Bags bags, const Walk walk, const unsigned char* packed, const BFloat16* bias, BFloat16* out,
+    multiply_bags(const Bags bags, const Walk walk, const unsigned char* packed, const T* bias, T* out,
                   int64_t out_width) {
 #if defined(DMT_SM90A_CODE)
   DMT_DYNAMIC_SHARED(memory);
-  const Shared<kColumns> shared(memory);
+  const Shared<kGathering, kColumns> shared(memory);
   const int warp = static_cast<int>(threadIdx.x / 32);
   if (threadIdx.x == 0) shared.make_barriers();
   cluster_sync();
   if (warp < kMultipliers) {
-    set_registers<kRegisters, kMultiplierRegisters<kColumns>>();
-    multiply_tiles<kColumns>(bags, walk, shared, bias, out, out_width);
+    set_registers<kRegisters, kMultiplierRegisters<kGathering, kColumns>>();
+    multiply_tiles(bags, walk, shared, bias, out, out_width);
   } else {
-    set_registers<kRegisters, kGathererRegisters<kColumns>>();
+    set_registers<kRegisters, kGathererRegisters<kGathering, kColumns>>();
     const int gatherer = warp - kMultipliers;
-    if (gatherer < kGatherers) {
-      Gatherer(bags, walk, gatherer, shared.tiles, shared.full, shared.empty, shared.places + gatherer * kPlacesOfWarp)
-          .run();
-    } else if (threadIdx.x % 32 == 0) {
-      bring_factors<kColumns>(walk, packed, shared);
+    const Slots slots = {shared.tiles, shared.full, shared.empty};
+    int64_t* const places = shared.places + gatherer * kWarpPlaces<kGathering>;
+    if (gatherer == kGatherers) {
+      if (threadIdx.x % 32 == 0) bring_factors(walk, packed, shared);
+    } else if constexpr (kGathering == Gathering::copies) {
+      Copier<shared.kTiles>(bags, walk, slots, gatherer, places).run();
+    } else {
+      Pooler<T, shared.kTiles>(bags, walk, slots, gatherer, places, shared.rings + gatherer * kRingBytes).run();
     }
   }
   __syncwarp();    // one lane brings the weight
@@ -292,7 +329,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-template <int kColumns>
+template <class T, Gathering kGathering, int kColumns>
 void multiply_chunks(const Bags& bags, const Matrix& weight, const void* bias, void* scratch, void* out,
                      cudaStream_t stream) {
   Walk walk = {};
@@ -301,33 +338,55 @@ void multiply_chunks(const Bags& bags, const Matrix& weight, const void* bias, v
   walk.chunks = static_cast<int>(ceil_div<int64_t>(weight.rows, kColumns));
   walk.slices = static_cast<int>(ceil_div<int64_t>(bags.width, kSlice));
   const int64_t parts = int64_t{walk.chunks} * walk.slices * 2 * kColumns * 8;
-  launch(pack_tiles<kColumns>, ceil_div<int64_t>(parts, 256), 256, 0, stream, weight, parts, int64_t{walk.slices} * 2,
-         static_cast<uint4*>(scratch));
+  launch(pack_tiles<T, kColumns>, ceil_div<int64_t>(parts, 256), 256, 0, stream, weight, parts,
+         int64_t{walk.slices} * 2, static_cast<uint4*>(scratch));
   const int64_t items = ceil_div<int64_t>(walk.tiles, kClusterBlocks) * walk.chunks;
   const int64_t clusters = std::min<int64_t>(items, multiprocessors() / kClusterBlocks);
-  launch_clusters(multiply_bags<kColumns>, kClusterBlocks, clusters * kClusterBlocks, kThreads, kBlockBytes<kColumns>,
-                  stream, bags, walk, static_cast<const unsigned char*>(scratch), static_cast<const BFloat16*>(bias),
-                  static_cast<BFloat16*>(out), weight.rows);
+  launch_clusters(multiply_bags<T, kGathering, kColumns>, kClusterBlocks, clusters * kClusterBlocks, kThreads,
+                  kBlockBytes<kGathering, kColumns>, stream, bags, walk, static_cast<const unsigned char*>(scratch),
+                  static_cast<const T*>(bias), static_cast<T*>(out), weight.rows);
+}
+
+template <class T, Gathering kGathering>
+void multiply_bags_by(const Bags& bags, const Matrix& weight, const void* bias, void* scratch, void* out,
+                      cudaStream_t stream) {
+  if (weight.rows <= 128) {
+    multiply_chunks<T, kGathering, 128>(bags, weight, bias, scratch, out, stream);
+  } else {
+    multiply_chunks<T, kGathering, 256>(bags, weight, bias, scratch, out, stream);
+  }
+}
+
+// Rows of bfloat16 are copied where there are as many ids as bags, hence in all likelihood one each.
+Gathering gathering_of(const Bags& bags, DType dtype) {
+  const bool has_one_each = bags.num_ids == bags.num_blocks * bags.num_features * bags.num_samples;
+  return dtype == DType::bf16 && has_one_each ? Gathering::copies : Gathering::pools;
+}
+
+// Whether rows that are pooled by a ring are multiplied here, too. No GPU has run that yet: it is for those who ask.
+bool may_pool() {
+  const char* const asked = std::getenv("DMT_TOWER_POOL_RING");
+  return asked != nullptr && std::strcmp(asked, "1") == 0;
 }
 
 }  // namespace
 
-// Half of a tile of fewer samples would be empty. Seven warps are too few to add up rows for two that multiply, or to
-// round rows of another dtype: there are as many ids as bags, hence in all likelihood one each.
+// Half of a tile of fewer samples would be empty. Rows would be pooled anew for every chunk of the output.
 bool is_for_hopper(const Bags& bags, DType dtype, const Matrix& weight, Products products) {
   const int64_t tiles = bags.num_blocks * ceil_div<int64_t>(bags.num_samples, kWideRows);
-  return products == Products::bf16 && dtype == DType::bf16 && bags.num_samples > kTileRows && weight.columns > 0 &&
-         weight.rows > 0 && bags.num_ids == bags.num_blocks * bags.num_features * bags.num_samples &&
+  return products == Products::bf16 && bags.num_samples > kTileRows && weight.columns > 0 && weight.rows > 0 &&
+         (gathering_of(bags, dtype) == Gathering::copies || (may_pool() && weight.rows <= 256)) &&
          tiles * ceil_div<int64_t>(weight.rows, 128) < 1 << 30 && is_hopper();
 }
 
-void tower_pool_hopper(const Bags& bags, const Matrix& weight, const void* bias, void* scratch, void* out,
+void tower_pool_hopper(const Bags& bags, DType dtype, const Matrix& weight, const void* bias, void* scratch, void* out,
                        cudaStream_t stream) {
-  if (weight.rows <= 128) {
-    multiply_chunks<128>(bags, weight, bias, scratch, out, stream);
-  } else {
-    multiply_chunks<256>(bags, weight, bias, scratch, out, stream);
+  if (gathering_of(bags, dtype) == Gathering::copies) {
+    return multiply_bags_by<BFloat16, Gathering::copies>(bags, weight, bias, scratch, out, stream);
   }
+  with_type(dtype, [&](auto element) {
+    multiply_bags_by<decltype(element), Gathering::pools>(bags, weight, bias, scratch, out, stream);
+  });
 }
 
 }  // namespace dmt::cuda

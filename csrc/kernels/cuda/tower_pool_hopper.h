@@ -6,7 +6,7 @@
 namespace dmt::cuda {
 
 // tower_pool where is_for_hopper(); its scratch is of packed_bytes(), too.
-void tower_pool_hopper(const Bags& bags, const Matrix& weight, const void* bias, void* scratch, void* out,
+void tower_pool_hopper(const Bags& bags, DType dtype, const Matrix& weight, const void* bias, void* scratch, void* out,
                        cudaStream_t stream);
 
 }  // namespace dmt::cuda
