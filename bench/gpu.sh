@@ -81,7 +81,7 @@ report 'under way'
 step 10 machine bash -c 'nvidia-smi; nvcc --version; "$0" --version; true' "$python"
 step 200 build "$python" setup.py -q build_ext --inplace
 step 20 info "$python" -m dmt_kernels info
-tests 60 kernels tests/cuda -m "$marked" -k 'not triton' "${side_by_side[@]}"
+tests 60 kernels tests/cuda -m "$marked" -k 'not triton and not by_ring' "${side_by_side[@]}"
 step 150 bench "$python" -m bench.gpu --out "$out" $cpu
 [ $device = cpu ] || step 40 ceilings \
   bash -c 'nvcc -O3 -std=c++20 -arch=native bench/gpu/ceilings.cu -o build/ceilings && build/ceilings'
@@ -106,6 +106,7 @@ report 'under way'
 if [ $device = cuda ]; then
   tests 60 nccl tests/comm tests/ops/test_stage_devices.py tests/ops/test_id_exchange.py tests/ops/test_all_to_all.py -m cuda
   tests 80 ops tests/ops tests/embedding -m cuda --deselect tests/ops/test_stage_devices.py "${side_by_side[@]}"
+  tests 40 ring tests/cuda/test_tower_pool.py -m cuda -k by_ring  # no GPU has run these yet: they cost nobody's results
   tests 60 triton tests/cuda -m cuda -k triton "${side_by_side[@]}"
   sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2> /dev/null)
   for tool in memcheck racecheck; do

@@ -65,7 +65,7 @@ def test_tiles(op, dtype, products, dims, out_width, samples):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("ring", [0, 1])
+@pytest.mark.parametrize("ring", [0, 1], ids=["", "by_ring"])
 @pytest.mark.parametrize(
     ("dims", "out_width", "samples", "options"),
     [
@@ -101,15 +101,16 @@ def test_many_samples(op, monkeypatch, dtype, ring, dims, out_width, samples, op
     [{}, {"pooling": "mean"}, {"weighted": True}, {"id_dtype": torch.int32}, {"shard": True}, {"slack": 3}],
     ids=["sum", "mean", "weighted", "int32", "shard", "slack"],
 )
-def test_long_bags(op, monkeypatch, dtype, options):
-    """Empty bags, and some of more ids than a ring of rows has room for; more tiles than blocks."""
+def test_long_bags_by_ring(op, monkeypatch, dtype, options):
+    """Empty bags, and some of more ids than a ring of rows has room for; packs that begin anywhere in a tile."""
     monkeypatch.setenv("DMT_TOWER_POOL_RING", "1")
     case = random_bags(
-        dims=(128, 40, 64, 5), rows=(60,) * 4, blocks=2, samples=300, longest=40, dtype=dtype, missing=True,
+        dims=(128, 40, 64, 5, 32), rows=(60,) * 5, blocks=2, samples=300, longest=40, dtype=dtype, missing=True,
         block_order=[1, 0], **options,
     )  # fmt: skip
     tables, ids, offsets, *layout = arguments(case)
-    given = (tables, ids, offsets, torch.randn(200, case.width).to(dtype), None, *layout, False, torch.bfloat16)
+    weight, bias = torch.randn(201, case.width).to(dtype), torch.randn(201).to(dtype)
+    given = (tables, ids, offsets, weight, bias, *layout, False, torch.bfloat16)
     assert_close(op("tower_pool")(*given), torch.ops.dmt.tower_pool(*given), torch.bfloat16)
 
 
@@ -121,14 +122,20 @@ def test_weight_with_strides(op):
     assert_close(op("tower_pool_pooled_backward")(grad, weight), expected, None)
 
 
-def test_ids_out_of_range_are_recorded(op):
+@pytest.mark.parametrize(
+    ("products", "samples", "out_width"),
+    [(None, 5, 300), (torch.bfloat16, 70, 30)],  # several chunks
+    ids=["", "by_ring"],
+)
+def test_ids_out_of_range_are_recorded(op, monkeypatch, products, samples, out_width):
+    monkeypatch.setenv("DMT_TOWER_POOL_RING", "1")
     take = op("take_missing_ids")
-    case = random_bags(dims=(200, 150), samples=5)  # a feature in several slices
+    case = random_bags(dims=(200, 150), samples=samples)  # a feature in several slices
     case.ids[case.offsets[0]] = -5
     take(case.ids)
-    weight = torch.randn(300, case.width)  # several chunks
+    weight = torch.randn(out_width, case.width)
     tables, ids, offsets, *layout, _ = arguments(case)
-    op("tower_pool")(tables, ids, offsets, weight, None, *layout, 0)
+    op("tower_pool")(tables, ids, offsets, weight, None, *layout, 0, False, products)
     assert take(case.ids)[:4].tolist() == [1, -5, 0, 0]
 
 

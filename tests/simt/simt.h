@@ -121,20 +121,28 @@ class Block {
     }
   }
 
-  void copy(const Copy& copy) { copies_[current_].back().push_back(copy); }
+  // At once or when they are waited for: nobody knows when a device makes them.
+  void copy(const Copy& copy) {
+    if (random_() % 2) {
+      make(copy);
+    } else {
+      copies_[current_].back().push_back(copy);
+    }
+  }
   void commit_copies() { copies_[current_].emplace_back(); }
   void wait_for_copies(size_t left) {
     auto& groups = copies_[current_];
     while (groups.size() > left + 1) {
-      for (const Copy& copy : groups.front()) {
-        copy.is_there ? std::memcpy(copy.target, copy.source, 16) : std::memset(copy.target, 0, 16);
-      }
+      for (const Copy& copy : groups.front()) make(copy);
       groups.erase(groups.begin());
     }
   }
 
  private:
   static void start();
+  static void make(const Copy& copy) {
+    copy.is_there ? std::memcpy(copy.target, copy.source, 16) : std::memset(copy.target, 0, 16);
+  }
   void release_barrier() {
     if (waiting_ < alive_ || waiting_ == 0) return;
     waiting_ = 0;
@@ -350,7 +358,7 @@ inline void copy_async(void* shared, const void* global, bool is_there) {
   }
   simt::block->copy({shared, global, is_there});
 }
-inline void copy_to_self_async(void* shared, const void* global, bool is_there) {
+inline void copy_async_short(void* shared, const void* global, bool is_there) {
   copy_async(shared, is_there ? global : shared, is_there);
 }
 inline void commit_copies() { simt::block->commit_copies(); }

@@ -86,15 +86,15 @@ struct PooledRun {
   }
 
   // Where the rows of the window lie that begins at a position, counted from `first`. `id`: of this lane's row.
-  DMT_MEMBER void place_rows(int64_t first, int base, int last, int window, RawId id, int64_t* places) const {
-    __syncwarp(group.mask);  // the places of a window before were read
+  DMT_MEMBER void place_rows(int64_t first, int base, int last, int window, RawId id, int64_t* target) const {
+    __syncwarp(group.mask);  // what was there was read
 #pragma unroll 1
     for (int i = group.lane; i < window; i += group.lanes()) {
       const int64_t position = first + base + i;
       const bool is_there = i < last - base;
       if (i > group.lane && is_there) id = ask_for_id(bags, position);
       const int64_t place = is_there ? place_of_row<T>(bags, feature, id) : kMissing;
-      places[i] = place;
+      target[i] = place;
       if (reports && is_there && place == kMissing) report_at(bags, feature, position, first_bag, count);
     }
     __syncwarp(group.mask);

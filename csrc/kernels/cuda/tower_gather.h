@@ -5,22 +5,22 @@
 
 namespace dmt::cuda {
 
-// The number of a part among all those of a block, and where it goes: `slots` tiles have room.
-template <unsigned slots>
+// The number of a part among all those of a block, and where it goes: kSlots tiles have room.
+template <unsigned kSlots>
 struct Place {
   unsigned number;
 
   DMT_MEMBER int part() const { return static_cast<int>(number % kParts); }  // of its tile
   DMT_MEMBER unsigned slice() const { return number / kParts; }              // among all those of the block
-  DMT_MEMBER int slot() const { return static_cast<int>(slice() % slots); }
-  DMT_MEMBER unsigned parity() const { return slice() / slots & 1; }  // of the slot's use
+  DMT_MEMBER int slot() const { return static_cast<int>(slice() % kSlots); }
+  DMT_MEMBER unsigned parity() const { return slice() / kSlots & 1; }  // of the slot's use
 };
 
 // A warp's pieces, one after another, from one of a part on, or from its first one.
 class Pieces {
  public:
-  template <unsigned slots>
-  DMT_MEMBER Pieces(const Bags& bags, const Walk& walk, const Place<slots>& place, int feature)
+  template <unsigned kSlots>
+  DMT_MEMBER Pieces(const Bags& bags, const Walk& walk, const Place<kSlots>& place, int feature)
       : bags_(bags), walk_(walk), part_(place.part()) {
     const int slice = static_cast<int>(place.slice());
     begin_item(walk.first_item() + slice / walk.slices * walk.stride());
@@ -82,20 +82,20 @@ class Pieces {
 
 // What a warp gathers into: tiles in slots, and barriers, one a slot. Each lane arrives at `full` once for each part of
 // a tile.
-struct Slots {
+struct TileSlots {
   unsigned char* tiles;
   uint64_t* full;
   uint64_t* empty;
 };
 
 // Of a warp, the part that it makes.
-template <unsigned slots>
+template <unsigned kSlots>
 class Part {
  public:
-  DMT_MEMBER Part(const Bags& bags, const Slots& shared, int warp)
+  DMT_MEMBER Part(const Bags& bags, const TileSlots& shared, int warp)
       : bags_(bags), shared_(shared), place_{static_cast<unsigned>(warp)} {}
 
-  DMT_MEMBER const Place<slots>& place() const { return place_; }
+  DMT_MEMBER const Place<kSlots>& place() const { return place_; }
   DMT_MEMBER unsigned char* tile() const { return shared_.tiles + place_.slot() * kSlotBytes; }
   DMT_MEMBER int first_row() const { return place_.part() * kPartRows; }
 
@@ -135,16 +135,16 @@ class Part {
   }
 
   const Bags& bags_;
-  const Slots shared_;
-  Place<slots> place_;
+  const TileSlots shared_;
+  Place<kSlots> place_;
   bool is_free_ = false;  // the slot
 };
 
 // Gathers rows of bfloat16 for all items of the block where nearly all bags have one id: rows are copied into tiles.
-template <unsigned slots>
+template <unsigned kSlots>
 class Copier {
  public:
-  DMT_MEMBER Copier(const Bags& bags, const Walk& walk, const Slots& shared, int warp, int64_t* places)
+  DMT_MEMBER Copier(const Bags& bags, const Walk& walk, const TileSlots& shared, int warp, int64_t* places)
       : bags_(bags), walk_(walk), part_(bags, shared, warp), places_(places) {}
 
   DMT_MEMBER void run() {
@@ -220,7 +220,7 @@ class Copier {
     const PieceColumns columns = piece_columns(feature, piece.slice);
     const int row = static_cast<int>(threadIdx.x % 32);
     const auto run = run_of<BFloat16>(bags_, feature, columns, piece.bag - row, piece.count + row,
-                                      piece.reports && columns.in_table == 0, places_, 0);
+                                      piece.reports && columns.in_table == 0, places_, window_of);
     auto store = into_tile(run, columns, part_.first_row(), part_.tile());
     pool_in_registers(run, store);
     __syncwarp();
@@ -234,7 +234,7 @@ class Copier {
 
   const Bags& bags_;
   const Walk& walk_;
-  Part<slots> part_;
+  Part<kSlots> part_;
   int64_t* places_;          // the warp's
   int feature_ = -1;         // of the part; -1: the first one
   bool has_stored_ = false;  // some of the part
@@ -242,10 +242,10 @@ class Copier {
 
 // Gathers rows of any dtype and pools them, for all items of the block, by way of a ring. While a piece is pooled, the
 // next one's first ids are on their way, and offsets of the one after it.
-template <class T, unsigned slots>
+template <class T, unsigned kSlots>
 class Pooler {
  public:
-  DMT_MEMBER Pooler(const Bags& bags, const Walk& walk, const Slots& shared, int warp, int64_t* places,
+  DMT_MEMBER Pooler(const Bags& bags, const Walk& walk, const TileSlots& shared, int warp, int64_t* places,
                     unsigned char* ring)
       : bags_(bags), walk_(walk), part_(bags, shared, warp), places_(places), ring_(ring) {}
 
@@ -287,7 +287,7 @@ class Pooler {
     const PieceColumns columns = piece_columns(feature, piece.slice);
     const int row = static_cast<int>(threadIdx.x % 32);
     return run_of<T>(bags_, feature, columns, piece.bag - row, piece.count + row,
-                     piece.reports && columns.in_table == 0, places_, kRingRows);
+                     piece.reports && columns.in_table == 0, places_, ring_places);
   }
 
   DMT_MEMBER void pool(const Piece& piece, const BagEnds& ends) {
@@ -310,7 +310,7 @@ class Pooler {
 
   const Bags& bags_;
   const Walk& walk_;
-  Part<slots> part_;
+  Part<kSlots> part_;
   int64_t* places_;  // the warp's
   unsigned char* ring_;
 };

@@ -145,12 +145,11 @@ DMT_DEVICE void copy_piece(const PieceColumns& columns, uint64_t address, int fi
   }
 }
 
-// The bags that groups of lanes pool one after another: as many as a group has lanes, which have a row's columns.
-// `count` of the part are there, from `bag` on. `places`: the warp's; each group has as many as it
-// has lanes, or `least`.
-template <class T>
+// The bags that this lane's group pools one after another: as many as it has lanes, which have a row's columns. `count`
+// of the part are there, from `bag` on. `places`: the warp's, of which a group has places_each(group).
+template <class T, class PlacesEach>
 DMT_DEVICE PooledRun<T> run_of(const Bags& bags, const Feature& feature, const PieceColumns& columns, int64_t bag,
-                               int count, bool reports, int64_t* places, int least) {
+                               int count, bool reports, int64_t* places, const PlacesEach& places_each) {
   const int bits = lane_bits<T>(columns.count);
   const LaneGroup group = lane_group(bits < 3 ? 3 : bits);
   const int lanes = group.lanes();
@@ -163,7 +162,7 @@ DMT_DEVICE PooledRun<T> run_of(const Bags& bags, const Feature& feature, const P
           lane_columns<T>(feature, columns.in_table, columns.count, group),
           group,
           reports,
-          places + index * (lanes > least ? lanes : least)};
+          places + index * places_each(group)};
 }
 
 // Sums of a run's bags, in order, become its rows of the tile.

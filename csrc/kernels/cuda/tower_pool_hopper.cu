@@ -248,6 +248,9 @@ class WideSums {
 template <class T, Gathering kGathering, int kColumns>
 DMT_DEVICE void multiply_tiles(const Bags& bags, const Walk& walk, const Shared<kGathering, kColumns>& shared,
                                const T* bias, T* out, int64_t out_width) {
+  // Whether products begin before those before them are done. With room for two tiles, both are needed by who pools:
+  // then the other warpgroup's fill the gap.
+  constexpr bool kOverlaps = kGathering == Gathering::copies;
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int warpgroup = static_cast<int>(threadIdx.x / 128);
   const uint64_t tiles = describe_tile(shared.tiles + warpgroup * 64 * kSwizzledRow);
@@ -255,7 +258,7 @@ DMT_DEVICE void multiply_tiles(const Bags& bags, const Walk& walk, const Shared<
   WideSums<kColumns> sums;
   Slot slot;
   Slot factor_slot;
-  int old_slot = 0;  // what the products before the last ones read
+  int old_slot = 0;  // what the products read that are done next
   int old_factor_slot = 0;
   const auto free_factors = [&] {
     if (lane < kClusterBlocks) arrive_at(shared.empty_factors + old_factor_slot, static_cast<unsigned>(lane));
@@ -272,18 +275,27 @@ DMT_DEVICE void multiply_tiles(const Bags& bags, const Walk& walk, const Shared<
         wait_for(shared.full_factors + factor_slot.index, factor_slot.parity);
         sums.add(tiles + (slot.index * kSlotBytes + half * kHalfBytes) / 16,
                  factors + factor_slot.index * kFactorSlotBytes<kColumns> / 16, slice + half > 0);
-        wait_for_products<1>();
-        if (slice + half > 0) free_factors();
-        if (slice > 0 && half == 0) free_tile();
+        if constexpr (kOverlaps) {
+          wait_for_products<1>();
+          if (slice + half > 0) free_factors();
+          if (slice > 0 && half == 0) free_tile();
+        }
         old_factor_slot = factor_slot.index;
+        old_slot = slot.index;
         factor_slot.advance(shared.kFactors);
+        if constexpr (!kOverlaps) {
+          wait_for_products<0>();
+          free_factors();
+          if (half == 1) free_tile();
+        }
       }
-      old_slot = slot.index;
       slot.advance(shared.kTiles);
     }
-    wait_for_products<0>();
-    free_factors();
-    free_tile();
+    if constexpr (kOverlaps) {
+      wait_for_products<0>();
+      free_factors();
+      free_tile();
+    }
     const Tile samples = walk.samples(item, bags.num_samples);
     const int64_t column = static_cast<int64_t>(walk.chunk(item)) * kColumns;
     const int64_t left = out_width - column;
@@ -312,7 +324,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
     set_registers<kRegisters, kGathererRegisters<kGathering, kColumns>>();
     const int gatherer = warp - kMultipliers;
-    const Slots slots = {shared.tiles, shared.full, shared.empty};
+    const TileSlots slots = {shared.tiles, shared.full, shared.empty};
     int64_t* const places = shared.places + gatherer * kWarpPlaces<kGathering>;
     if (gatherer == kGatherers) {
       if (threadIdx.x % 32 == 0) bring_factors(walk, packed, shared);
@@ -371,7 +383,7 @@ bool may_pool() {
 
 }  // namespace
 
-// Half of a tile of fewer samples would be empty. Rows would be pooled anew for every chunk of the output.
+// Half of a tile of fewer samples would be empty. Rows that are pooled would be so anew for every chunk of the output.
 bool is_for_hopper(const Bags& bags, DType dtype, const Matrix& weight, Products products) {
   const int64_t tiles = bags.num_blocks * ceil_div<int64_t>(bags.num_samples, kWideRows);
   return products == Products::bf16 && bags.num_samples > kTileRows && weight.columns > 0 && weight.rows > 0 &&
