@@ -100,6 +100,16 @@ struct PooledRun {
     __syncwarp(group.mask);
   }
 
+  // A bag's sum becomes its mean, if that is wanted, and the next one's ids are counted from zero.
+  template <int kSize>
+  DMT_MEMBER void average(float (&sums)[kSize], int& counted) const {
+    if (feature.is_mean && counted > 0) {
+#pragma unroll
+      for (int c = 0; c < kSize; ++c) sums[c] /= static_cast<float>(counted);
+    }
+    counted = 0;
+  }
+
   // Whether every bag has one id.
   DMT_MEMBER bool has_one_each(int64_t first, int last) const {
     if (last != count) return false;
@@ -161,13 +171,7 @@ struct PooledRun {
     int counted = 0;
     float sums[kSize] = {};
     const auto finish = [&] {
-      if constexpr (!kIsPlain) {
-        if (feature.is_mean && counted > 0) {
-#pragma unroll
-          for (int c = 0; c < kSize; ++c) sums[c] /= static_cast<float>(counted);
-        }
-        counted = 0;
-      }
+      if constexpr (!kIsPlain) average(sums, counted);
       sink(sums);
 #pragma unroll
       for (int c = 0; c < kSize; ++c) sums[c] = 0;

@@ -169,27 +169,17 @@ class Copier {
     Pieces pieces(bags_, walk_, part_.place(), feature_);
     Piece next;
     RowBag next_bag;
-    int64_t begin;  // offsets as they are read: to look at them is to wait
-    int64_t end;
-    const auto ask_for_offsets = [&] {
-      const Piece piece = pieces.piece();
-      begin = end = 0;
-      if (piece.count > 0) {
-        begin = bags_.offsets[piece.bag];
-        end = bags_.offsets[piece.bag + 1];
-      }
-    };
+    RawOffsets offsets = ask_for_offsets(bags_, pieces.piece());  // of the next piece
     const auto advance = [&] {
       next = pieces.piece();
-      begin = clamp_offset(bags_, begin);
-      end = clamp_offset(bags_, end);
+      const int64_t begin = clamp_offset(bags_, offsets.begin);
+      const int64_t end = clamp_offset(bags_, offsets.end);
       next_bag.has_ids = begin < end;
       next_bag.has_more = end - begin > 1;
       if (next_bag.has_ids) next_bag.id = ask_for_id(bags_, begin);
       pieces.advance();
-      ask_for_offsets();
+      offsets = ask_for_offsets(bags_, pieces.piece());
     };
-    ask_for_offsets();
     advance();
     while (next.exists) {
       const Piece now = next;
@@ -253,24 +243,14 @@ class Pooler {
     Pieces pieces(bags_, walk_, part_.place(), -1);
     Piece next;
     BagEnds next_ends;
-    int64_t begin;  // offsets as they are read: to look at them is to wait
-    int64_t end;
-    const auto ask_for_offsets = [&] {
-      const Piece piece = pieces.piece();
-      begin = end = 0;
-      if (piece.count > 0) {
-        begin = bags_.offsets[piece.bag];
-        end = bags_.offsets[piece.bag + 1];
-      }
-    };
+    RawOffsets offsets = ask_for_offsets(bags_, pieces.piece());  // of the next piece
     const auto advance = [&] {
       next = pieces.piece();
       const PooledRun<T> run = run_of_piece(next);
-      next_ends = bag_ends(run, begin, end);
+      next_ends = bag_ends(run, offsets);
       pieces.advance();
-      ask_for_offsets();
+      offsets = ask_for_offsets(bags_, pieces.piece());
     };
-    ask_for_offsets();
     advance();
     while (next.exists) {
       const Piece now = next;

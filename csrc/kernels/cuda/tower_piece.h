@@ -100,6 +100,17 @@ struct RowBag {
   RawId id;       // the first
 };
 
+// The offsets of this lane's bag as they are read: to look at them is to wait.
+struct RawOffsets {
+  int64_t begin;
+  int64_t end;
+};
+
+DMT_DEVICE RawOffsets ask_for_offsets(const Bags& bags, const Piece& piece) {
+  if (piece.count <= 0) return {};
+  return {bags.offsets[piece.bag], bags.offsets[piece.bag + 1]};
+}
+
 // The columns of a feature that a slice has.
 struct PieceColumns {
   int64_t in_table;

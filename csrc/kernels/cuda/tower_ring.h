@@ -27,12 +27,11 @@ struct BagEnds {
   RawId id;       // of this lane's row among the first
 };
 
-// `begin`, `end`: offsets of this lane's bag, if it is there.
 template <class T>
-DMT_DEVICE BagEnds bag_ends(const PooledRun<T>& run, int64_t begin, int64_t end) {
+DMT_DEVICE BagEnds bag_ends(const PooledRun<T>& run, const RawOffsets& offsets) {
   const int lanes = run.group.lanes();
-  const int64_t first = __shfl_sync(kAllLanes, clamp_offset(run.bags, begin), 0, lanes);
-  const int mine = static_cast<int>(clamp_offset(run.bags, end) - first);
+  const int64_t first = __shfl_sync(kAllLanes, clamp_offset(run.bags, offsets.begin), 0, lanes);
+  const int mine = static_cast<int>(clamp_offset(run.bags, offsets.end) - first);
   const int last = __shfl_sync(kAllLanes, mine, run.count > 0 ? run.count - 1 : 0, lanes);
   BagEnds ends = {first, run.count > 0 ? last : 0, mine, {}};
   ends.id = run.ask_ahead(first, 0, ends.last);
@@ -80,13 +79,7 @@ DMT_DEVICE void pool_by_ring(const PooledRun<T>& run, const BagEnds& ends, unsig
   int counted = 0;
   float sums[kSize] = {};
   const auto finish = [&] {
-    if constexpr (!kIsPlain) {
-      if (run.feature.is_mean && counted > 0) {
-#pragma unroll
-        for (int c = 0; c < kSize; ++c) sums[c] /= static_cast<float>(counted);
-      }
-      counted = 0;
-    }
+    if constexpr (!kIsPlain) run.average(sums, counted);
     sink(sums);
 #pragma unroll
     for (int c = 0; c < kSize; ++c) sums[c] = 0;
