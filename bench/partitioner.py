@@ -1,4 +1,4 @@
-"""How well, how evenly and how fast features are put into towers: the tables of docs/quality.md, section Partitioner.
+"""How well, how evenly and how fast features are put into towers: the tables of docs/trials.md, section Partitioner.
 
 `python -m bench.partitioner recovery --groups 4 6 8 | large --seed 0 | members`
 """

@@ -60,7 +60,7 @@ class Expansion(nn.Linear):
         if list(map(sum, columns)) != list(out_widths) or list(map(len, columns)) != list(map(len, tower_dims)):
             raise InputError(f"columns {columns} are not those of features {tower_dims} that arrive as {out_widths}")
         if not self.weight.is_meta:
-            # The towers' own transposes, cut off at `out_dim`, would lose a part of what arrives (docs/quality.md).
+            # The towers' own transposes, cut off at `out_dim`, would lose a part of what arrives (docs/trials.md).
             maps = [isometry(own, width, seed).T for own, width in zip(dims, columns, strict=True)]
             with torch.no_grad():
                 self.weight.copy_(torch.block_diag(*maps))

@@ -252,7 +252,7 @@ def _tower_columns(setup: Setup) -> list[tuple[int, ...]]:
 
 def _tower_modules(setup: Setup) -> dict[int, TowerModule]:
     config = setup.config
-    # Features start apart, as in a flat model, unless what is compressed stays so (docs/quality.md).
+    # Features start apart, as in a flat model, unless what is compressed stays so (docs/trials.md).
     isometric = _expands(setup) or config.compression <= 1
     return {
         t: build_tower_module(

@@ -31,7 +31,7 @@ class TrainStep:
         Its learning rate.
     tower_lr : float or None
         That of tower modules and of the map behind them; None: `lr`, too. Maps in a row add their steps up, so where
-        `lr` is high they need a lower one (docs/quality.md).
+        `lr` is high they need a lower one (docs/trials.md).
     amp : bool
         Multiply in bfloat16 (``torch.autocast``): the over-arch's layers and the tower modules. Parameters, sums, dot
         products of features and the loss stay as they are.
