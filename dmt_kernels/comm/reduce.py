@@ -40,7 +40,8 @@ class GradientSum:
     Parameters
     ----------
     parameters : sequence of Parameter
-        The same shapes and order on every rank; one dtype. The order fixes which bits the sums have.
+        The same shapes and order on every rank; one dtype. The order fixes which bits the sums have. Frozen ones
+        (``requires_grad`` is not set, on all ranks alike) are left out as long as they are.
     group : ProcessGroup
         Over whom.
     """
@@ -50,7 +51,7 @@ class GradientSum:
         self._missing = 0  # gradients that the backward pass has not come to yet; 0 where none is announced
         self._riders: list[Tensor] = []
         self._sum: _FlatSum | None = None
-        for p in self._parameters:
+        for p in self._trained():
             p.register_post_accumulate_grad_hook(self._count)
 
     @contextlib.contextmanager
@@ -69,11 +70,11 @@ class GradientSum:
         ExchangeError
             A rank of the group died, or did not answer within the group's timeout.
         """
-        self._missing, self._riders = len(self._parameters), list(riders)
+        self._missing, self._riders = len(self._trained()), list(riders)
         try:
             yield
             self._missing = 0
-            if self._sum is None and (self._parameters or self._riders):
+            if self._sum is None and (self._trained() or self._riders):
                 self._start()
             if self._sum is not None:
                 self._sum.finish()
@@ -87,10 +88,13 @@ class GradientSum:
                 self._start()
 
     def _start(self) -> None:
-        for p in self._parameters:
+        for p in self._trained():
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        self._sum = _FlatSum([*(p.grad for p in self._parameters if p.grad is not None), *self._riders], self._group)
+        self._sum = _FlatSum([*(p.grad for p in self._trained() if p.grad is not None), *self._riders], self._group)
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for p in self._parameters if p.requires_grad]
 
 
 class _FlatSum:

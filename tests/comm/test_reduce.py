@@ -79,6 +79,30 @@ def test_a_rank_that_does_not_use_a_parameter_sends_zeros_at_the_end() -> None:
     run_ranks(_unused_on_rank_0, WORLD)
 
 
+def _frozen(rank: int) -> None:
+    mesh = build_mesh(2, 1, timeout_s=30)
+    parameters = _parameters("cpu")
+    parameters[1].requires_grad_(False)
+    gradients = GradientSum(parameters, mesh.dense)
+    for thawed in (False, True):  # whatever it was when the sum was made
+        parameters[1].requires_grad_(thawed)
+        trained = [p for p in parameters if p.requires_grad]
+        rider = torch.ones(2) * rank
+        expected = _sums_apart(trained, _loss(parameters, rank), rider, mesh)
+        for p in parameters:
+            p.grad = None
+        traffic.reset()
+        with gradients.during(rider):
+            _loss(parameters, rank).backward()
+            assert bool(traffic.sent_bytes()) == (not thawed)
+        _assert_equal(trained, rider, expected)
+        assert thawed or parameters[1].grad is None
+
+
+def test_frozen_parameters_are_left_out_as_long_as_they_are() -> None:
+    run_ranks(_frozen, 2)
+
+
 def _backward_alone(rank: int) -> None:
     mesh = build_mesh(2, 1, timeout_s=30)
     parameters = _parameters("cpu")
