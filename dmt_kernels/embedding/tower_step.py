@@ -154,7 +154,7 @@ class _ModuleStep(TowerStep):
         self.module, self.layout = module, layout
         self.inputs = tuple(p for p in module.parameters() if p.requires_grad)
         self._records = torch.is_grad_enabled()
-        self._chunks: list[tuple[Tensor, Tensor]] = []
+        self._chunks: dict[int, tuple[Tensor, Tensor]] = {}
         self._grads: list[Tensor | None] = [None] * len(self.inputs)
 
     def forward(self, blocks: Sequence[Tensor], out: Tensor) -> None:
@@ -162,12 +162,12 @@ class _ModuleStep(TowerStep):
         with torch.set_grad_enabled(self._records):
             y = self.module(x.requires_grad_(self._records)).to(out.dtype)  # autocast's layers give a narrow one
         if self._records:
-            self._chunks.append((x, y))
+            self._chunks[len(self._chunks)] = x, y
         out.copy_(y.detach())
 
     def backward(self, chunk: int, grad: Tensor, blocks: Sequence[Tensor]) -> None:
-        x, out = self._chunks[chunk]
-        x_grad, *grads = torch.autograd.grad(out, (x, *self.inputs), grad, retain_graph=True, allow_unused=True)
+        x, out = self._chunks.pop(chunk)  # what autograd keeps of a chunk goes with it
+        x_grad, *grads = torch.autograd.grad(out, (x, *self.inputs), grad, allow_unused=True)
         self.layout.scatter(torch.zeros_like(x) if x_grad is None else x_grad, blocks)
         for i, more in enumerate(grads):
             total = self._grads[i]
