@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -83,6 +83,9 @@ def _partition(
     from dmt_kernels.train.config import TrainConfig
     from dmt_kernels.train.partition import partition
 
+    pins = dict(pin)
+    if len(pins) < len(pin):
+        raise InputError("--pin names a feature twice")
     partition(
         TrainConfig(**options),
         out,
@@ -90,7 +93,7 @@ def _partition(
         strategy,
         affinity=affinity,
         slack=slack,
-        pins=dict(pin),
+        pins=pins,
         importance=not no_importance,
     )
 
@@ -184,14 +187,19 @@ def _add_partition(commands: Any, fields: Sequence[dataclasses.Field]) -> None:
     )
     partition.add_argument(
         "--slack",
-        type=_slack,
+        type=_converter(_slack, "a number, or LOAD=number,..."),
         default=0.1,
         metavar="S|LOAD=S,...",
         help="how far from the mean a tower's features, bytes, lookups and flops may be; inf leaves a load out; "
         "coherent and diverse keep it, others only tell",
     )
     partition.add_argument(
-        "--pin", type=_pin, action="append", default=[], metavar="FEATURE=TOWER", help="where a feature has to go"
+        "--pin",
+        type=_converter(_pin, "FEATURE=TOWER, with the number of a tower"),
+        action="append",
+        default=[],
+        metavar="FEATURE=TOWER",
+        help="where a feature has to go",
     )
     partition.add_argument(
         "--no-importance",
@@ -202,6 +210,18 @@ def _add_partition(commands: Any, fields: Sequence[dataclasses.Field]) -> None:
         if option.name in ("data", "tables", "steps", "batch_size", "embedding_dim", "hash_rows", "model", "seed"):
             _add_option(partition, option, 400 if option.name == "steps" else option.default)
     partition.set_defaults(command=_partition)
+
+
+def _converter(convert: Callable[[str], Any], form: str) -> Callable[[str], Any]:
+    """A type for argparse, which says otherwise only what the function is called."""
+
+    def converted(text: str) -> Any:
+        try:
+            return convert(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not of the form {form}") from None
+
+    return converted
 
 
 def _slack(text: str) -> dict[str, float] | float:

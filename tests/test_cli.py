@@ -108,6 +108,8 @@ BAD_INPUT = {
     "tables file of another form": (lambda f: ["--tables", write_json(f, [1, 2])], "given.json"),
     "missing tables file": (lambda f: ["--tables", "/no/t.json"], "/no/t.json"),
     "missing partition file": (lambda f: ["--partition", "/no/p.json"], "/no/p.json"),
+    "partition file that is a folder": (lambda f: ["--partition", str(f)], "cannot be read"),
+    "no rows to train on": (lambda f: ["--data", write_npz(f, split=np.full(ROWS, 2))], "no training rows"),
     "partition of fewer towers": (lambda f: ["--partition", towers(f, "abc"), "--towers", "2"], "1 towers"),
     "partition without a feature": (lambda f: ["--partition", towers(f, "a", "b"), "--towers", "2"], "'c'"),
 }
@@ -179,6 +181,34 @@ def test_eval_needs_a_finished_run(files, tmp_path, capsys):
     for file in files:
         (tmp_path / file).write_text("{}")
     assert str(tmp_path) in complaint(capsys, ["eval", str(tmp_path)])
+
+
+def test_eval_of_a_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert "cannot be read" in complaint(capsys, ["eval", str(tmp_path / "file")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        (["--towers", "0"], "0 towers"),
+        (["--pin", "a=0", "--pin", "a=1"], "--pin names a feature twice"),
+        (["--pin", "a=first"], "'a=first' is not of the form FEATURE=TOWER"),
+        (["--slack", "bytes=much"], "'bytes=much' is not of the form a number, or LOAD=number"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_partition_of_bad_input(arguments, culprit, tmp_path, capsys):
+    out = tmp_path / "towers.json"
+    given = ["--data", write_npz(tmp_path), "--towers", "2", "--out", str(out), *arguments]
+    assert culprit in complaint(capsys, ["partition", *given])
+    assert not out.exists()
+
+
+def test_a_partition_needs_rows_to_learn_from(tmp_path, capsys):
+    data = write_npz(tmp_path, split=np.full(ROWS, 2))
+    given = ["partition", "--data", data, "--towers", "2", "--out", str(tmp_path / "towers.json")]
+    assert "no training rows" in complaint(capsys, given)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dmt_kernels import ops
 from dmt_kernels.embedding.column_layout import tower_layouts
+from dmt_kernels.ops.bag_arguments import bounds_code
 from dmt_kernels.spec import InputError, Jagged, Plan
 from dmt_kernels.towers import TowerModule
 
@@ -38,7 +39,7 @@ class EmbeddingExchange(nn.Module):
     Raises
     ------
     InputError
-        If the modules do not fit the towers.
+        If the modules do not fit the towers, or `bounds` is none of these.
 
     Attributes
     ----------
@@ -51,6 +52,7 @@ class EmbeddingExchange(nn.Module):
 
     def __init__(self, plan: Plan, tower_modules: Mapping[int, TowerModule] | None, bounds: str = "error") -> None:
         super().__init__()
+        bounds_code(bounds)  # refuses what is none
         self.plan = plan
         self.bounds = bounds
         self.bad_ids = 0  # ids outside their tables that ``warn`` has let pass

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dmt_kernels.ops.check_ids import check_ids
+from dmt_kernels.spec import InputError
 
 Ints = Sequence[int] | None
 
@@ -23,15 +24,15 @@ def pooling_codes(pooling: str | Sequence[str], num_features: int) -> list[int] 
         return None
     for name in [pooling] if isinstance(pooling, str) else pooling:
         if name not in _POOLINGS:
-            raise ValueError(f"pooling is 'sum' or 'mean', not {name!r}")
+            raise InputError(f"pooling is 'sum' or 'mean', not {name!r}")
     names = [pooling] * num_features if isinstance(pooling, str) else pooling
     return [_POOLINGS[name] for name in names]
 
 
 def bounds_code(bounds: str) -> int:
-    """Return the ops' `bounds` for its name."""
+    """Return the ops' `bounds` for its name; an unknown one is an `InputError`."""
     if bounds not in _BOUNDS:
-        raise ValueError(f"bounds is 'error', 'warn' or 'none', not {bounds!r}")
+        raise InputError(f"bounds is 'error', 'warn' or 'none', not {bounds!r}")
     return _BOUNDS[bounds]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dmt_kernels.ops._direct import is_eager
 from dmt_kernels.ops.bag_arguments import Ints, bounds_code, pooling_codes, warn_about_missing_ids
+from dmt_kernels.spec import InputError
 
 _OPTIMIZERS = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2}
 
@@ -90,7 +91,7 @@ def embedding_update_(
         An unknown `pooling`, `bounds` or `optimizer`.
     """
     if optimizer not in _OPTIMIZERS:
-        raise ValueError(f"optimizer is 'sgd', 'adagrad' or 'rowwise_adagrad', not {optimizer!r}")
+        raise InputError(f"optimizer is 'sgd', 'adagrad' or 'rowwise_adagrad', not {optimizer!r}")
     bounds_mode = bounds_code(bounds)
     if bounds == "warn":
         warn_about_missing_ids(tables, ids, offsets, feature_tables, row_starts, block_order)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dmt_kernels.ops.bag_arguments import Ints, accumulator_dtype, pooled_shape, pooling_codes
+from dmt_kernels.spec import InputError
 
 ProductDtype = torch.dtype | Literal["tf32"] | None
 
@@ -16,7 +17,7 @@ ProductDtype = torch.dtype | Literal["tf32"] | None
 def product_arguments(product_dtype: ProductDtype) -> tuple[torch.dtype | None, bool]:
     """What the ops call `product_dtype` and `tf32`, which is no dtype of torch."""
     if isinstance(product_dtype, str) and product_dtype != "tf32":
-        raise ValueError(f"product_dtype is a dtype or 'tf32', not {product_dtype!r}")
+        raise InputError(f"product_dtype is a dtype or 'tf32', not {product_dtype!r}")
     return (None, True) if product_dtype == "tf32" else (product_dtype, False)
 
 

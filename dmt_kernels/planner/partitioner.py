@@ -29,7 +29,7 @@ def partition_features(tables: Sequence[Table], towers: int, strategy: str = "st
     Raises
     ------
     InputError
-        For an unknown strategy, more towers than features, or more towers than tables.
+        For an unknown strategy, no towers, more of them than features, or more than tables.
     """
     check_towers(tables, towers)
     if strategy == "strided":
@@ -43,7 +43,9 @@ def partition_features(tables: Sequence[Table], towers: int, strategy: str = "st
 
 
 def check_towers(tables: Sequence[Table], towers: int) -> None:
-    """Refuse more towers than can have a table each, with an `InputError`."""
+    """Refuse no towers, and more than can have a table each, with an `InputError`."""
+    if towers < 1:
+        raise InputError(f"{towers} towers; there is at least one")
     features = sum(len(table.features) for table in tables)
     if towers > features:
         raise InputError(f"{towers} towers are more than the {features} features")

@@ -73,7 +73,7 @@ class Partition:
         Raises
         ------
         InputError
-            If the file is missing or is not of that form.
+            If the file is missing, cannot be read or is not of that form.
         """
         try:
             layout = json.loads(path.read_text())
@@ -86,6 +86,8 @@ class Partition:
                     raise TypeError
         except FileNotFoundError:
             raise InputError(f"partition file {path} does not exist") from None
+        except OSError as error:
+            raise InputError(f"partition file {path} cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise InputError(
                 f'partition file {path} is not of the form {{"towers": [["feature", ...], ...]}}, perhaps with '

@@ -21,7 +21,7 @@ class Table:
         ``E``, the number of rows.
     dim : int
         ``D``, the width of a row.
-    features : tuple of str
+    features : sequence of str
         The features that look ids up in this table, at least one. A feature belongs to one table.
     pooling : {"sum", "mean"}
         How the rows of a bag become one vector.
@@ -29,13 +29,13 @@ class Table:
     Raises
     ------
     InputError
-        For a table without a name, features, rows or columns, or an unknown pooling.
+        For a table without a name, features, rows or columns, features that are a text, or an unknown pooling.
     """
 
     name: str
     rows: int
     dim: int
-    features: tuple[str, ...]
+    features: Sequence[str]
     pooling: Pooling = "sum"
 
     def __post_init__(self) -> None:
@@ -43,6 +43,9 @@ class Table:
             raise InputError(f"a table is named {self.name!r}; a name is a text that is not empty")
         if not all(isinstance(extent, int) for extent in (self.rows, self.dim)):
             raise InputError(f"table {self.name!r} has {self.rows!r} rows of width {self.dim!r}; both must be integers")
+        if isinstance(self.features, str):  # it would be a feature of every letter
+            raise InputError(f"features of table {self.name!r} are {self.features!r}; give a sequence of names")
+        object.__setattr__(self, "features", tuple(self.features))  # a plan looks tables up, so they have to hash
         if not self.features:
             raise InputError(f"table {self.name!r} has no feature")
         if self.rows < 1 or self.dim < 1:

@@ -55,6 +55,22 @@ class Setup:
             yield f"number of {split} rows", self.dataset.rows(split)
 
 
+def set_up_training(config: TrainConfig) -> Setup:
+    """Do what :func:`set_up` does for a run that trains.
+
+    Raises
+    ------
+    InputError
+        As there, and for rows that are missing for it.
+    """
+    setup = set_up(config)
+    if not setup.dataset.rows("train"):
+        raise InputError(f"{setup.dataset.name} has no training rows")
+    if config.early_stop is not None and not setup.dataset.rows("valid"):
+        raise InputError(f"--early-stop needs validation rows, and {setup.dataset.name} has none")
+    return setup
+
+
 def set_up(config: TrainConfig) -> Setup:
     """Open the data, lay out the tables and try the model's shapes, without a process group or a table.
 
@@ -67,8 +83,6 @@ def set_up(config: TrainConfig) -> Setup:
     choose_device(config)
     rank = int(os.environ.get("RANK", "0"))
     dataset = open_dataset(config.data, seed=config.seed, hash_rows=config.hash_rows, rank=rank)
-    if config.early_stop is not None and not dataset.rows("valid"):
-        raise InputError(f"--early-stop needs validation rows, and {dataset.name} has none")
     tables = _tables(config, dataset)
     if config.partition in STRATEGIES:
         partition = partition_features(tables, config.towers, config.partition)

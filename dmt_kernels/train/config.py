@@ -171,7 +171,7 @@ class TrainConfig:
         Raises
         ------
         InputError
-            If the file is missing or holds something else.
+            If the file is missing, cannot be read or holds something else.
         """
         try:
             given = json.loads(path.read_text())
@@ -180,6 +180,8 @@ class TrainConfig:
             return cls(**(before | given))
         except FileNotFoundError:
             raise InputError(f"{path.parent} holds no finished run: {path.name} is missing") from None
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from None
         except (ValueError, TypeError) as error:
             raise InputError(f"{path} is not the configuration of a run: {error}") from None
 

@@ -30,7 +30,7 @@ def saved_config(folder: str, **changes: Any) -> TrainConfig:
     given = {name: value for name, value in changes.items() if value is not None}
     if config.placement == "auto":  # of training: the model is the same wherever its tower modules stand
         given["placement"] = "member"
-    if given.get("local"):
+    if given.get("local") and not config.local:
         given |= local_options()
     # The tables are those the model was trained with, not those that other data would ask for.
     return dataclasses.replace(config, tables=str(run.layout), partition=str(run.layout), **given)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dmt_kernels.train.assemble import Setup, build_model, make_loader, set_up
+from dmt_kernels.train.assemble import Setup, build_model, make_loader, set_up_training
 from dmt_kernels.train.config import TrainConfig
 from dmt_kernels.train.data import SAMPLE_ROWS
 from dmt_kernels.train.step import TrainStep
@@ -42,7 +42,7 @@ def flat_setup(config: TrainConfig) -> Setup:
     flat = dataclasses.replace(
         config, exchange="flat", tower_module="none", local=True, towers=1, members=1, partition="contiguous"
     )
-    return set_up(flat)
+    return set_up_training(flat)
 
 
 def train_flat(setup: Setup) -> FlatRun:

@@ -15,7 +15,7 @@ from dmt_kernels.comm import Mesh, check_agreement, traffic
 from dmt_kernels.ops.groups import naming_failures
 from dmt_kernels.spec import Batch, InputError
 from dmt_kernels.train import checkpoint
-from dmt_kernels.train.assemble import Setup, build_model, connect, make_loader, save_layout, set_up
+from dmt_kernels.train.assemble import Setup, build_model, connect, make_loader, save_layout, set_up_training
 from dmt_kernels.train.averaging import AveragedWeights
 from dmt_kernels.train.config import TrainConfig
 from dmt_kernels.train.metrics import Scores
@@ -195,7 +195,7 @@ def train_rank(config: TrainConfig) -> dict[str, Any] | InputError:
     """
     setup, wrong = None, None
     try:
-        setup = set_up(config)
+        setup = set_up_training(config)
         if config.out is not None:
             RunFolder(config.out).check_writable(config.overwrite)
     except InputError as error:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dmt_kernels.spec import InputError
-from dmt_kernels.train.assemble import set_up
+from dmt_kernels.train.assemble import set_up_training
 from dmt_kernels.train.config import TrainConfig, resolve_topology
 from dmt_kernels.train.evaluate import evaluate_rank, saved_config, set_up_as_trained
 from dmt_kernels.train.launch import launched, run_ranks, speaks
@@ -41,7 +41,7 @@ def train(config: TrainConfig, *, show: bool = True) -> dict[str, Any]:
     """
     config = _placed(config)
     if not launched() and not config.local:  # a rank, or this very process, does this for itself
-        set_up(config)
+        set_up_training(config)
         if config.out is not None:
             RunFolder(config.out).check_writable(config.overwrite)
     summary = _on_ranks(config, train_rank, config)

@@ -1,7 +1,8 @@
 """One training step: loss, gradients, their sums over ranks, the dense optimizer."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,12 @@ from torch.nn import functional as F
 
 from dmt_kernels.comm import GradientSum, Mesh
 from dmt_kernels.ops import MissingIdWatch
-from dmt_kernels.spec import Batch
+from dmt_kernels.spec import Batch, InputError
+
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adagrad": torch.optim.Adagrad,
+}
 
 
 class TrainStep:
@@ -35,6 +41,11 @@ class TrainStep:
     amp : bool
         Multiply in bfloat16 (``torch.autocast``): the over-arch's layers and the tower modules. Parameters, sums, dot
         products of features and the loss stay as they are.
+
+    Raises
+    ------
+    InputError
+        For an unknown optimizer.
     """
 
     def __init__(
@@ -47,6 +58,8 @@ class TrainStep:
         tower_lr: float | None = None,
         amp: bool = False,
     ) -> None:
+        if optimizer not in _OPTIMIZERS:
+            raise InputError(f"dense optimizer {optimizer!r} is unknown; choose one of {', '.join(_OPTIMIZERS)}")
         self.model, self.amp = model, amp
         self._exchange: Any = model.exchange
         self.mesh = mesh
@@ -62,9 +75,7 @@ class TrainStep:
         others = {name: p for name, p in over_arch_parameters(model).items() if name not in in_a_row}
         rates = [(in_name_order(others), lr), (in_name_order(in_a_row), lr if tower_lr is None else tower_lr)]
         groups = [{"params": parameters, "lr": rate} for parameters, rate in rates if parameters]
-        self.optimizer: torch.optim.Optimizer = (
-            torch.optim.Adam(groups, lr=lr, fused=True) if optimizer == "adam" else torch.optim.Adagrad(groups, lr=lr)
-        )
+        self.optimizer: torch.optim.Optimizer = _OPTIMIZERS[optimizer](groups, lr=lr)
 
     def __call__(self, batch: Batch, next_batch: Batch | None = None) -> Tensor:
         """Train on this rank's share of a global batch and return the global loss, a 0-dim tensor.

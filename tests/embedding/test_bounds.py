@@ -31,6 +31,11 @@ def _exchange(bounds: str, distributed: bool) -> EmbeddingExchange:
     )
 
 
+def test_an_unknown_word_is_refused() -> None:
+    with pytest.raises(InputError, match="bounds is 'error', 'warn' or 'none', not 'eror'"):
+        _exchange("eror", distributed=False)
+
+
 def _batch(exchange: EmbeddingExchange, bad_sample: int) -> Jagged:
     """Two ids a bag; in one sample, each feature's second id is bad."""
     ids = torch.arange(len(exchange.features) * SAMPLES * 2) % 11

@@ -211,6 +211,19 @@ def test_early_stop_reports_and_keeps_the_best_epoch(tmp_path, capsys):
     capsys.readouterr()
     assert evaluated(capsys, out) == f"{figures['auc']:.6g}"
     assert evaluated(capsys, out, "--split", "valid") == f"{max(valid):.6g}"
+    rows = {f"f{i:02}": np.zeros(8, np.int32) for i in range(26)}  # to score, none of them to stop by
+    arrays = {"sparse": np.stack(list(rows.values()), 1), "cards": np.ones(26, int), "names": np.array(list(rows))}
+    arrays |= {"label": np.arange(8) % 2, "dense": np.zeros((8, 4)), "split": np.full(8, 2)}
+    np.savez(tmp_path / "rows.npz", **arrays)
+    assert evaluated(capsys, out, "--data", f"npz:{tmp_path}/rows.npz") == "0.5"
+
+
+def test_rows_rounded_in_training_are_rounded_in_eval(tmp_path, capsys):
+    out = tmp_path / "out"
+    rounded = ["--tower-module", "dlrm", "--towers", "2", "--payload", "fp8"]
+    assert main(["train", *DATA, *rounded, "--steps", "5", *LOCAL, "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert evaluated(capsys, out, "--local") == evaluated(capsys, out) == f"{summary(out)['auc']:.6g}"
 
 
 def test_overwrite(tmp_path, capsys):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dmt_kernels.spec import Batch, Jagged
+from dmt_kernels.spec import Batch, InputError, Jagged
 from dmt_kernels.train.assemble import set_up
 from dmt_kernels.train.config import TrainConfig, resolve_topology
 from dmt_kernels.train.loop import Trainer
@@ -86,6 +86,11 @@ def test_a_step_in_one_process_is_a_step_of_the_optimizer(optimizer):
         torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=0)
     for name, parameter in twin.named_parameters():
         torch.testing.assert_close(dict(model.named_parameters())[name], parameter, rtol=1e-9, atol=1e-12)
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(InputError, match="dense optimizer 'sgd' is unknown; choose one of adam, adagrad"):
+        TrainStep(Model(), None, optimizer="sgd", lr=0.1)
 
 
 def test_a_run_trains_towers_at_their_rate():

@@ -74,8 +74,6 @@ def _build(path: Path, arrays: Mapping[str, np.ndarray], seed: int) -> ColumnDat
     split = _split(arrays, rows, seed)
     order = np.argsort(split, kind="stable")
     bounds = np.searchsorted(split[order], range(len(SPLITS) + 1))
-    if bounds[1] == 0:
-        raise InputError("split has no training row (0)")
     part = Part(label[order], _dense(arrays, rows)[order], [_reorder(column, order, features) for column in columns])
     splits = {name: (int(bounds[i]), int(bounds[i + 1])) for i, name in enumerate(SPLITS)}
     return ColumnDataset(path.name, features, splits, [part])

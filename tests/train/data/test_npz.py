@@ -119,7 +119,6 @@ BAD = {
     "dense_text": (changed("dense", lambda a: a.astype(str)), "dense has dtype"),
     "split_short": (changed("split", lambda a: a[1:]), "split has shape (49,)"),
     "split_3": (changed("split", put(4, 3)), "split of row 4 is 3"),
-    "split_no_train": (changed("split", lambda a: a * 0 + 1), "no training row"),
     "offsets_missing": (lambda arrays: arrays.pop("offsets/tags"), "ids/tags has no offsets/tags"),
     "ids_missing": (lambda arrays: arrays.pop("ids/tags"), "offsets/tags has no ids/tags"),
     "offsets_short": (changed("offsets/tags", lambda a: a[:-1]), "offsets/tags has shape (50,)"),
