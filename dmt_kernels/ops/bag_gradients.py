@@ -67,28 +67,30 @@ class BagGradients:
         starts = torch.tensor([0] * len(rows) if row_starts is None else row_starts, device=ids.device)
         samples = (offsets.numel() - 1) // max(1, len(order) * len(features))  # B
 
-        # Of every bag: its feature and its row of grad [K*F*B].
+        # Of every bag: its row of grad [K*F*B].
         bags = torch.arange(offsets.numel() - 1, device=ids.device)
-        feature = bags // max(1, samples) % max(1, len(features))
         grad_row = order[bags // max(1, samples * len(features))] * samples + bags % max(1, samples)
         is_mean = torch.tensor([0] * len(features) if poolings is None else poolings, device=ids.device).bool()
 
-        # Of every id in a bag: the bag, the row, and the factor of the bag's gradient.
+        # Of every id in a bag: the bag, its feature, the row, and the factor of the bag's gradient.
         bag = torch.repeat_interleave(bags, offsets.diff())
+        feature = bag // max(1, samples) % max(1, len(features))
         here = slice(int(offsets[0]), int(offsets[-1]))
-        table = torch.tensor(features, dtype=torch.int64, device=ids.device)[feature[bag]]
+        table = torch.tensor(features, dtype=torch.int64, device=ids.device)[feature]
         row = ids[here].long() - starts[table]
         is_row = (row >= 0) & (row < torch.tensor(rows, dtype=torch.int64, device=ids.device)[table])
         scale = torch.ones_like(row, dtype=accumulator) if weights is None else weights[here].to(accumulator)
         counted = is_row if row_starts is None else ids[here] >= 0
         count = torch.zeros(len(bags), dtype=accumulator, device=ids.device).index_add_(0, bag, counted.to(accumulator))
-        scale = torch.where(is_mean[feature[bag]], scale / count[bag], scale)
+        scale = torch.where(is_mean[feature], scale / count[bag], scale)
 
+        found = is_row.nonzero().squeeze(1)
+        found = found[feature[found].argsort(stable=True)]
+        of_feature = found.split(torch.bincount(feature[found], minlength=len(features)).tolist())
         indices: list[list[Tensor]] = [[] for _ in rows]
         values: list[list[Tensor]] = [[] for _ in rows]
         column = 0
-        for f, t in enumerate(features):
-            entries = (is_row & (feature[bag] == f)).nonzero().squeeze(1)
+        for entries, t in zip(of_feature, features, strict=True):
             columns = grad[grad_row[bag[entries]], column : column + dims[t]].to(accumulator)
             indices[t].append(row[entries])
             values[t].append((scale[entries, None] * columns).to(self.dtype))
