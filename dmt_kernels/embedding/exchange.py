@@ -57,6 +57,7 @@ class EmbeddingExchange(nn.Module):
         self.bounds = bounds
         self.bad_ids = 0  # ids outside their tables that ``warn`` has let pass
         self.features = plan.partition.features
+        self.positions = {feature: i for i, feature in enumerate(self.features)}
         self.layouts = tower_layouts(plan)
         towers = range(plan.topology.towers)
         self.tower_dims = [plan.tower_dims(t) for t in towers]

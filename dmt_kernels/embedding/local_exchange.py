@@ -43,7 +43,7 @@ class LocalExchange(EmbeddingExchange):
         ]
         lookups = [lookup for blocks in self._blocks for block in blocks for lookup in block]
         self._id_dtype = id_dtype(self._rows)
-        self._route = [self.features.index(lookup.feature) for lookup in lookups]
+        self._route = [self.positions[lookup.feature] for lookup in lookups]
         split = any(splits_columns(plan, t) for t in range(plan.topology.towers))
         self.shards = TableShards(lookups, row_means=self._row_means if split else None, seed=seed, **shards_options)
         self._payload = LocalPayload(plan.topology, payloads or Payloads(), seed)

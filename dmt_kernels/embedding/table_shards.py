@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dmt_kernels import ops
 from dmt_kernels.embedding.column_layout import Lookup
 from dmt_kernels.embedding.initial_rows import initial_rows
+from dmt_kernels.ops.bag_arguments import accumulator_dtype
 from dmt_kernels.spec import Jagged, Shard, TableOptimizer, WireFormat, derive_seed
 
 # Turns the shards' sums of squares, [touched rows] each, into one tensor of means over whole rows, shard after shard.
@@ -65,12 +66,12 @@ class TableShards(nn.Module):
             self.tables.register_buffer(name, table)
             if optimizer.kind != "sgd":
                 shape = table.shape if optimizer.kind == "adagrad" else table.shape[:1]
-                state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-                self.states.register_buffer(name, torch.zeros(shape, dtype=state_dtype))
+                self.states.register_buffer(name, torch.zeros(shape, dtype=accumulator_dtype(dtype)))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64) if dtype.itemsize == 2 else None)
         self._seeds = [derive_seed(seed, "rounding", shard.table.name) for shard in self.shards]
         self._column_starts = [shard.col_start for shard in self.shards]
-        self._feature_tables = [self.shards.index(lookup.shard) for lookup in lookups]
+        table_of = {shard: i for i, shard in enumerate(self.shards)}
+        self._feature_tables = [table_of[lookup.shard] for lookup in lookups]
         self._poolings = [lookup.shard.table.pooling for lookup in lookups]
         self._row_starts = [shard.row_start for shard in self.shards] if self.splits_rows else None
 

@@ -84,7 +84,7 @@ class WiredExchange(EmbeddingExchange):
         }
         self.stages = {name: Stage(group.group_name, *formats[name], rounding) for name, group in groups.items()}
         looked_up = tuple(
-            tuple(self.features.index(lookup.feature) for lookup in member.lookups)
+            tuple(self.positions[lookup.feature] for lookup in member.lookups)
             for layout in self.layouts
             for member in layout.members
         )

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from dmt_kernels.spec.errors import InputError
 from dmt_kernels.spec.partition import Partition
@@ -73,8 +74,8 @@ class Plan:
     Raises
     ------
     InputError
-        If the partition does not fit the tables or the topology, or the shards of a table do not
-        cover it exactly once.
+        If the partition does not fit the tables or the topology, a shard is of another table, or the shards of a table
+        do not cover it exactly once.
     """
 
     topology: Topology
@@ -90,11 +91,12 @@ class Plan:
             )
         owners = tables_by_feature(self.tables)
         tower_of = {owners[f].name: t for t, tower in enumerate(self.partition.towers) for f in tower}
+        for table in self._by_table.keys() - set(self.tables):
+            raise InputError(f"a shard is of table {table.name!r}, which is none of the plan's")
         for table in self.tables:
-            self._check_cover(table, tower_of[table.name])
+            self._check_cover(table, self._by_table.get(table, []), tower_of[table.name])
 
-    def _check_cover(self, table: Table, tower: int) -> None:
-        mine = [shard for shard in self.shards if shard.table == table]
+    def _check_cover(self, table: Table, mine: Sequence[Shard], tower: int) -> None:
         if any(s.tower != tower or not 0 <= s.member < self.topology.members for s in mine):
             raise InputError(f"a shard of table {table.name!r} lies outside tower {tower}")
         if any(s.rows < 1 or s.dim < 1 for s in mine):
@@ -115,7 +117,14 @@ class Plan:
         if not pieces or starts != [0, *stops[:-1]] or stops[-1] != extent:
             raise InputError(f"the shards of table {table.name!r} do not cover it exactly once")
 
-    @property
+    @cached_property
+    def _by_table(self) -> dict[Table, list[Shard]]:
+        by_table: dict[Table, list[Shard]] = {}
+        for shard in self.shards:
+            by_table.setdefault(shard.table, []).append(shard)
+        return by_table
+
+    @cached_property
     def feature_tables(self) -> dict[str, Table]:
         """Table of every feature."""
         return tables_by_feature(self.tables)
@@ -131,8 +140,7 @@ class Plan:
 
     def table_shards(self, table: Table) -> tuple[Shard, ...]:
         """Shards of one table, by row, column, then member."""
-        mine = [s for s in self.shards if s.table == table]
-        return tuple(sorted(mine, key=lambda s: (s.row_start, s.col_start, s.member)))
+        return tuple(sorted(self._by_table[table], key=lambda s: (s.row_start, s.col_start, s.member)))
 
 
 def whole(table: Table, tower: int, member: int) -> Shard:

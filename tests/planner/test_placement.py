@@ -1,11 +1,14 @@
 """Towers of features and shards of tables."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dmt_kernels.planner import SPLITS, partition_features, place
-from dmt_kernels.spec import InputError, Partition, Table, Topology
+from dmt_kernels.spec import InputError, Partition, Plan, Shard, Table, Topology
+from dmt_kernels.spec.shards import whole
 
 
 def _tables(sizes: list[tuple[int, int]]) -> list[Table]:
@@ -55,6 +58,12 @@ def test_big_tables_are_spread_by_bytes() -> None:
     plan = place(tables, partition_features(tables, 1), Topology(1, 2))
     loads = [sum(s.rows * s.dim for s in plan.member_shards(0, r)) for r in range(2)]
     assert loads == [8080, 8000]
+
+
+def _plan_with(shard: Shard) -> Plan:
+    """A plan of one table, and another shard."""
+    plan = place(_tables([(5, 2)]), Partition((("f0",),)), Topology(1, 1))
+    return dataclasses.replace(plan, shards=(*plan.shards, shard))
 
 
 def test_members_are_alike_in_bytes_and_in_lookups() -> None:
@@ -107,6 +116,9 @@ def test_partitions_are_balanced_and_keep_shared_tables_whole(strategy: str) -> 
             "'diagonally' of table 't0' is unknown",
         ),
         (lambda: place(_tables([(5, 2)]), Partition((("f0",),)), Topology(2, 1)), "1 towers and the topology has 2"),
+        (lambda: _plan_with(whole(Table("stray", 5, 2, ("s",)), 0, 0)), "table 'stray', which is none of the plan's"),
+        (lambda: _plan_with(whole(_tables([(5, 2)])[0], 0, 0)), "two shards of table 't0'"),
+        (lambda: partition_features(_tables([(5, 2)]), 0), "0 towers"),
     ],
 )
 def test_bad_input_names_the_culprit(build, sentence: str) -> None:
