@@ -1,10 +1,6 @@
 #include "embedding_update.h"
 
-#include "float_formats.h"
-
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
 namespace dmt::cpu {
 namespace {
@@ -14,14 +10,6 @@ namespace {
 constexpr int64_t sources_ahead = 16;
 constexpr int64_t rows_ahead = 24;
 constexpr int64_t block_size = 16;  // contributions that are asked for, and summed, together
-
-#if defined(__AVX512F__)
-constexpr int vector_bytes = 64;
-#elif defined(__AVX2__)
-constexpr int vector_bytes = 32;
-#else
-constexpr int vector_bytes = 16;
-#endif
 
 // Into the second cache: on their way to the first one, only a few lines at a time leave the memory. GCC removes calls
 // to functions that only prefetch: they have no effect that it knows of. Hence inlined by force.
@@ -47,45 +35,30 @@ inline __attribute__((always_inline)) void prefetch_ahead(const TableUpdate& tab
   }
 }
 
-template <class A>
-struct Vector {
-  static constexpr int lanes = vector_bytes / static_cast<int>(sizeof(A));
-  typedef A type __attribute__((vector_size(vector_bytes)));
-
-  template <class T>
-  static type load(const T* source) {
-    A values[lanes];
-    for (int l = 0; l < lanes; ++l) values[l] = cpu::load(source[l]);
-    type vector;
-    __builtin_memcpy(&vector, values, sizeof(vector));
-    return vector;
-  }
-};
-
 // Adds contributions [begin, end) to `count` vectors of sums, which stay in registers meanwhile. One contribution after
 // the other: the bits of a row's gradient depend on nothing else.
 template <int count, class Grad, class A>
 void add_vectors(const Contributions& all, int64_t begin, int64_t end, const Grad* grad, A* sum) {
-  using V = Vector<A>;
-  typename V::type sums[count];
+  constexpr int64_t lanes = kLanes<A>;
+  vector_t<A> sums[count];
 #pragma GCC unroll 8
-  for (int v = 0; v < count; ++v) sums[v] = V::load(sum + v * V::lanes);
+  for (int v = 0; v < count; ++v) sums[v] = load_vector(sum + v * lanes);
   for (int64_t i = begin; i < end; ++i) {
     const GradientSource source = all.source(i);
     const Grad* const row = grad + source.offset;
     const A scale = static_cast<A>(source.scale);
 #pragma GCC unroll 8
-    for (int v = 0; v < count; ++v) sums[v] += scale * V::load(row + v * V::lanes);
+    for (int v = 0; v < count; ++v) sums[v] += scale * load_vector(row + v * lanes);
   }
 #pragma GCC unroll 8
-  for (int v = 0; v < count; ++v) __builtin_memcpy(sum + v * V::lanes, &sums[v], sizeof(sums[v]));
+  for (int v = 0; v < count; ++v) store_vector(sum + v * lanes, sums[v]);
 }
 
 // The same for columns [first, last) of `sum`.
 template <class Grad, class A>
 void add_sources(const Contributions& all, int64_t begin, int64_t end, const Grad* grad, int64_t first, int64_t last,
                  A* sum) {
-  constexpr int64_t lanes = Vector<A>::lanes;
+  constexpr int64_t lanes = kLanes<A>;
   int64_t c = first;
   for (; c + 8 * lanes <= last; c += 8 * lanes) add_vectors<8>(all, begin, end, grad + c, sum + c);
   if (c + 4 * lanes <= last) {
@@ -105,25 +78,14 @@ void add_sources(const Contributions& all, int64_t begin, int64_t end, const Gra
 // whole row.
 template <class Weight, class A>
 double sum_of_squares(const Weight* row, const A* g, int64_t dim, A weight_decay) {
-  constexpr int lanes = 8;
-  constexpr int chains = 4;
-  constexpr int64_t block = lanes * chains;
-  typedef A Values __attribute__((vector_size(lanes * sizeof(A))));
-  typedef double Squares __attribute__((vector_size(lanes * sizeof(double))));
-  Squares sums[chains] = {};
+  constexpr int64_t block = 32;
+  constexpr int64_t lanes = kLanes<double>;
+  constexpr int64_t vectors = block / lanes;
+  vector_t<double> sums[vectors] = {};
   const auto add = [&](const A* decayed) {
-#pragma GCC unroll 4
-    for (int v = 0; v < chains; ++v) {
-      Values values;
-      __builtin_memcpy(&values, decayed + v * lanes, sizeof(values));
-#if defined(__AVX512F__)
-      if constexpr (sizeof(A) == sizeof(float)) {
-        const __m512d wide = _mm512_maskz_cvtps_pd(-1, values);  // of a conversion GCC makes two halves
-        sums[v] = _mm512_fmadd_pd(wide, wide, sums[v]);          // the square is exact: no bit is lost between
-        continue;
-      }
-#endif
-      const Squares wide = __builtin_convertvector(values, Squares);
+#pragma GCC unroll 16
+    for (int64_t v = 0; v < vectors; ++v) {
+      const vector_t<double> wide = load_doubles(decayed + v * lanes);
       sums[v] += wide * wide;
     }
   };
@@ -139,7 +101,11 @@ double sum_of_squares(const Weight* row, const A* g, int64_t dim, A weight_decay
     }
     add(decayed);
   }
-  const Squares sum = (sums[0] + sums[2]) + (sums[1] + sums[3]);
+  double all[block];
+#pragma GCC unroll 16
+  for (int64_t v = 0; v < vectors; ++v) store_vector(all + v * lanes, sums[v]);
+  double sum[8];
+  for (int64_t l = 0; l < 8; ++l) sum[l] = (all[l] + all[l + 16]) + (all[l + 8] + all[l + 24]);
   return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
 }
 

@@ -1,5 +1,5 @@
-// Storage types of tables and their conversion to the type sums are kept in. Written as branch-free integer arithmetic
-// that any instruction set vectorises, with the same bits on each.
+// Storage types of tables and their conversion to the type sums are kept in, one by one; vectors.h has whole vectors.
+// Arithmetic without branches, which any instruction set vectorises if it may not trap, with the same bits on each.
 #pragma once
 
 #include <cstdint>

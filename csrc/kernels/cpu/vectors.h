@@ -82,6 +82,21 @@ inline vector_t<float> load_vector(const Half* source) {
 #endif
 }
 
+// Doubles from either. A vector of more than a register's bytes GCC would keep in memory, hence no convertvector.
+inline vector_t<double> load_doubles(const double* source) { return load_vector(source); }
+
+inline vector_t<double> load_doubles(const float* source) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_cvtps_pd(-1, _mm256_loadu_ps(source));
+#elif defined(__AVX2__)
+  return _mm256_cvtps_pd(_mm_loadu_ps(source));
+#else
+  vector_t<double> values;
+  for (int64_t l = 0; l < kLanes<double>; ++l) values[l] = source[l];
+  return values;
+#endif
+}
+
 template <class Acc>
 void store_vector(Acc* target, vector_t<Acc> values) {
   __builtin_memcpy(target, &values, sizeof(values));
