@@ -28,6 +28,24 @@
 
 namespace dmt {
 
+// How long a receiver waits.
+struct Patience {
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::chrono::hours LONGEST{24 * 365};  // a clock has an end
+
+  explicit Patience(std::chrono::milliseconds limit)
+      : timeout(limit), deadline(Clock::now() + std::min<std::chrono::milliseconds>(limit, LONGEST)) {}
+
+  // At least a moment, since none at all would mean for ever to some.
+  std::chrono::milliseconds left() const {
+    return std::max(std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()),
+                    std::chrono::milliseconds(1));
+  }
+
+  std::chrono::milliseconds timeout;
+  Clock::time_point deadline;
+};
+
 // The beginning of the file.
 struct Slots {
   static constexpr uint32_t COUNT = 1024;
@@ -170,15 +188,14 @@ class Inbox {
     return *inbox->sender_ && inbox->slots_.nonce == nonce ? std::move(inbox) : nullptr;
   }
 
-  // Messages may be taken in another order than they were put.
-  void take(void* data, size_t bytes, uint32_t tag, std::chrono::milliseconds timeout) {
-    const auto deadline = std::chrono::steady_clock::now() + std::min<std::chrono::milliseconds>(timeout, LONGEST);
+  // Messages may be taken in another order than they were put. `look_up` is called several times a second meanwhile.
+  void take(void* data, size_t bytes, uint32_t tag, const Patience& patience, void (*look_up)()) {
     std::unique_lock<std::mutex> lock(mutex_);
     for (uint32_t number = first_;; ++number) {
       while (has_all_before(number)) {
         lock.unlock();  // somebody else may wait for what is there
-        sleep(number);
-        complain(number, deadline, timeout);
+        if (!sleep(number)) look_up();
+        complain(number, patience);
         lock.lock();
       }
       Slots::Slot& slot = slots_.of(number);
@@ -210,8 +227,6 @@ class Inbox {
   }
 
  private:
-  static constexpr std::chrono::hours LONGEST{24 * 365};  // a clock has an end
-
   Inbox(pid_t sender, int file)
       : sender_(OtherProcess::of(sender)),
         slots_memory_(file, 0, Slots::BYTES),
@@ -230,19 +245,18 @@ class Inbox {
     while (!has_all_before(first_) && slots_.of(first_).is_full.load(std::memory_order_acquire) == 0) ++first_;
   }
 
-  // Until something comes after all messages before that one, or for a moment.
-  void sleep(uint32_t number) const {
+  // Until something comes after all messages before that one, or for a moment; returns whether something may have come.
+  bool sleep(uint32_t number) const {
     const timespec moment{0, 20'000'000};
-    syscall(SYS_futex, &slots_.sent, FUTEX_WAIT, number, &moment, nullptr, 0);
+    return syscall(SYS_futex, &slots_.sent, FUTEX_WAIT, number, &moment, nullptr, 0) == 0 || errno == EAGAIN;
   }
 
-  void complain(uint32_t number, std::chrono::steady_clock::time_point deadline,
-                std::chrono::milliseconds timeout) const {
+  void complain(uint32_t number, const Patience& patience) const {
     if (has_all_before(number) && sender_->has_ended() && has_all_before(number)) {
       throw std::runtime_error("shared memory closed by peer, whose process has ended");
     }
-    if (std::chrono::steady_clock::now() >= deadline) {
-      throw std::runtime_error("Timed out waiting " + std::to_string(timeout.count()) +
+    if (Patience::Clock::now() >= patience.deadline) {
+      throw std::runtime_error("Timed out waiting " + std::to_string(patience.timeout.count()) +
                                "ms for a message through shared memory");
     }
   }

@@ -23,11 +23,13 @@ inline std::atomic<int64_t> copied_bytes{0};  // by packing and unpacking, not b
 class Message {
  public:
   Message(Blocks blocks, std::optional<int64_t> format) : blocks_(std::move(blocks)), format_(format) {
-    TORCH_CHECK(!blocks_.empty(), "a stage needs a block for every rank of its group");
+    TORCH_CHECK_VALUE(!blocks_.empty(), "a stage needs a block for every rank of its group");
     if (blocks_[0].scalar_type() == at::kByte) format_.reset();
     int64_t total = 0;
     for (const at::Tensor& block : blocks_) {
-      TORCH_CHECK(block.dim() == 2, "a block has 2 dimensions, got one of shape ", block.sizes());
+      TORCH_CHECK_VALUE(block.dim() == 2, "a block has 2 dimensions, got one of shape ", block.sizes());
+      TORCH_CHECK_VALUE(block.scalar_type() == blocks_[0].scalar_type(), "blocks of a stage have one dtype, got ",
+                        blocks_[0].scalar_type(), " and ", block.scalar_type());
       sizes_.push_back(block.size(0) * row_bytes(block));
       total += sizes_.back();
     }

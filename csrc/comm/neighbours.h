@@ -39,9 +39,9 @@ class Delivery {
     }
   }
 
-  void take(const at::Tensor& to, std::chrono::milliseconds timeout) {
+  void take(const at::Tensor& to, const Patience& patience, void (*look_up)()) {
     if (from_ == nullptr) return;
-    from_->inbox->take(to.mutable_data_ptr(), to.nbytes(), tag_, timeout);
+    from_->inbox->take(to.mutable_data_ptr(), to.nbytes(), tag_, patience, look_up);
     from_ = nullptr;
   }
 

@@ -36,6 +36,8 @@ template <class Function>
 void in_plain_words(const Function& function) {
   try {
     function();
+  } catch (const c10::ValueError& error) {  // of what a stage was given
+    throw pybind11::value_error(error.what_without_backtrace());
   } catch (const c10::Error& error) {
     throw std::runtime_error(error.what_without_backtrace());
   }
@@ -48,6 +50,12 @@ void naming(int peer, const Function& function) {
   } catch (const std::runtime_error& error) {
     throw PeerFailure(error.what(), peer);
   }
+}
+
+// Python only takes note of Ctrl-C; a rank that waits for another asks it.
+void heed_signals() {
+  const pybind11::gil_scoped_acquire locked;
+  if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
 }
 
 // Lives until its end has been waited for, and keeps alive what is sent, received and staged until then. So do the
@@ -71,19 +79,24 @@ class Stage {
   }
 
   void expect() {
-    if (received_.bytes().is_cpu()) expect_from_each();
+    const Group group = this->group();
+    check_count(*group, received_);
+    if (received_.bytes().is_cpu()) expect_from_each(group);
   }
 
   void send(Blocks blocks, std::optional<int64_t> format, std::optional<int64_t> seed, int64_t step) {
     TORCH_CHECK(!sent_, "the stage has sent its blocks");
     sent_.emplace(std::move(blocks), format);
-    TORCH_CHECK(sent_->bytes().device() == received_.bytes().device(), "blocks and out are on one device");
+    TORCH_CHECK_VALUE(sent_->bytes().device() == received_.bytes().device(), "blocks and out are on one device");
+    const Group group = this->group();
+    check_count(*group, *sent_);
+    const int64_t own = sent_->sizes()[group->getRank()], room = received_.sizes()[group->getRank()];
+    TORCH_CHECK_VALUE(own == room, "a rank sends itself ", own, " bytes, and expects ", room);
     sent_->pack(seed, step);
     if (sent_->bytes().is_cpu()) {
-      send_to_each();
+      send_to_each(group);
       return;
     }
-    const Group group = this->group();
 #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13
     works_.push_back(
         {group->all_to_all_single(received_.bytes(), sent_->bytes(), received_.sizes(), sent_->sizes()), NOBODY});
@@ -93,21 +106,26 @@ class Stage {
 #endif
   }
 
-  const std::vector<int64_t>& sent_bytes() { return sent_->sizes(); }
+  const std::vector<int64_t>& sent_bytes() {
+    TORCH_CHECK(sent_, "the stage has sent nothing");
+    return sent_->sizes();
+  }
 
   void wait() {
     if (is_done_) return;
     in_plain_words([this] {
       const at::AutoDispatchBelowADInplaceOrView untracked;
       TORCH_CHECK(sent_, "the stage has sent nothing");
+      const Patience patience(timeout_.value_or(Patience::LONGEST));  // with all of them together
       for (Expected& expected : expected_) {
-        naming(expected.peer, [&] { expected.delivery.take(received_.pieces()[expected.peer], timeout_); });
+        naming(expected.peer,
+               [&] { expected.delivery.take(received_.pieces()[expected.peer], patience, heed_signals); });
       }
       for (const auto& [work, peer] : works_) {
         if (peer == NOBODY) {
           work->wait();
         } else {
-          naming(peer, [&work = work] { work->wait(); });
+          naming(peer, [&, &work = work] { work->wait(timeout_.has_value() ? patience.left() : kNoTimeout); });
         }
       }
       sent_->record_stream();
@@ -136,14 +154,18 @@ class Stage {
     return group;
   }
 
+  // Before anything travels: gloo ends a process that is sent more than it expects.
+  static void check_count(const c10d::ProcessGroup& group, Message& message) {
+    TORCH_CHECK_VALUE(static_cast<int>(message.sizes().size()) == group.getSize(), "a stage among ", group.getSize(),
+                      " ranks needs as many blocks, got ", message.sizes().size());
+  }
+
   // gloo's all-to-all posts what it sends before what it receives. Two ranks that come at different times then use a
   // link in one direction after the other: the late one's word that it is ready queues behind its own message.
-  void expect_from_each() {
-    const Group group = this->group();
+  void expect_from_each(const Group& group) {
     turn_ = groups().next_turn(group);
-    if (turn_.neighbours->exist()) {
-      timeout_ = group->getBackend(c10::DeviceType::CPU)->getBackendOptions()->timeout;
-    }
+    const auto backend = group->getBackend(c10::DeviceType::CPU);
+    if (backend->getBackendName() == "gloo") timeout_ = backend->getBackendOptions()->timeout;
     if (turn_.tag == 0) {
       keep_gloo_from_preempting();
       ask_for_long_slices();
@@ -158,8 +180,7 @@ class Stage {
   }
 
   // What takes longest to arrive leaves first.
-  void send_to_each() {
-    const Group group = this->group();
+  void send_to_each(const Group& group) {
     for_peers(group, *sent_, FAR, [&](int peer, const at::Tensor& piece) {
       std::vector<at::Tensor> one = {piece};
       works_.push_back({group->send(one, peer, turn_.tag), peer});
@@ -175,8 +196,6 @@ class Stage {
   void for_peers(const Group& group, const Message& message, Distance distance, const Function& function) const {
     const int ranks = group->getSize();
     const std::vector<at::Tensor>& pieces = message.pieces();
-    TORCH_CHECK(static_cast<int>(pieces.size()) == ranks, "a stage among ", ranks, " ranks needs as many blocks, got ",
-                pieces.size());
     // Every rank begins with its successor, so that nobody is sent to by all at once.
     for (int i = 1; i < ranks; ++i) {
       const int peer = (group->getRank() + i) % ranks;
@@ -191,8 +210,8 @@ class Stage {
   Message received_;
   WeakGroup group_;
   Groups::Turn turn_;
-  std::chrono::milliseconds timeout_{0};  // for neighbours
-  std::vector<Expected> expected_;        // from neighbours
+  std::optional<std::chrono::milliseconds> timeout_;  // of gloo; others keep theirs
+  std::vector<Expected> expected_;                    // from neighbours
   std::vector<Pending> works_;
   bool is_done_ = false;
 };

@@ -84,6 +84,8 @@ def stage_start(
     ------
     ExchangeError
         The group's backend refuses.
+    InputError
+        There are not as many blocks as ranks, or they do not fit each other.
     """
     ticket = stage_expect(out, group, format)
     stage_send(ticket, blocks, seed=seed, step=step)
@@ -105,9 +107,13 @@ def stage_expect(out: Sequence[Tensor], group: str, format: WireFormat | None = 
     ------
     ExchangeError
         The group's backend refuses.
+    InputError
+        As for :func:`stage_start`.
     """
     try:
         stage = _engine.expect(out, group, _code(format, out))
+    except ValueError as error:
+        raise InputError(f"stage_expect: {error}") from None
     except RuntimeError as error:
         raise exchange_failure(group, "expected blocks", error) from error
     return Ticket(group, stage, format)
@@ -128,13 +134,15 @@ def stage_send(ticket: Ticket, blocks: Sequence[Tensor], *, seed: int | None = N
     ExchangeError
         The group's backend refuses.
     InputError
-        They were sent before, or that failed.
+        As for :func:`stage_start`; or they were sent before, or that failed.
     """
     if ticket._is_sent or ticket._stage is None:
         raise InputError("stage_send: the blocks of a stage are sent once")
     stage, ticket._stage = ticket._stage, None  # nobody can wait for what fails here
     try:
         stage.send(blocks, _code(ticket._format, blocks), seed, step)
+    except ValueError as error:
+        raise InputError(f"stage_send: {error}") from None
     except RuntimeError as error:
         raise exchange_failure(ticket._group, "sent its blocks", error) from error
     ticket._stage, ticket._is_sent = stage, True
@@ -209,5 +217,5 @@ def engine_is_compiled() -> bool:
 
 
 def _code(format: WireFormat | None, blocks: Sequence[Tensor]) -> int | None:
-    keeps_bits = format is None or (format is WireFormat.FP32 and blocks[0].dtype is torch.float32)
+    keeps_bits = not blocks or format is None or (format is WireFormat.FP32 and blocks[0].dtype is torch.float32)
     return None if keeps_bits else _CODES[format]  # type: ignore[index]  # (it is not None here)

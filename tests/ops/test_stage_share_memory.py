@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import threading
 import time
 from pathlib import Path
@@ -51,6 +52,22 @@ def _one_unwilling(rank: int) -> list[int]:
 
 def test_a_rank_that_is_not_willing_gets_its_blocks_another_way() -> None:
     assert run_ranks(_one_unwilling, 3) == [[2], [], [0]]
+
+
+def _interrupted(rank: int) -> None:
+    group, store = _share(), dist.distributed_c10d._get_default_store()
+    if rank == 0:
+        threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+        ticket, _ = _start(group, 1.0, 10)
+        with pytest.raises(KeyboardInterrupt):
+            stage_wait(ticket)  # for a rank that comes afterwards
+        store.set("interrupted", "1")
+    else:
+        store.wait(["interrupted"])
+
+
+def test_a_rank_that_waits_heeds_signals() -> None:
+    run_ranks(_interrupted, 2, timeout_s=20)  # the group's own timeout is longer
 
 
 def _any_order(rank: int) -> None:

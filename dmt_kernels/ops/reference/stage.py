@@ -20,7 +20,12 @@ _copied_bytes = 0
 class _Message:
     """Blocks of rows as the bytes that travel; `sizes` are those of each block. Blocks of bytes travel as they are."""
 
-    def __init__(self, blocks: Sequence[Tensor], format: int | None) -> None:
+    def __init__(self, blocks: Sequence[Tensor], format: int | None, ranks: int) -> None:
+        if len(blocks) != ranks:
+            raise ValueError(f"a stage among {ranks} ranks needs as many blocks, got {len(blocks)}")
+        for block in blocks:
+            if block.dim() != 2:
+                raise ValueError(f"a block has 2 dimensions, got one of shape {list(block.shape)}")
         is_encoded = blocks[0].dtype is torch.uint8
         self.blocks, self.format = blocks, None if format is None or is_encoded else _FORMATS[format]
         self.sizes = [len(block) * self._row_bytes(block) for block in blocks]
@@ -59,14 +64,18 @@ class Stage:
     """A stage of which blocks are expected."""
 
     def __init__(self, out: Sequence[Tensor], group: str, format: int | None) -> None:
-        with _untracked():
-            self._received = _Message(out, format)
         self._group = resolve_group(group)
+        with _untracked():
+            self._received = _Message(out, format, self._group.size())
 
     def send(self, blocks: Sequence[Tensor], format: int | None, seed: int | None, step: int) -> None:
         """Send a block to every rank; arguments as in `dmt_kernels.ops.stage.stage_send`."""
         with _untracked():
-            self._sent = _Message(blocks, format)
+            self._sent = _Message(blocks, format, self._group.size())
+            own = self._group.rank()
+            if self._sent.sizes[own] != self._received.sizes[own]:
+                sizes = f"{self._sent.sizes[own]} bytes, and expects {self._received.sizes[own]}"
+                raise ValueError(f"a rank sends itself {sizes}")
             self._sent.pack(seed, step)
             work = dist.all_to_all_single(
                 self._received.bytes,
