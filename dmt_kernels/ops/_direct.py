@@ -100,6 +100,48 @@ def differentiable(
     return call
 
 
+def mutating(op: OpOverload, count: int) -> Callable[..., None]:
+    """Let autograd know that `op` changes its first `count` arguments, and return a function that calls it sooner.
+
+    What saved a tensor that is changed then refuses to be differentiated, instead of taking the wrong values.
+
+    Parameters
+    ----------
+    op : OpOverload
+        Its first arguments are tensors or lists of tensors.
+    count : int
+        How many of them it changes.
+
+    Returns
+    -------
+    callable
+        Takes the arguments of `op` by position.
+    """
+
+    def note(arguments: Sequence[Any]) -> None:
+        for changed in arguments[:count]:
+            torch.autograd.graph.increment_version(changed)
+
+    def change(keyset: torch._C.DispatchKeySet, *arguments: Any) -> None:
+        note(arguments)
+        op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *arguments)
+
+    def call(*arguments: Any) -> None:
+        if not is_eager():
+            op(*arguments)
+            return
+        note(arguments)
+        with torch._C._ExcludeDispatchKeyGuard(_CHANGE_IS_NOTED):
+            op(*arguments)
+
+    _dmt.impl(op.name().split("::")[1], change, "ADInplaceOrView", with_keyset=True)
+    return call
+
+
+_CHANGE_IS_NOTED = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)  # without the key, no `change`
+_dmt = torch.library.Library("dmt", "IMPL")
+
+
 def _any_needs_grad(arguments: Sequence[Any]) -> bool:
     for argument in arguments:  # noqa: SIM110  (a generator within `any` takes twice the time)
         if isinstance(argument, Tensor) and argument.requires_grad:

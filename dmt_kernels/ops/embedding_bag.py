@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmt_kernels.ops._direct import differentiable
+from dmt_kernels.ops._direct import differentiable, mutating
 from dmt_kernels.ops.bag_arguments import Ints, bounds_code, pooled_shape, pooling_codes, warn_about_missing_ids
 from dmt_kernels.ops.bag_gradients import BagGradients, shaped_like_inputs
 
@@ -125,7 +125,7 @@ def embedding_bag_(
     """
     if bounds == "warn":
         warn_about_missing_ids(tables, ids, offsets, feature_tables, row_starts, block_order)
-    torch.ops.dmt.embedding_bag_(
+    _call_into(
         out,
         list(tables),
         ids,
@@ -192,3 +192,4 @@ def _backward(ctx: Any, grad: Tensor, needed: Sequence[Any]) -> tuple[Any, ...]:
 
 
 _call = differentiable(torch.ops.dmt.embedding_bag.default, _setup_context, _backward)
+_call_into = mutating(torch.ops.dmt.embedding_bag_.default, 1)

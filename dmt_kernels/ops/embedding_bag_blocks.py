@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dmt_kernels.ops._composition import implement_on
+from dmt_kernels.ops._direct import mutating
 from dmt_kernels.ops._library import cuda_kernels
 from dmt_kernels.ops.bag_arguments import Ints, bounds_code, pooling_codes, warn_about_missing_ids
 from dmt_kernels.ops.reference import embedding_bag_blocks as reference
@@ -55,7 +56,7 @@ def embedding_bag_blocks_(
     """
     if bounds == "warn":
         warn_about_missing_ids(tables, ids, offsets, feature_tables, row_starts, block_order)
-    torch.ops.dmt.embedding_bag_blocks_(
+    _call(
         list(blocks),
         list(tables),
         ids,
@@ -86,6 +87,8 @@ def _(
 ) -> None:
     return None
 
+
+_call = mutating(torch.ops.dmt.embedding_bag_blocks_.default, 1)
 
 if cuda_kernels != "compiled":  # two passes
     implement_on("CUDA", "embedding_bag_blocks_", reference.embedding_bag_blocks_)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dmt_kernels.ops._direct import is_eager
+from dmt_kernels.ops._direct import mutating
 from dmt_kernels.ops.bag_arguments import Ints, bounds_code, pooling_codes, warn_about_missing_ids
 from dmt_kernels.spec import InputError
 
@@ -95,7 +94,7 @@ def embedding_update_(
     bounds_mode = bounds_code(bounds)
     if bounds == "warn":
         warn_about_missing_ids(tables, ids, offsets, feature_tables, row_starts, block_order)
-    arguments = (
+    _call(
         list(tables),
         list(states),
         grad,
@@ -116,12 +115,6 @@ def embedding_update_(
         step,
         column_starts,
     )
-    if not is_eager():
-        _op(*arguments)
-        return
-    _note_change(tables, states)
-    with torch._C._ExcludeDispatchKeyGuard(_CHANGE_IS_NOTED):
-        _op(*arguments)
 
 
 def embedding_row_squares(
@@ -218,17 +211,4 @@ def _(
     return [grad.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.float64) for _ in tables]
 
 
-def _note_change(tables: Sequence[Tensor], states: Sequence[Tensor]) -> None:
-    """Tell autograd that tables and states change: what saved them must not be differentiated any more."""
-    torch.autograd.graph.increment_version([*tables, *states])
-
-
-def _change(keyset: torch._C.DispatchKeySet, tables: list[Tensor], states: list[Tensor], *rest: Any) -> None:
-    _note_change(tables, states)
-    _op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, tables, states, *rest)
-
-
-_op = torch.ops.dmt.embedding_update_.default
-_CHANGE_IS_NOTED = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)  # without the key, no _change
-_dmt = torch.library.Library("dmt", "IMPL")
-_dmt.impl("embedding_update_", _change, "ADInplaceOrView", with_keyset=True)
+_call = mutating(torch.ops.dmt.embedding_update_.default, 2)
