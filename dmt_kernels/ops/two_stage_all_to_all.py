@@ -7,7 +7,8 @@ from torch import Tensor
 
 from dmt_kernels.ops._composition import compose
 from dmt_kernels.ops._direct import is_eager
-from dmt_kernels.ops.all_to_all import start_blocks, wait_blocks
+from dmt_kernels.ops.peer_all_to_all import peer_all_to_all
+from dmt_kernels.ops.tower_all_to_all import tower_all_to_all
 
 
 def two_stage_all_to_all(
@@ -44,11 +45,10 @@ def two_stage_all_to_all(
     """
     if tower_module is None and not is_eager():
         return torch.ops.dmt.two_stage_all_to_all(pooled, member_widths, tower_widths, tower_group, peer_group)
-    towers, samples = pooled.shape[1:3]
-    blocks = wait_blocks(start_blocks(pooled.flatten(1, 2), member_widths, tower_group), member_widths)
-    tower = torch.cat(blocks, dim=1)
-    compressed = (tower if tower_module is None else tower_module(tower)).view(towers, samples, -1)
-    return torch.cat(wait_blocks(start_blocks(compressed, tower_widths, peer_group), tower_widths), dim=1)
+    towers_and_samples = pooled.shape[1:3]
+    tower = torch.cat(tower_all_to_all(pooled.flatten(1, 2), member_widths, tower_group), dim=1)
+    compressed = tower if tower_module is None else tower_module(tower)
+    return torch.cat(peer_all_to_all(compressed.unflatten(0, towers_and_samples), tower_widths, peer_group), dim=1)
 
 
 def _pass_through(

@@ -226,6 +226,27 @@ def _two_exchanges(rank: int) -> None:
     torch.testing.assert_close([*actual, compiled.grad], [*expected, plain.grad], rtol=1e-4, atol=1e-3)
 
 
+def _with_a_module(rank: int) -> None:
+    mesh = build_mesh(2, 1, timeout_s=30)
+    module = torch.nn.Linear(3, 2)
+
+    def road(x: Tensor) -> Tensor:
+        return ops.two_stage_all_to_all(x, [3], [2, 2], mesh.tower.group_name, mesh.peer.group_name, module)
+
+    compiled = torch.compile(road, backend="aot_eager", fullgraph=True)
+    for samples in (4, 0):
+        x = torch.randn(1, 2, samples, 3, requires_grad=True)
+        expected, actual = road(x), compiled(x)
+        assert expected.shape == (samples, 4)
+        torch.testing.assert_close(actual, expected)
+        grads = [torch.autograd.grad(out.square().sum(), x)[0] for out in (expected, actual)]
+        torch.testing.assert_close(*grads)
+
+
+def test_two_stages_with_a_module_are_compiled_whole() -> None:
+    run_ranks(_with_a_module, 2, timeout_s=120)
+
+
 def test_inductor_keeps_what_arrived_while_it_is_needed() -> None:
     run_ranks(_two_exchanges, 1, timeout_s=120)
 
