@@ -24,7 +24,8 @@ def rows(i: np.ndarray, t: np.ndarray, tables: int, towers: int, loads: Sequence
 def limits(loads: Sequence[Load], towers: int) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest value of the rows of loads, ``[K * T]``: relative to the mean, or in units (`scale`)."""
     low = np.array([load.low / scale(load) for load in loads]) - ROUNDING
-    high = np.array([load.high / scale(load) for load in loads]) + ROUNDING
+    # Where nothing limits a tower, all of a load does: solvers take no infinity.
+    high = np.array([min(load.high, load.counted.sum()) / scale(load) for load in loads]) + ROUNDING
     return np.repeat(low, towers), np.repeat(high, towers)
 
 

@@ -89,6 +89,15 @@ def test_coherent_finds_planted_groups_and_diverse_spreads_them() -> None:
     assert len(set(zip(groups, diverse.tolist(), strict=True))) == 9
 
 
+@pytest.mark.parametrize("strategy", ["coherent", "diverse", "load"])
+def test_without_limits_a_tower_has_at_least_a_feature(strategy: str) -> None:
+    tables = _tables([10 * (i + 1) for i in range(6)])
+    grouping = group_features(tables, 2, strategy, affinity=_planted([0, 0, 0, 0, 0, 1]), slack=np.inf)
+    assert all(grouping.partition.towers)
+    if strategy == "coherent":
+        assert sorted(map(len, grouping.partition.towers)) == [1, 5]
+
+
 def test_shared_tables_stay_together_and_pins_hold() -> None:
     tables = [Table("a", 9, 4, ("a1", "a2")), *_tables([9] * 4)]
     grouping = group_features(tables, 3, affinity=_planted([0, 1, 0, 1, 2, 2]), pins={"a2": 2, "f3": 0})
