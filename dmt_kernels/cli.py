@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = "torch" if error.name == "torch" else "'dmt_kernels[train]'"
         print(f"dmt_kernels: {error.name} is not installed; pip install {what}", file=sys.stderr)
         return BAD_INPUT
-    except RankFailed as error:
+    except (RankFailed, FloatingPointError) as error:  # the latter of a training that has diverged in this process
         print(f"dmt_kernels: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:

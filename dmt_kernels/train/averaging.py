@@ -24,13 +24,15 @@ class AveragedWeights:
         As for :class:`~dmt_kernels.train.step.TrainStep`.
     decay : float
         Of the average, per step: it is mostly of the last ``1 / (1 - decay)`` steps.
+    steps : int
+        Of the run; one that is shorter than that has as many snapshots all the same.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, steps: int) -> None:
         exchange: Any = model.exchange
         weights = [*model.parameters(), *exchange.shards.tables.buffers()]
         self._weights = nn.ParameterList(nn.Parameter(weight.detach(), requires_grad=False) for weight in weights)
-        self._every = max(1, round(1 / (1 - decay) / PER_HORIZON))
+        self._every = max(1, round(min(1 / (1 - decay), steps) / PER_HORIZON))
         self._decay = decay**self._every
         self._average = AveragedModel(self._weights)
         self._steps = 0

@@ -133,10 +133,9 @@ class TrainConfig:
             raise InputError(f"--placement {self.placement} needs --exchange sptt: flat has no tower modules to place")
         if self.exchange == "flat" and self.tower_payload != "fp32":
             raise InputError(f"--tower-payload {self.tower_payload} needs --exchange sptt: flat has no tower stage")
-        acts = LOCAL_OPTIONS if self.exchange == "sptt" else ()
-        wire = [name for name in WIRE_OPTIONS if name not in acts and getattr(self, name) != _defaults()[name]]
-        if self.local and wire:
-            raise InputError(f"--local sends nothing between ranks: {flag(wire[0])} has nothing to act on")
+        inert = [name for name, value in local_options(self.exchange).items() if getattr(self, name) != value]
+        if self.local and inert:
+            raise InputError(f"--local sends nothing between ranks: {flag(inert[0])} has nothing to act on")
         self.table_optimizer_spec()
 
     def dense_training(self) -> dict[str, Any]:
@@ -215,9 +214,10 @@ def resolve_topology(config: TrainConfig, world: int | None, local_world: int | 
     return dataclasses.replace(config, towers=towers or 1, members=members or 1)
 
 
-def local_options() -> dict[str, Any]:
-    """What makes a run on ranks one in this process: nothing travels there."""
-    return {"local": True, **{name: _defaults()[name] for name in WIRE_OPTIONS}}
+def local_options(exchange: str) -> dict[str, Any]:
+    """What makes a run on ranks one in this process: nothing travels there, and towers round as if it did."""
+    acts = LOCAL_OPTIONS if exchange == "sptt" else ()
+    return {"local": True, **{name: _defaults()[name] for name in WIRE_OPTIONS if name not in acts}}
 
 
 def _defaults() -> dict[str, Any]:

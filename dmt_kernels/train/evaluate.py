@@ -30,8 +30,8 @@ def saved_config(folder: str, **changes: Any) -> TrainConfig:
     given = {name: value for name, value in changes.items() if value is not None}
     if config.placement == "auto":  # of training: the model is the same wherever its tower modules stand
         given["placement"] = "member"
-    if given.get("local") and not config.local:
-        given |= local_options()
+    if given.get("local"):
+        given |= local_options(config.exchange)
     # The tables are those the model was trained with, not those that other data would ask for.
     return dataclasses.replace(config, tables=str(run.layout), partition=str(run.layout), **given)
 

@@ -44,8 +44,6 @@ class Trainer:
         self.folder = None if self.config.out is None else RunFolder(self.config.out)
         self.model = build_model(setup, mesh)
         self.train_step = TrainStep(self.model, mesh, **self.config.dense_training())
-        decay = self.config.average_weights
-        self.average = None if decay is None else AveragedWeights(self.model, decay)
         device = next(self.model.parameters()).device
         self.loaders = {
             split: make_loader(setup, split, mesh, device, shuffle=split == "train")
@@ -53,6 +51,8 @@ class Trainer:
         }
         self.timer = StepTimer(device)
         self.steps = self.config.steps or (self.config.epochs or 1) * len(self.loaders["train"])
+        decay = self.config.average_weights
+        self.average = None if decay is None else AveragedWeights(self.model, decay, self.steps)
         self.step = 0
         self.sent: Counter[tuple[str, str]] = Counter()
 

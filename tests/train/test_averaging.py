@@ -28,7 +28,7 @@ class _Model(nn.Module):
 @pytest.mark.parametrize(("decay", "every"), [(0.5, 1), (0.9, 1), (0.98, 5)])
 def test_the_average_is_the_plain_mean_of_snapshots_that_then_decay(decay, every):
     model = _Model()
-    average = AveragedWeights(model, decay)
+    average = AveragedWeights(model, decay, steps=10**6)
     expected, snapshots = None, 0
     for step in range(1, 16 * every + 1):
         with torch.no_grad(), average.set_aside():
@@ -42,6 +42,18 @@ def test_the_average_is_the_plain_mean_of_snapshots_that_then_decay(decay, every
         shown = step % 7 if expected is None else expected
         for weight in model.weights():
             torch.testing.assert_close(weight, torch.full_like(weight, shown))
+
+
+def test_a_run_shorter_than_the_average_is_averaged_over():
+    model = _Model()
+    average = AveragedWeights(model, 0.999, steps=20)  # every second one
+    for step in range(1, 21):
+        with torch.no_grad(), average.set_aside():
+            for weight in model.weights():
+                weight.fill_(float(step))
+            average.step()
+    for weight in model.weights():
+        torch.testing.assert_close(weight, torch.full_like(weight, 11.0))
 
 
 def trained(decay):

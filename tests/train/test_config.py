@@ -98,8 +98,12 @@ def test_placements_that_there_are_not(options, sentence):
 
 
 def test_on_ranks_or_in_one_process():
-    config = TrainConfig(chunks=3, payload="int8", stochastic=True, placement="auto", compression=3)
-    assert dataclasses.replace(config, **local_options()) == TrainConfig(local=True, compression=3)
+    config = TrainConfig(chunks=3, payload="int8", stochastic=True, tower_payload="bf16", compression=3)
+    assert dataclasses.replace(config, **local_options("sptt")) == TrainConfig(
+        local=True, payload="int8", stochastic=True, compression=3
+    )
+    flat = TrainConfig(exchange="flat", chunks=3, payload="int8", stochastic=True)
+    assert dataclasses.replace(flat, **local_options("flat")) == TrainConfig(exchange="flat", local=True)
 
 
 def test_local_towers_need_no_even_shares():

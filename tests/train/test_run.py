@@ -218,12 +218,12 @@ def test_early_stop_reports_and_keeps_the_best_epoch(tmp_path, capsys):
     assert evaluated(capsys, out, "--data", f"npz:{tmp_path}/rows.npz") == "0.5"
 
 
-def test_rows_rounded_in_training_are_rounded_in_eval(tmp_path, capsys):
-    out = tmp_path / "out"
-    rounded = ["--tower-module", "dlrm", "--towers", "2", "--payload", "fp8"]
-    assert main(["train", *DATA, *rounded, "--steps", "5", *LOCAL, "--out", str(out)]) == 0
+@pytest.mark.parametrize("where", [[], LOCAL], ids=["ranks", "local"])
+def test_rows_rounded_in_training_are_rounded_in_eval(where, run, capsys):
+    folder = run(*COMPRESSED, "--payload", "fp8", *where)
     capsys.readouterr()
-    assert evaluated(capsys, out, "--local") == evaluated(capsys, out) == f"{summary(out)['auc']:.6g}"
+    expected = f"{summary(folder)['auc']:.6g}"
+    assert evaluated(capsys, folder, "--local") == evaluated(capsys, folder) == expected
 
 
 def test_overwrite(tmp_path, capsys):
