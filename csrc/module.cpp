@@ -90,7 +90,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("build_info", &build_info, "Versions and options of this build; an empty string is an option not used.");
   module.def(
       "isa", [] { return dmt::cpu::isa_name(dmt::cpu::isa_in_use()); },
-      "The instruction set in use: 'baseline', 'avx2' or 'avx512'. DMT_CPU_ISA forces a lower one.");
+      "The instruction set in use: 'baseline', 'avx2', 'avx512' or 'avx512bf16'. DMT_CPU_ISA forces a lower one.");
   module.def("anneal", &anneal, "Towers [N] and their cost, as dmt_kernels.planner.annealing says.",
              pybind11::arg("points"), pybind11::arg("sizes"), pybind11::arg("weights"), pybind11::arg("lows"),
              pybind11::arg("highs"), pybind11::arg("allowed"), pybind11::arg("towers"), pybind11::kw_only(),

@@ -94,34 +94,11 @@ BagArguments::BagArguments(const char* op, const std::vector<int64_t>& table_row
   check(offsets.scalar_type() == ScalarType::Long, op, "offsets must be int64, got ",
         dtype_name(offsets.scalar_type()));
 
-  feature_table_ = feature_tables.has_value() ? *feature_tables : identity(num_tables);
-  const int64_t num_features = static_cast<int64_t>(feature_table_.size());
-  check(!poolings.has_value() || static_cast<int64_t>(poolings->size()) == num_features, op, "got ", num_features,
-        " features, but ", poolings.has_value() ? poolings->size() : 0, " poolings");
-  feature_column_.reserve(num_features);
-  feature_is_mean_ = std::make_unique<bool[]>(num_features);
-  int64_t width = 0;
-  for (int64_t f = 0; f < num_features; ++f) {
-    const int64_t table = feature_table_[f];
-    check(table >= 0 && table < num_tables, op, "feature_tables[", f, "] is ", table, ", but there are ", num_tables,
-          " tables");
-    const int64_t pooling = poolings.has_value() ? (*poolings)[f] : 0;
-    check(pooling == 0 || pooling == 1, op, "poolings[", f, "] must be 0 (sum) or 1 (mean), got ", pooling);
-    feature_column_.push_back(width);
-    feature_is_mean_[f] = pooling == 1;
-    width += table_dims_[table];
-  }
-
-  if (row_starts.has_value()) {
-    row_starts_ = *row_starts;
-    check(static_cast<int64_t>(row_starts_.size()) == num_tables, op, "got ", num_tables, " tables, but ",
-          row_starts_.size(), " row_starts");
-    for (int64_t i = 0; i < num_tables; ++i) {
-      check(row_starts_[i] >= 0, op, "row_starts[", i, "] is ", row_starts_[i], ", must not be negative");
-    }
-  }
+  const int64_t width = read_features(op, feature_tables, poolings);
+  if (row_starts.has_value()) read_row_starts(op, *row_starts);
 
   const int64_t num_ids = ids_.size(0);
+  const int64_t num_features = static_cast<int64_t>(feature_table_.size());
   const int64_t num_blocks = static_cast<int64_t>(block_order_.size());
   const int64_t num_bags = offsets_.size(0) - 1;
   const int64_t groups = num_blocks * num_features;
@@ -158,6 +135,50 @@ BagArguments::BagArguments(const char* op, const std::vector<int64_t>& table_row
       .row_starts = row_starts.has_value() ? row_starts_.data() : nullptr,
       .weights = weights_.has_value() ? weights_->const_data_ptr() : nullptr,
   };
+}
+
+int64_t BagArguments::read_features(const char* op, const OptionalInts& feature_tables, const OptionalInts& poolings) {
+  const int64_t num_tables = static_cast<int64_t>(table_dims_.size());
+  feature_table_ = feature_tables.has_value() ? *feature_tables : identity(num_tables);
+  const int64_t num_features = static_cast<int64_t>(feature_table_.size());
+  check(!poolings.has_value() || static_cast<int64_t>(poolings->size()) == num_features, op, "got ", num_features,
+        " features, but ", poolings.has_value() ? poolings->size() : 0, " poolings");
+  feature_column_.reserve(num_features);
+  feature_is_mean_ = std::make_unique<bool[]>(num_features);
+  int64_t width = 0;
+  for (int64_t f = 0; f < num_features; ++f) {
+    const int64_t table = feature_table_[f];
+    check(table >= 0 && table < num_tables, op, "feature_tables[", f, "] is ", table, ", but there are ", num_tables,
+          " tables");
+    const int64_t pooling = poolings.has_value() ? (*poolings)[f] : 0;
+    check(pooling == 0 || pooling == 1, op, "poolings[", f, "] must be 0 (sum) or 1 (mean), got ", pooling);
+    feature_column_.push_back(width);
+    feature_is_mean_[f] = pooling == 1;
+    width += table_dims_[table];
+  }
+  return width;
+}
+
+void BagArguments::read_row_starts(const char* op, const std::vector<int64_t>& row_starts) {
+  row_starts_ = row_starts;
+  check(row_starts_.size() == table_rows_.size(), op, "got ", table_rows_.size(), " tables, but ", row_starts_.size(),
+        " row_starts");
+  for (size_t i = 0; i < row_starts_.size(); ++i) {
+    check(row_starts_[i] >= 0, op, "row_starts[", i, "] is ", row_starts_[i], ", must not be negative");
+  }
+}
+
+void check_pooled_shape(const char* op, const Tensor& grad, const BagArguments& bags) {
+  check(grad.dim() == 2 && grad.size(0) == bags.out_rows() && grad.size(1) == bags.width(), op,
+        "grad must have the shape of the pooled output, [", bags.out_rows(), ", ", bags.width(), "], got ",
+        shape_name(grad));
+}
+
+Tensor pooled_grad(const char* op, const Tensor& grad, const BagArguments& bags, ScalarType type) {
+  check_here(op, "grad", grad);
+  check_floating(op, "grad", grad.scalar_type());
+  check_pooled_shape(op, grad, bags);
+  return contiguous_as(grad, type);
 }
 
 Bounds check_bounds_mode(const char* op, int64_t bounds) {

@@ -72,6 +72,9 @@ class BagArguments {
   int64_t width() const { return layout_.width; }                                // D
 
  private:
+  int64_t read_features(const char* op, const OptionalInts& feature_tables, const OptionalInts& poolings);  // the width
+  void read_row_starts(const char* op, const std::vector<int64_t>& row_starts);
+
   Tensor ids_;
   Tensor offsets_;
   OptionalTensor weights_;
@@ -84,6 +87,12 @@ class BagArguments {
   std::unique_ptr<bool[]> feature_is_mean_;
   cpu::BagLayout layout_;
 };
+
+// A gradient of the pooled output has its shape.
+void check_pooled_shape(const char* op, const Tensor& grad, const BagArguments& bags);
+
+// It as kernels read it: contiguous, of `type`.
+Tensor pooled_grad(const char* op, const Tensor& grad, const BagArguments& bags, ScalarType type);
 
 Bounds check_bounds_mode(const char* op, int64_t bounds);
 

@@ -51,9 +51,6 @@ class Uploads {
 // be captured.
 Tensor id_errors(const Tensor& like);
 
-// The pooled output's gradient, contiguous.
-Tensor pooled_grad(const char* op, const Tensor& grad, const BagArguments& bags, ScalarType type);
-
 class DeviceBags {
  public:
   // `reports`: whether ids out of range are errors.

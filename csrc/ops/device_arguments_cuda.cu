@@ -112,15 +112,6 @@ Tensor id_errors(const Tensor& like) {
   return record;
 }
 
-Tensor pooled_grad(const char* op, const Tensor& grad, const BagArguments& bags, ScalarType type) {
-  check_here(op, "grad", grad);
-  check_floating(op, "grad", grad.scalar_type());
-  check(grad.dim() == 2 && grad.size(0) == bags.out_rows() && grad.size(1) == bags.width(), op,
-        "grad must have the shape of the pooled output, [", bags.out_rows(), ", ", bags.width(), "], got ",
-        shape_name(grad));
-  return contiguous_as(grad, type);
-}
-
 DeviceBags::DeviceBags(const BagArguments& bags) { describe(bags.layout()); }
 
 DeviceBags::DeviceBags(const char* op, const TableArguments& tables, const BagArguments& bags, const Tensor& like,

@@ -50,16 +50,6 @@ void embedding_bag_(const Tensor& out, const std::vector<Tensor>& tables, const 
                                     torch_threads());
 }
 
-// The gradient as the kernels read it: contiguous, in the type of sums.
-Tensor pooled_grad(const char* op, const Tensor& grad, const BagArguments& bags, ScalarType type) {
-  check_cpu(op, "grad", grad);
-  check_floating(op, "grad", grad.scalar_type());
-  check(grad.dim() == 2 && grad.size(0) == bags.out_rows() && grad.size(1) == bags.width(), op,
-        "grad must have the shape of the pooled output, [", bags.out_rows(), ", ", bags.width(), "], got ",
-        shape_name(grad));
-  return contiguous_as(grad, type);
-}
-
 std::vector<Tensor> embedding_bag_backward(const Tensor& grad, const Tensor& ids, const Tensor& offsets,
                                            const OptionalTensor& per_sample_weights,
                                            const std::vector<int64_t>& table_rows,

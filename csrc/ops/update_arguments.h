@@ -17,9 +17,7 @@ inline Tensor update_grad(const char* op, const Tensor& grad, const BagArguments
   check(grad.scalar_type() == table_dtype || grad.scalar_type() == sums, op, "grad of ", dtype_name(table_dtype),
         " tables must be ", dtype_name(table_dtype), sums == table_dtype ? "" : " or float32", ", got ",
         dtype_name(grad.scalar_type()));
-  check(grad.dim() == 2 && grad.size(0) == bags.out_rows() && grad.size(1) == bags.width(), op,
-        "grad must have the shape of the pooled output, [", bags.out_rows(), ", ", bags.width(), "], got ",
-        shape_name(grad));
+  check_pooled_shape(op, grad, bags);
   return contiguous_as(grad, grad.scalar_type());
 }
 

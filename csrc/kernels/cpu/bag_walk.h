@@ -81,14 +81,13 @@ class SampleWalk {
 
 // The rows of ids some way ahead in the stream of ids, across the ends of bags and tables.
 template <class T, class Id, class Walk>
-class RowsAhead {
+class IdsAhead {
  public:
   static constexpr bool kFetches = true;
 
   // Of a walk that has at least one range, and that is at its end afterwards. Not a copy of it: pool_bags copies what
   // is here for every range.
-  RowsAhead(const BagLayout& bags, const TableData& tables, Walk& walk)
-      : bags_(&bags), tables_(&tables), walk_(&walk) {}
+  IdsAhead(const BagLayout& bags, const TableData& tables, Walk& walk) : bags_(&bags), tables_(&tables), walk_(&walk) {}
 
   // The first rows of all, some bytes of each.
   void fetch_first(int64_t rows, int64_t bytes) {
@@ -129,8 +128,8 @@ constexpr int64_t kPiecesPerThread = 16;  // taken one by one: rows differ in wi
 constexpr int64_t kIdsAhead = 64;         // rows on their way, or in the second cache
 constexpr int64_t kBytesAhead = 512;      // of each of a piece's first rows
 
-// Calls function(piece, pieces, part) for as many pieces as the bags are worth, at most `most`; one part at a time of
-// as many as there are threads.
+// Calls function(piece, pieces, part) for as many pieces as the bags are worth, at most `most`. No two calls that run
+// at once have the same part, which is below the number of threads.
 template <class Function>
 void for_pieces(const BagLayout& bags, int64_t most, const ParallelFor& threads, const Function& function) {
   const int64_t cost = cost_before(bags, bags.num_blocks * bags.num_features * bags.num_samples);

@@ -18,7 +18,7 @@ int64_t pool_range(const BagLayout& bags, const TableData& tables, Out* out, int
   const bool is_large = bags.num_blocks * B * bags.width * out_size >= kStreamed;
   FeatureWalk walk(bags, bag, end_bag);
   FeatureWalk walk_ahead = walk;
-  RowsAhead<T, Id, FeatureWalk> ahead(bags, tables, walk_ahead);
+  IdsAhead<T, Id, FeatureWalk> ahead(bags, tables, walk_ahead);
   ahead.fetch_first(kIdsAhead, kBytesAhead);
   int64_t missing = 0;
   for (BagRange range; walk.next(range);) {

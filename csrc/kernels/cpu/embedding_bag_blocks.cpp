@@ -27,7 +27,7 @@ struct BlocksPool {
     const int64_t at_once = samples_at_once(bags, sizeof(T));
     SampleWalk walk(bags, at_once, row, end);
     SampleWalk walk_ahead = walk;
-    RowsAhead<T, Id, SampleWalk> ahead(bags, tables, walk_ahead);
+    IdsAhead<T, Id, SampleWalk> ahead(bags, tables, walk_ahead);
     ahead.fetch_first(kIdsAhead, kBytesAhead);
     for (BagRange range; walk.next(range);) {
       const int64_t first = range.first % bags.num_samples;

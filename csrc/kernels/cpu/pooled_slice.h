@@ -9,7 +9,8 @@
 namespace dmt::cpu {
 namespace {
 
-constexpr int64_t kPrefetchedIds = 512;  // per slice, at most: bytes that wait in the L2 cache beside the rest
+constexpr int64_t kPrefetchedIds =
+    512;  // of a slice's feature, at most: bytes that wait in the L2 cache beside the rest
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -109,10 +110,10 @@ struct PooledMatrix {
 // The table rows that `pool` will read for a piece, fetched a few at a time before its turn. The first lines of the
 // next few rows are asked for together: each may have to wait for its page's address, and so they wait together.
 template <class T, class Id>
-class RowsAhead {
+class SliceAhead {
  public:
   // All of them are on their way after `portions` calls of fetch_portion.
-  RowsAhead(const PooledMatrix<T, Id>& matrix, const Tile& tile, const Slice& slice, int64_t portions)
+  SliceAhead(const PooledMatrix<T, Id>& matrix, const Tile& tile, const Slice& slice, int64_t portions)
       : matrix_(matrix), tile_(tile), slice_(slice) {
     int64_t rows = 0;
     for (int64_t f = 0; f < matrix.bags.num_features; ++f) rows += enter(f);

@@ -73,7 +73,7 @@ struct TowerPool {
   // tables, and the block of the weight at row_ahead of slice_ahead.
   template <int64_t Rows>
   void multiply(const Slice& slice, int64_t row, const Word* pooled, int64_t panels, Acc* sums,
-                RowsAhead<T, Id>& rows_ahead, const Slice& slice_ahead, int64_t row_ahead) const {
+                SliceAhead<T, Id>& rows_ahead, const Slice& slice_ahead, int64_t row_ahead) const {
     const int64_t columns = slice.columns();
     const int64_t rows = min(module.out_width - row, Rows);
     Word block[Rows * kDepth];
@@ -128,7 +128,7 @@ struct TowerPool {
       const Slice slice = slice_at(bags, first, kSlice);
       missing += pool_slice(tile, slice, pooled);
       const Slice slice_ahead = slice_at(bags, slice.is_last ? 0 : slice.last, kSlice);
-      RowsAhead<T, Id> rows_ahead(matrix, slice.is_last ? next : tile, slice_ahead, max(blocks * panels, 1));
+      SliceAhead<T, Id> rows_ahead(matrix, slice.is_last ? next : tile, slice_ahead, max(blocks * panels, 1));
       for (int64_t row = 0; row < C; row += kBlockRows) {
         const bool is_last = row + kBlockRows >= C;
         const Slice& weight_ahead = is_last ? slice_ahead : slice;

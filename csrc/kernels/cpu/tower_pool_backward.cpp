@@ -6,8 +6,8 @@
 //   sums     the slice of the weight's gradient, blocks [kBlockRows, kPanel], in the L2 cache
 //
 // A thread has whole sums, so threads add nothing up: its share is some blocks of a slice, whole slices, and some
-// blocks of another. While a tile is multiplied the rows of the next one are fetched, and
-// while a block of factors is, the next block.
+// blocks of another. While a tile is multiplied the rows of the next one are fetched, and while a block of factors is,
+// the next block.
 #include "tower_pool_backward.h"
 
 #include "multiply_block.h"
@@ -119,7 +119,7 @@ struct WeightBackward {
       const Tile tile = shape.tiles.at(i);
       const int64_t ahead = is_last ? 0 : i + 1;
       const Slice slice_ahead = is_last ? slice_at(bags, slice.last, kSliceColumns) : slice;
-      RowsAhead<T, Id> rows_ahead(matrix, shape.tiles.at(ahead), slice_ahead, (last - first) * panels);
+      SliceAhead<T, Id> rows_ahead(matrix, shape.tiles.at(ahead), slice_ahead, (last - first) * panels);
       pool(tile, slice, staged, pooled);
       const int64_t depth = divide_up(tile.samples, Words::kTerms);
       for (int64_t block = first; block < last; ++block) {
