@@ -1,7 +1,7 @@
 """Disaggregated multi-tower recommendation models: kernels, topology-aware exchange and training.
 
-Importing the package registers ``torch.ops.dmt.*``. The functional API (``dmt_kernels.embedding_bag``, ...) and the
-layers above it (``dmt_kernels.embedding``, ``dmt_kernels.train``, ...) are imported on first use.
+Importing the package registers ``torch.ops.dmt.*``. The functions of :mod:`dmt_kernels.ops` are here, too
+(``dmt_kernels.embedding_bag``, ...); the layers above them (``dmt_kernels.embedding``, ...) are imported on first use.
 """
 
 from __future__ import annotations
@@ -11,24 +11,9 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-_OPS = (
-    "embedding_bag",
-    "embedding_update_",
-    "id_exchange",
-    "peer_all_to_all",
-    "peer_all_to_all_start",
-    "peer_all_to_all_wait",
-    "tower_all_to_all",
-    "tower_all_to_all_start",
-    "tower_all_to_all_wait",
-    "tower_pool",
-    "two_stage_all_to_all",
-    "wire_decode",
-    "wire_encode",
-)
 _PACKAGES = ("comm", "embedding", "info", "models", "ops", "planner", "spec", "towers", "train")
 
-__all__ = ["__version__", *_OPS, *_PACKAGES]
+__all__ = ["__version__", *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
@@ -41,13 +26,13 @@ def __getattr__(name: str) -> Any:
             return "0+unknown"  # a checkout that was put on the path without being installed
     if name in _PACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
-    if name in _OPS:
-        return getattr(importlib.import_module(f"{__name__}.ops"), name)
+    if not name.startswith("_") and name in (functions := importlib.import_module(f"{__name__}.ops")).__all__:
+        return getattr(functions, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *getattr(globals().get("ops"), "__all__", ())})
 
 
 # A checkout that was not built can still be asked for `python -m dmt_kernels info`; using an op says what to do.

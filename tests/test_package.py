@@ -9,7 +9,7 @@ import pytest
 import dmt_kernels
 
 
-@pytest.mark.parametrize("name", dmt_kernels.__all__)
+@pytest.mark.parametrize("name", [*dmt_kernels.__all__, *dmt_kernels.ops.__all__])
 def test_public_names_exist(name):
     assert getattr(dmt_kernels, name) is not None
     assert name in dir(dmt_kernels)

@@ -68,7 +68,7 @@ def build_mesh(
     Returns
     -------
     Mesh
-        Dims ``("tower", "member")``, rank ``g = t * R + r``.
+        The place of this rank, ``g = t * R + r``, and its groups.
 
     Raises
     ------
@@ -90,6 +90,7 @@ def build_mesh(
     told = [
         ("towers", topology.towers),
         ("members", topology.members),
+        # The compiled one and the composition cut what they send into messages of their own.
         ("communication engine", engine_in_use.partition(":")[0]),
     ]
     check_agreement(told, ids, device)

@@ -35,4 +35,3 @@ def describe(
         yield f"shard {i}", f"{rows} and {columns} of {shard.table.name!r} {place}"
     for t, module in sorted((tower_modules or {}).items()):
         yield f"tower module {t}", f"{type(module).__name__} with {module.out_width} columns"
-    # The compiled one and the composition cut what they send into messages of their own.

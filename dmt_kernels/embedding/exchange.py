@@ -97,7 +97,8 @@ class EmbeddingExchange(nn.Module):
         ------
         InputError
             If an id is outside its table (``bounds="error"``; in one process on CUDA see `bounds`) or the bags are no
-            whole number of samples.
+            whole number of samples. On ranks, nobody else hears of it, and others wait for this rank's ids: such a
+            batch cannot be skipped by one rank alone.
         """
         return self.finish(self.start(sparse))
 

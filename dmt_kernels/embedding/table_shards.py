@@ -10,7 +10,7 @@ from dmt_kernels import ops
 from dmt_kernels.embedding.column_layout import Lookup
 from dmt_kernels.embedding.initial_rows import initial_rows
 from dmt_kernels.ops.bag_arguments import accumulator_dtype
-from dmt_kernels.spec import Jagged, Shard, TableOptimizer, WireFormat, derive_seed
+from dmt_kernels.spec import InputError, Jagged, Shard, TableOptimizer, WireFormat, derive_seed
 
 # Turns the shards' sums of squares, [touched rows] each, into one tensor of means over whole rows, shard after shard.
 RowMeans = Callable[[list[Tensor]], Tensor]
@@ -74,6 +74,16 @@ class TableShards(nn.Module):
         self._feature_tables = [table_of[lookup.shard] for lookup in lookups]
         self._poolings = [lookup.shard.table.pooling for lookup in lookups]
         self._row_starts = [shard.row_start for shard in self.shards] if self.splits_rows else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        if fn(torch.empty(0, dtype=self.dtype)).dtype is not self.dtype:
+            raise InputError(f"tables were built as {self.dtype}; for another dtype build the exchange with it")
+        before = dict(self.states.named_buffers())
+        super()._apply(fn, recurse)
+        for name, state in self.states.named_buffers():
+            if state.dtype is not before[name].dtype:  # that of sums, whatever the model around the tables becomes
+                self.states.register_buffer(name, before[name].to(state.device))
+        return self
 
     @property
     def splits_rows(self) -> bool:

@@ -71,12 +71,12 @@ class MissingIdWatch:
 
     Parameters
     ----------
-    device : torch.device
+    device : torch.device or str
         Where the ops run; on other devices than CUDA there is nothing to watch.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device | str) -> None:
+        self._device = torch.device(device)
         self._asked: tuple[Tensor, Callable[[], bool]] | None = None
 
     def poll(self) -> None:

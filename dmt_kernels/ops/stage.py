@@ -19,7 +19,6 @@ from dmt_kernels.ops.reference import stage as composition
 from dmt_kernels.spec import InputError, WireFormat
 
 _engine, engine_in_use = choose_engine()
-_CODES = {format: format.code for format in WireFormat}
 
 
 class Ticket:
@@ -217,5 +216,5 @@ def engine_is_compiled() -> bool:
 
 
 def _code(format: WireFormat | None, blocks: Sequence[Tensor]) -> int | None:
-    keeps_bits = not blocks or format is None or (format is WireFormat.FP32 and blocks[0].dtype is torch.float32)
-    return None if keeps_bits else _CODES[format]  # type: ignore[index]  # (it is not None here)
+    keeps_bits = not blocks or (format is WireFormat.FP32 and blocks[0].dtype is torch.float32)
+    return None if keeps_bits or format is None else format.code

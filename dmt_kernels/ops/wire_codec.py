@@ -78,13 +78,10 @@ def wire_decode(message: Tensor, dim: int, format: WireFormat | str, dtype: torc
     return torch.ops.dmt.wire_decode(message, dim, WireFormat(format).code, dtype)
 
 
-_FORMATS = list(WireFormat)
-
-
 @torch.library.register_fake("dmt::wire_encode")
 def _(input: Tensor, format: int, seed: int | None = None, step: int = 0, first_row: int = 0) -> Tensor:
     rows, columns = input.shape
-    return input.new_empty(rows, _FORMATS[format].row_bytes(columns), dtype=torch.uint8)
+    return input.new_empty(rows, WireFormat.from_code(format).row_bytes(columns), dtype=torch.uint8)
 
 
 @torch.library.register_fake("dmt::wire_decode")

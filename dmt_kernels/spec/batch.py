@@ -18,7 +18,7 @@ class Jagged:
     Parameters
     ----------
     ids : Tensor
-        ``[N]`` int32 or int64; a negative id is a missing id.
+        ``[N]`` int32 or int64; a negative id is a missing id, where the exchange's ``bounds`` let it pass.
     offsets : Tensor
         ``[F * B + 1]`` int64, ascending from 0 to ``N``.
     weights : Tensor or None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 from dmt_kernels.spec.errors import InputError
@@ -53,10 +54,15 @@ class WireFormat(Enum):
     def _missing_(cls, value: object) -> Any:
         raise InputError(f"wire format {value!r} is unknown; choose one of {', '.join(f.value for f in cls)}")
 
-    @property
+    @cached_property
     def code(self) -> int:
         """The ops' integer for it."""
         return list(WireFormat).index(self)
+
+    @classmethod
+    def from_code(cls, code: int) -> WireFormat:
+        """The format of which that is the ops' integer."""
+        return list(cls)[code]
 
     @property
     def element_bytes(self) -> int:

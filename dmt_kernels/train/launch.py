@@ -143,12 +143,12 @@ def _explain(rank: int, failure: ProcessFailure) -> Exception:
 @contextlib.contextmanager
 def _quiet_engine() -> Iterator[None]:
     """Silence the launcher's log of what the error it raises says anyway, and bound its shutdown."""
-    timeout = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+    timeout, disabled = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT"), logging.root.manager.disable
     logging.disable(logging.ERROR)
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = timeout or str(SHUTDOWN_TIMEOUT_S)
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
         if timeout is None:
             del os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]

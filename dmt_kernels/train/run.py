@@ -39,7 +39,7 @@ def train(config: TrainConfig, *, show: bool = True) -> dict[str, Any]:
     RankFailed
         With the failing rank's traceback; every process has then ended.
     """
-    config = _placed(config)
+    config = _with_topology(config)
     if not launched() and not config.local:  # a rank, or this very process, does this for itself
         set_up_training(config)
         if config.out is not None:
@@ -63,7 +63,7 @@ def evaluate(folder: str, split: str | None, **changes: Any) -> dict[str, Any]:
     InputError, RankFailed
         As :func:`train`.
     """
-    config = _placed(saved_config(folder, **changes))
+    config = _with_topology(saved_config(folder, **changes))
     if not launched() and not config.local:
         set_up_as_trained(config, folder, split)
     scores = _on_ranks(config, evaluate_rank, config, folder, split)
@@ -72,7 +72,7 @@ def evaluate(folder: str, split: str | None, **changes: Any) -> dict[str, Any]:
     return scores
 
 
-def _placed(config: TrainConfig) -> TrainConfig:
+def _with_topology(config: TrainConfig) -> TrainConfig:
     world = int(os.environ["WORLD_SIZE"]) if launched() else None
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or None  # other launchers may not say
     return resolve_topology(config, world, local_world)

@@ -77,3 +77,11 @@ def test_rounding_is_a_choice() -> None:
     assert "shards.step" not in build(World(Topology(1, 1)), "sptt", None).whole_state()  # tables of float32
     with pytest.raises(InputError, match="rounding 'up' is unknown"):
         TableOptimizer(rounding="up")  # type: ignore[arg-type]
+
+
+def test_tables_keep_the_dtype_they_were_built_with() -> None:
+    exchange = build(WORLD, "sptt", None)
+    with pytest.raises(InputError, match=r"tables were built as torch\.bfloat16"):
+        exchange.float()
+    assert exchange.to("cpu", torch.bfloat16) is exchange
+    assert {state.dtype for state in exchange.shards.states.buffers()} == {torch.float32}

@@ -1,1 +1,1 @@
-"""Readable oracles of the ops in plain PyTorch, with the ops' signatures. For tests and benches: slow on purpose."""
+"""Readable oracles of the ops in plain PyTorch. Some also run where there is no kernel (`_cuda.py`, `_engine.py`)."""

@@ -12,7 +12,6 @@ from torch import Tensor
 from dmt_kernels.ops.groups import resolve_group
 from dmt_kernels.spec import WireFormat
 
-_FORMATS = list(WireFormat)
 _untracked = torch._C._AutoDispatchBelowADInplaceOrView  # no gradients, no version counters
 _copied_bytes = 0
 
@@ -27,7 +26,7 @@ class _Message:
             if block.dim() != 2:
                 raise ValueError(f"a block has 2 dimensions, got one of shape {list(block.shape)}")
         is_encoded = blocks[0].dtype is torch.uint8
-        self.blocks, self.format = blocks, None if format is None or is_encoded else _FORMATS[format]
+        self.blocks, self.format = blocks, None if format is None or is_encoded else WireFormat.from_code(format)
         self.sizes = [len(block) * self._row_bytes(block) for block in blocks]
         self.in_place = self.format is None and _lie_together(blocks)
         if self.in_place:

@@ -160,7 +160,7 @@ def _at_random(values: Tensor, step: Tensor, words: Tensor, fraction_bits: Tenso
 
 
 def _format(format: WireFormat | str | int) -> WireFormat:
-    return list(WireFormat)[format] if isinstance(format, int) else WireFormat(format)
+    return WireFormat.from_code(format) if isinstance(format, int) else WireFormat(format)
 
 
 def _bytes(payload: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from dmt_kernels.ops.triton.bags import as_element
 from dmt_kernels.ops.triton.random_rounding import bits_of, float_of, mix_bits, random_words
 from dmt_kernels.spec import WireFormat
 
-_FORMATS = list(WireFormat)
 _FP32, _BF16, _FP16, _FP8, _INT8 = map(tl.constexpr, range(5))
 
 
@@ -199,7 +198,7 @@ def _decode_into(rows: Tensor, message: Tensor, stride: int, wire: WireFormat) -
 
 def wire_encode(input: Tensor, format: int, seed: int | None = None, step: int = 0, first_row: int = 0) -> Tensor:
     """As ``torch.ops.dmt.wire_encode``."""
-    wire = _FORMATS[format]
+    wire = WireFormat.from_code(format)
     message = input.new_empty(input.size(0), wire.row_bytes(input.size(1)), dtype=torch.uint8)
     _encode_into(message, input, wire, seed, step, first_row)
     return message
@@ -209,7 +208,7 @@ def wire_decode(message: Tensor, dim: int, format: int, dtype: torch.dtype | Non
     """As ``torch.ops.dmt.wire_decode``."""
     message = message if message.size(1) <= 1 or message.stride(1) == 1 else message.contiguous()
     rows = message.new_empty(message.size(0), dim, dtype=dtype or torch.float32)
-    _decode_into(rows, message, message.stride(0), _FORMATS[format])
+    _decode_into(rows, message, message.stride(0), WireFormat.from_code(format))
     return rows
 
 
@@ -219,8 +218,8 @@ def wire_encode_blocks_(
     """As ``torch.ops.dmt.wire_encode_blocks_``."""
     begin = 0
     for block in blocks:
-        size = len(block) * _FORMATS[format].row_bytes(block.size(1))
-        _encode_into(message[begin : begin + size], block, _FORMATS[format], seed, step, first_row)
+        size = len(block) * WireFormat.from_code(format).row_bytes(block.size(1))
+        _encode_into(message[begin : begin + size], block, WireFormat.from_code(format), seed, step, first_row)
         begin, first_row = begin + size, first_row + len(block)
 
 
@@ -228,6 +227,6 @@ def wire_decode_blocks_(blocks: list[Tensor], message: Tensor, format: int) -> N
     """As ``torch.ops.dmt.wire_decode_blocks_``."""
     begin = 0
     for block in blocks:
-        row_bytes = _FORMATS[format].row_bytes(block.size(1))
-        _decode_into(block, message[begin : begin + len(block) * row_bytes], row_bytes, _FORMATS[format])
+        row_bytes = WireFormat.from_code(format).row_bytes(block.size(1))
+        _decode_into(block, message[begin : begin + len(block) * row_bytes], row_bytes, WireFormat.from_code(format))
         begin += len(block) * row_bytes
