@@ -374,3 +374,22 @@ def test_gradient_of_an_argument_that_alone_needs_one():
         out.sum().backward()
         assert [leaf.grad is not None for leaf in leaves] == [i == position for i in range(3)]
     assert not embedding_bag(*batch.args, **batch.options).requires_grad
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_every_width(dtype: torch.dtype, weighted: bool) -> None:
+    """Columns are summed in tiles of vectors, the last ones in what is left of one."""
+    widths = range(1, 560)
+    generator = torch.Generator().manual_seed(0)
+    tables = [torch.randint(-8, 9, (5, width), generator=generator).to(dtype) for width in widths]
+    ids = torch.randint(0, 5, (len(widths), 2, 3), generator=generator)
+    weights = torch.randint(1, 4, ids.shape, generator=generator).float() if weighted else torch.ones(ids.shape)
+    out = embedding_bag(
+        tables,
+        ids.flatten(),
+        torch.arange(0, ids.numel() + 1, 3),
+        per_sample_weights=weights.flatten() if weighted else None,
+    )
+    expected = [(t[i].double() * w[..., None]).sum(1) for t, i, w in zip(tables, ids, weights, strict=True)]
+    assert torch.equal(out.double(), torch.cat(expected, dim=1))

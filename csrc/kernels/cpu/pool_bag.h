@@ -58,7 +58,11 @@ struct NothingAhead {
 };
 
 constexpr int64_t kCacheLine = 64;   // bytes
-constexpr int64_t kTileVectors = 8;  // sums kept in registers: half of what AVX2 has
+constexpr int64_t kTileVectors = 8;  // sums kept in registers
+
+// As many as AVX2 has: another pass over a bag's ids costs more than the one or two that are left out for a weight or a
+// conversion.
+constexpr int64_t kWideTileVectors = kRegisterBytes == 32 ? 16 : kTileVectors;
 
 // Fetches bytes [first, end) behind an address that may be any, hence numbers: a pointer may not leave its object, or
 // wrap around. Into the second cache: a core waits for twice as many lines there as in the first (AMD Zen 4: 48 and
@@ -116,7 +120,7 @@ int64_t pool_tile(const FeatureRows<T>& rows, int64_t first, int64_t last, const
         continue;
       }
       const T* row = data + index * stride;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int64_t v = 0; v < Vectors; ++v) {
         if constexpr (Weighted) {
           tile[v] += bags.weights[p] * load_vector(row + offset(v));
@@ -127,14 +131,14 @@ int64_t pool_tile(const FeatureRows<T>& rows, int64_t first, int64_t last, const
     }
     if (rows.is_mean && length > missing) {
       const Acc count = static_cast<Acc>(length - missing);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int64_t v = 0; v < Vectors; ++v) tile[v] /= count;
     }
     if (sums.streamed) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int64_t v = 0; v < Vectors; ++v) stream_vector(target + offset(v), tile[v]);
     } else {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int64_t v = 0; v < Vectors; ++v) store_vector(target + offset(v), tile[v]);
     }
     all_missing += missing;
@@ -177,6 +181,9 @@ int64_t pool_bags(const FeatureRows<T>& rows, int64_t first, int64_t columns, co
                   const SumRows<Out>& sums, Ahead& ahead) {
   constexpr int64_t lanes = kLanes<accumulator_t<T>>;
   const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(T));
+  const auto tile_vectors = [](int64_t rest) {
+    return rest > (kWideTileVectors - 2) * lanes ? kWideTileVectors : kTileVectors;
+  };
   if (columns < lanes) return pool_scrap(rows, first, columns, bags, sums, row_bytes, ahead);
   const auto pool_some = [&](int64_t column, const BagRun<T, Id>& some, Out* target, int64_t fetched) {
     const int64_t rest = columns - column;
@@ -191,6 +198,9 @@ int64_t pool_bags(const FeatureRows<T>& rows, int64_t first, int64_t columns, co
                  ? pool_tile<kVectors, true>(rows, first + start, end, some, there, fetched, ahead)
                  : pool_tile<kVectors, false>(rows, first + start, end, some, there, fetched, ahead);
     };
+    if constexpr (kWideTileVectors > kTileVectors) {
+      if (tile_vectors(rest) == kWideTileVectors) return tile(VectorCount<kWideTileVectors>{});
+    }
     switch (rest > 6 * lanes ? 8 : (rest + lanes - 1) / lanes) {
       case 8:
         return tile(VectorCount<8>{});
@@ -207,13 +217,13 @@ int64_t pool_bags(const FeatureRows<T>& rows, int64_t first, int64_t columns, co
         return tile(VectorCount<1>{});
     }
   };
-  if (columns <= kTileVectors * lanes) return pool_some(0, bags, sums.data, row_bytes);
+  if (columns <= tile_vectors(columns) * lanes) return pool_some(0, bags, sums.data, row_bytes);
   int64_t missing = 0;  // wider rows bag by bag, so that all of a row is read while it is in the caches
   for (int64_t i = 0; i < bags.count; ++i) {
     const BagRun<T, Id> bag = {bags.ids, bags.weights, bags.offsets + i, 1};
     Out* const target = sums.data + i * sums.stride;
     missing += pool_some(0, bag, target, row_bytes);
-    for (int64_t column = kTileVectors * lanes; column < columns; column += kTileVectors * lanes) {
+    for (int64_t column = 0; (column += tile_vectors(columns - column) * lanes) < columns;) {
       pool_some(column, bag, target, 0);
     }
   }
