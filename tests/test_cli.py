@@ -205,6 +205,12 @@ def test_a_partition_of_bad_input(arguments, culprit, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_a_partition_needs_a_folder_to_be_written_to(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    given = ["partition", "--data", write_npz(tmp_path), "--towers", "2", "--out", str(tmp_path / "file" / "t.json")]
+    assert "is a folder, or in one that does not exist" in complaint(capsys, given)
+
+
 def test_a_partition_needs_rows_to_learn_from(tmp_path, capsys):
     data = write_npz(tmp_path, split=np.full(ROWS, 2))
     given = ["partition", "--data", data, "--towers", "2", "--out", str(tmp_path / "towers.json")]

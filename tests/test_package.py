@@ -9,10 +9,15 @@ import pytest
 import dmt_kernels
 
 
-@pytest.mark.parametrize("name", [*dmt_kernels.__all__, *dmt_kernels.ops.__all__])
+@pytest.mark.parametrize("name", dmt_kernels.__all__)
 def test_public_names_exist(name):
     assert getattr(dmt_kernels, name) is not None
     assert name in dir(dmt_kernels)
+
+
+def test_all_functions_of_ops_are_here():
+    functions = {name for name in dmt_kernels.ops.__all__ if name[0].islower()}
+    assert functions == set(dmt_kernels.__all__) & set(dmt_kernels.ops.__all__)
 
 
 def test_unknown_name():

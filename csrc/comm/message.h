@@ -53,6 +53,7 @@ class Message {
     }
   }
 
+  at::ScalarType dtype() const { return blocks_[0].scalar_type(); }
   at::Tensor& bytes() { return bytes_; }  // on CUDA
   std::vector<int64_t>& sizes() { return sizes_; }
 

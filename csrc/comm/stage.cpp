@@ -92,6 +92,9 @@ class Stage {
     check_count(*group, *sent_);
     const int64_t own = sent_->sizes()[group->getRank()], room = received_.sizes()[group->getRank()];
     TORCH_CHECK_VALUE(own == room, "a rank sends itself ", own, " bytes, and expects ", room);
+    const bool is_encoded = sent_->dtype() == at::kByte || received_.dtype() == at::kByte;
+    TORCH_CHECK_VALUE(is_encoded || sent_->dtype() == received_.dtype(), "blocks are ", sent_->dtype(), ", and ",
+                      received_.dtype(), " is expected");
     sent_->pack(seed, step);
     if (sent_->bytes().is_cpu()) {
       send_to_each(group);

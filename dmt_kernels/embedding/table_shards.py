@@ -77,7 +77,7 @@ class TableShards(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         if fn(torch.empty(0, dtype=self.dtype)).dtype is not self.dtype:
-            raise InputError(f"tables were built as {self.dtype}; for another dtype build the exchange with it")
+            raise InputError(f"tables stay {self.dtype}, as the exchange was built; convert the layers around it")
         before = dict(self.states.named_buffers())
         super()._apply(fn, recurse)
         for name, state in self.states.named_buffers():

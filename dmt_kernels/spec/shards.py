@@ -91,8 +91,10 @@ class Plan:
             )
         owners = tables_by_feature(self.tables)
         tower_of = {owners[f].name: t for t, tower in enumerate(self.partition.towers) for f in tower}
-        for table in self._by_table.keys() - set(self.tables):
-            raise InputError(f"a shard is of table {table.name!r}, which is none of the plan's")
+        tables = set(self.tables)
+        for table in self._by_table:
+            if table not in tables:
+                raise InputError(f"a shard is of table {table.name!r}, which is none of the plan's")
         for table in self.tables:
             self._check_cover(table, self._by_table.get(table, []), tower_of[table.name])
 
@@ -140,7 +142,7 @@ class Plan:
 
     def table_shards(self, table: Table) -> tuple[Shard, ...]:
         """Shards of one table, by row, column, then member."""
-        return tuple(sorted(self._by_table[table], key=lambda s: (s.row_start, s.col_start, s.member)))
+        return tuple(sorted(self._by_table.get(table, []), key=lambda s: (s.row_start, s.col_start, s.member)))
 
 
 def whole(table: Table, tower: int, member: int) -> Shard:

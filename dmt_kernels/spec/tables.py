@@ -29,7 +29,8 @@ class Table:
     Raises
     ------
     InputError
-        For a table without a name, features, rows or columns, features that are a text, or an unknown pooling.
+        For a table without a name, features, rows or columns, features that are no sequence of texts, or an unknown
+        pooling.
     """
 
     name: str
@@ -43,8 +44,11 @@ class Table:
             raise InputError(f"a table is named {self.name!r}; a name is a text that is not empty")
         if not all(isinstance(extent, int) for extent in (self.rows, self.dim)):
             raise InputError(f"table {self.name!r} has {self.rows!r} rows of width {self.dim!r}; both must be integers")
-        if isinstance(self.features, str):  # it would be a feature of every letter
+        # A text would be a feature of every letter, and a set has another order on every rank.
+        if isinstance(self.features, str) or not isinstance(self.features, Sequence):
             raise InputError(f"features of table {self.name!r} are {self.features!r}; give a sequence of names")
+        if not all(isinstance(feature, str) for feature in self.features):
+            raise InputError(f"features of table {self.name!r} are {self.features!r}; names are texts")
         object.__setattr__(self, "features", tuple(self.features))  # a plan looks tables up, so they have to hash
         if not self.features:
             raise InputError(f"table {self.name!r} has no feature")

@@ -25,7 +25,7 @@ class AveragedWeights:
     decay : float
         Of the average, per step: it is mostly of the last ``1 / (1 - decay)`` steps.
     steps : int
-        Of the run; one that is shorter than that has as many snapshots all the same.
+        Of the run; one that is shorter than that has about as many snapshots all the same.
     """
 
     def __init__(self, model: nn.Module, decay: float, steps: int) -> None:

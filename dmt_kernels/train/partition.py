@@ -53,7 +53,8 @@ def partition(
         Naming what is wrong with options or data.
     """
     path = Path(out)
-    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
         raise InputError(f"--out {out} is a folder, or in one that does not exist or cannot be written to")
     setup = flat_setup(config)
     tables = setup.plan.tables

@@ -81,7 +81,7 @@ def test_rounding_is_a_choice() -> None:
 
 def test_tables_keep_the_dtype_they_were_built_with() -> None:
     exchange = build(WORLD, "sptt", None)
-    with pytest.raises(InputError, match=r"tables were built as torch\.bfloat16"):
+    with pytest.raises(InputError, match=r"tables stay torch\.bfloat16"):
         exchange.float()
     assert exchange.to("cpu", torch.bfloat16) is exchange
     assert {state.dtype for state in exchange.shards.states.buffers()} == {torch.float32}

@@ -155,11 +155,14 @@ def _unfit(rank: int, engine: str) -> None:
     use(engine)
     mesh = build_mesh(1, 2, timeout_s=10)
     group, fit = mesh.tower.group_name, [torch.ones(2, 2)] * 2
+    mixed = [(torch.float32, torch.float64), (torch.float64, torch.float32)]  # this rank's own block fits
     for blocks, sentence in (
         (fit[:1], "a stage among 2 ranks needs as many blocks, got 1"),
         ([], "a stage "),
         ([torch.ones(2)] * 2, "a block has 2 dimensions"),
         ([torch.ones(3, 2)] * 2, "a rank sends itself 24 bytes, and expects 16"),
+        ([torch.ones(2, 4).half()] * 2, "blocks are .*, and .* is expected"),
+        ([torch.ones(2, 2, dtype=t) for t in mixed[rank]], "blocks of a stage have one dtype"),
     ):
         ticket = stage.stage_expect([torch.empty(2, 2)] * 2, group)
         with pytest.raises(InputError, match=f"stage_send: {sentence}"):

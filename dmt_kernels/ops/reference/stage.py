@@ -25,6 +25,8 @@ class _Message:
         for block in blocks:
             if block.dim() != 2:
                 raise ValueError(f"a block has 2 dimensions, got one of shape {list(block.shape)}")
+            if block.dtype is not blocks[0].dtype:
+                raise ValueError(f"blocks of a stage have one dtype, got {blocks[0].dtype} and {block.dtype}")
         is_encoded = blocks[0].dtype is torch.uint8
         self.blocks, self.format = blocks, None if format is None or is_encoded else WireFormat.from_code(format)
         self.sizes = [len(block) * self._row_bytes(block) for block in blocks]
@@ -75,6 +77,9 @@ class Stage:
             if self._sent.sizes[own] != self._received.sizes[own]:
                 sizes = f"{self._sent.sizes[own]} bytes, and expects {self._received.sizes[own]}"
                 raise ValueError(f"a rank sends itself {sizes}")
+            sent, received = self._sent.blocks[0].dtype, self._received.blocks[0].dtype
+            if sent is not received and torch.uint8 not in (sent, received):
+                raise ValueError(f"blocks are {sent}, and {received} is expected")
             self._sent.pack(seed, step)
             work = dist.all_to_all_single(
                 self._received.bytes,
