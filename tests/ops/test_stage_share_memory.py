@@ -57,8 +57,9 @@ def test_a_rank_that_is_not_willing_gets_its_blocks_another_way() -> None:
 def _interrupted(rank: int) -> None:
     group, store = _share(), dist.distributed_c10d._get_default_store()
     if rank == 0:
-        threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let what runs behind them ignore it
         ticket, _ = _start(group, 1.0, 10)
+        threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
         with pytest.raises(KeyboardInterrupt):
             stage_wait(ticket)  # for a rank that comes afterwards
         store.set("interrupted", "1")
