@@ -127,6 +127,17 @@ def find_compiler() -> str:
     fail("no C++ compiler found; install g++ 11 or clang 14 or later (e.g. apt install g++), or set CXX.")
 
 
+def is_stale(cache: Path, compiler: str) -> bool:
+    """Whether CMake would refuse what is built there, for the tree was moved, or keep to another compiler."""
+    if not cache.is_file():
+        return False
+    known = dict(re.findall(r"^(\w+):\w+=(.*)$", cache.read_text(), re.MULTILINE))
+    wanted = shutil.which(shlex.split(compiler)[0])
+    kept = known.get("CMAKE_CXX_COMPILER")
+    is_other = bool(wanted and kept) and Path(wanted).resolve() != Path(kept).resolve()
+    return known.get("CMAKE_HOME_DIRECTORY") != str(ROOT) or is_other
+
+
 def find_nvcc() -> tuple[str, str] | None:
     """Return path and version ("13.0") of nvcc, or None."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
@@ -215,9 +226,8 @@ class BuildWithCMake(build_ext):
         sanitize = os.environ.get("DMT_SANITIZE", "")
         folder = f"sanitize/{sanitize}" if sanitize else "cmake"
         build = ROOT / "build" / f"{folder}-{sys.implementation.cache_tag}-torch-{torch.version}"
-        cache = build / "CMakeCache.txt"
-        if cache.is_file() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" not in cache.read_text():
-            shutil.rmtree(build)  # the tree was copied or moved, and CMake refuses such a cache
+        if is_stale(build / "CMakeCache.txt", compiler):
+            shutil.rmtree(build)
         settings = {
             "CMAKE_MAKE_PROGRAM": ninja,  # an isolated build would otherwise cache a path that is gone next time
             "pybind11_DIR": find_pybind11(),

@@ -102,6 +102,22 @@ def test_compiler_that_does_not_exist(build, monkeypatch):
     assert "CXX=no-such-compiler -m64" in refusal(build.find_compiler)
 
 
+def test_a_build_folder_of_another_tree_or_compiler_is_stale(build, tmp_path, monkeypatch):
+    """CMake refuses the former, and would keep to the latter's."""
+    for name in ("first", "second"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "c++").symlink_to("first")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    cache = tmp_path / "CMakeCache.txt"
+    assert not build.is_stale(cache, "c++")  # there is none yet
+    cache.write_text(f"CMAKE_CXX_COMPILER:FILEPATH={tmp_path}/c++\nCMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n")
+    assert not build.is_stale(cache, "c++") and not build.is_stale(cache, f"{tmp_path}/first -m64")
+    assert build.is_stale(cache, "second")
+    cache.write_text(f"CMAKE_CXX_COMPILER:FILEPATH={tmp_path}/c++\nCMAKE_HOME_DIRECTORY:INTERNAL={tmp_path}\n")
+    assert build.is_stale(cache, "c++")
+
+
 @pytest.mark.parametrize("tool", ["cmake", "ninja"])
 def test_no_build_tool(build, tool, tmp_path, monkeypatch):
     monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)

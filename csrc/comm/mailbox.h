@@ -188,7 +188,7 @@ class Inbox {
     return *inbox->sender_ && inbox->slots_.nonce == nonce ? std::move(inbox) : nullptr;
   }
 
-  // Messages may be taken in another order than they were put. `look_up` is called several times a second meanwhile.
+  // Messages may be taken in another order than they were put. `look_up`, for signals, is called all the while.
   void take(void* data, size_t bytes, uint32_t tag, const Patience& patience, void (*look_up)()) {
     std::unique_lock<std::mutex> lock(mutex_);
     for (uint32_t number = first_;; ++number) {

@@ -9,8 +9,7 @@
 namespace dmt::cpu {
 namespace {
 
-constexpr int64_t kPrefetchedIds =
-    512;  // of a slice's feature, at most: bytes that wait in the L2 cache beside the rest
+constexpr int64_t kPrefetchedIds = 512;  // of a slice's feature, at most: rows that wait in the L2 cache
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
