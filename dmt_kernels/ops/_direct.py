@@ -100,6 +100,20 @@ def differentiable(
     return call
 
 
+def differentiable_once(names: str, *gradients: str) -> Callable[..., None]:
+    """Refuse to differentiate the ops `gradients`, which are those of `names`, and return what refuses.
+
+    Without this torch would only warn, and give zeros.
+    """
+
+    def refuse(ctx: Any, *grads: Any) -> None:
+        raise RuntimeError(f"{names} can be differentiated only once")
+
+    for op in gradients:
+        torch.library.register_autograd(f"dmt::{op}", refuse)
+    return refuse
+
+
 def mutating(op: OpOverload, count: int) -> Callable[..., None]:
     """Let autograd know that `op` changes its first `count` arguments, and return a function that calls it sooner.
 

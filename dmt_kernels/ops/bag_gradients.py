@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmt_kernels.ops._direct import differentiable_once
 from dmt_kernels.ops.bag_arguments import Ints, accumulator_dtype
 
 
@@ -146,10 +147,4 @@ def _(
     return grad.new_empty(ids.shape, dtype=accumulator_dtype(tables[0].dtype))
 
 
-def _refuse_second_derivative(ctx: Any, *grads: Any) -> None:
-    raise RuntimeError("embedding_bag and tower_pool can be differentiated only once")
-
-
-# Without this torch would only warn, and give zeros.
-torch.library.register_autograd("dmt::embedding_bag_backward", _refuse_second_derivative)
-torch.library.register_autograd("dmt::embedding_bag_weights_backward", _refuse_second_derivative)
+differentiable_once("embedding_bag and tower_pool", "embedding_bag_backward", "embedding_bag_weights_backward")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dmt_kernels.ops._composition import implement_on
-from dmt_kernels.ops._direct import differentiable
+from dmt_kernels.ops._direct import differentiable, differentiable_once
 from dmt_kernels.ops.bag_gradients import shaped_like_inputs
 from dmt_kernels.ops.reference import dot_interaction as reference
 
@@ -69,13 +69,8 @@ def _backward(ctx: Any, grad: Tensor, needed: Sequence[Any]) -> tuple[Any, ...]:
     return shaped_like_inputs((grads, None, None), needed)
 
 
-def _refuse_second_derivative(ctx: Any, *grads: Any) -> None:
-    raise RuntimeError("dot_interaction can be differentiated only once")
-
-
 _call = differentiable(torch.ops.dmt.dot_interaction.default, _setup_context, _backward)
-# Without this torch would only warn, and give zeros.
-torch.library.register_autograd("dmt::dot_interaction_backward", _refuse_second_derivative)
+differentiable_once("dot_interaction", "dot_interaction_backward")
 
 # There is no kernel for CUDA: the oracle multiplies matrices of all samples at once.
 for _name in ("dot_interaction", "dot_interaction_backward"):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dmt_kernels.ops._direct import differentiable_once
 from dmt_kernels.ops.bag_arguments import Ints, accumulator_dtype, pooled_shape, pooling_codes
 from dmt_kernels.spec import InputError
 
@@ -126,8 +127,7 @@ def _(grad: Tensor, weight: Tensor, product_dtype: torch.dtype | None = None, tf
     return grad.new_empty((grad.size(0), weight.size(1)), dtype=accumulator_dtype(weight.dtype))
 
 
-def _refuse_second_derivative(ctx: Any, *grads: Any) -> None:
-    raise RuntimeError("tower_pool can be differentiated only once")
+_refuse = differentiable_once("tower_pool", "tower_pool_weight_backward", "tower_pool_pooled_backward")
 
 
 class Once(torch.autograd.Function):
@@ -138,9 +138,4 @@ class Once(torch.autograd.Function):
         """Return it as it is."""
         return grad.view_as(grad)
 
-    backward = staticmethod(_refuse_second_derivative)
-
-
-# Without this torch would only warn, and give zeros.
-torch.library.register_autograd("dmt::tower_pool_weight_backward", _refuse_second_derivative)
-torch.library.register_autograd("dmt::tower_pool_pooled_backward", _refuse_second_derivative)
+    backward = staticmethod(_refuse)
