@@ -78,6 +78,7 @@ def _partition(
     slack: dict[str, float] | float,
     pin: list[tuple[str, int]],
     no_importance: bool,
+    seconds: float,
     **options: Any,
 ) -> None:
     from dmt_kernels.train.config import TrainConfig
@@ -95,6 +96,7 @@ def _partition(
         slack=slack,
         pins=pins,
         importance=not no_importance,
+        seconds=seconds,
     )
 
 
@@ -170,7 +172,7 @@ def _add_partition(commands: Any, fields: Sequence[dataclasses.Field]) -> None:
     shown = argparse.ArgumentDefaultsHelpFormatter
     partition = commands.add_parser("partition", help="choose which features share a tower", formatter_class=shown)
     partition.add_argument(
-        "--out", required=True, metavar="FILE", help="JSON file for train --partition; plots beside it"
+        "--out", required=True, metavar="FILE", help="JSON file for train --partition; pictures beside it"
     )
     partition.add_argument("--towers", required=True, type=int, metavar="T", help="how many")
     partition.add_argument(
@@ -183,15 +185,19 @@ def _add_partition(commands: Any, fields: Sequence[dataclasses.Field]) -> None:
         "--affinity",
         default="alignment",
         metavar="alignment|cosine|ids|FILE",
-        help="how alike features are: by embeddings of a short flat run, their mean cosine, ids, or as a file says",
+        help="how alike features are: by embeddings of a short flat run, their mean cosine, ids, or as the rows of a "
+        "file say, features in the order of the tables",
     )
     partition.add_argument(
         "--slack",
-        type=_converter(_slack, "a number, or LOAD=number,..."),
+        type=_converter(_slack, "a number, or LOAD=number,... with a load once"),
         default=0.1,
         metavar="S|LOAD=S,...",
         help="how far from the mean a tower's features, bytes, lookups and flops may be; inf leaves a load out; "
         "coherent and diverse keep it, others only tell",
+    )
+    partition.add_argument(
+        "--seconds", type=float, default=40.0, metavar="S", help="for the solver's proof, of one assignment"
     )
     partition.add_argument(
         "--pin",
@@ -228,7 +234,10 @@ def _slack(text: str) -> dict[str, float] | float:
     """``0.2``, or ``bytes=0.2,lookups=inf``."""
     if "=" not in text:
         return float(text)
-    return {name: float(part) for name, part in (item.split("=") for item in text.split(","))}
+    given = [item.split("=") for item in text.split(",")]
+    if len({name for name, _ in given}) < len(given):
+        raise ValueError("a load has two slacks")
+    return {name: float(part) for name, part in given}
 
 
 def _pin(text: str) -> tuple[str, int]:

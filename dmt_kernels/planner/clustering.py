@@ -70,14 +70,20 @@ def cluster(
         Of the starts.
     seconds : float
         For one assignment with its proof, about, or for the smallest excess.
+
+    Raises
+    ------
+    InputError
+        If the solver finds no towers in that time.
     """
     rng, few = np.random.default_rng(seed), allowed.size <= _FEW
-    excess, excess_bound = np.zeros(len(loads)), 0.0
+    excess, excess_bound, is_widened = np.zeros(len(loads)), 0.0, False
 
     def widen() -> None:
-        nonlocal loads, excess, excess_bound
-        if excess.any():
-            raise InputError("no towers were found in the time allowed, although the limits can be kept")
+        nonlocal loads, excess, excess_bound, is_widened
+        if is_widened:
+            raise InputError(f"no towers were found in {seconds:g} seconds, although the limits can be kept")
+        is_widened = True
         excess, excess_bound = smallest_excess(loads, allowed, seconds=seconds)
         loads = [load.widened(part) for load, part in zip(loads, excess, strict=True)]
 

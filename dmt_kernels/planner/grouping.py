@@ -84,8 +84,8 @@ def group_features(
     Raises
     ------
     InputError
-        For an unknown strategy, load, feature or tower, too many towers, or an affinity that is missing or no symmetric
-        matrix.
+        For an unknown strategy, load, feature or tower, too many towers, an affinity that is missing or no symmetric
+        matrix, or where the solver finds no towers in that time.
     """
     loads, allowed = check_grouping(tables, towers, strategy, lookups, slack, pins)
     if strategy not in BY_AFFINITY:
@@ -94,6 +94,7 @@ def group_features(
     features = sum(len(table.features) for table in tables)
     if affinity is None:
         raise InputError(f"strategy {strategy!r} needs an affinity of features")
+    affinity = np.asarray(affinity)
     check_affinity(affinity, features)
     points, stress = lay_out(distances(affinity, strategy), min(DIMS, max(1, features - 1)))
     table_of = np.repeat(np.arange(len(tables)), [len(table.features) for table in tables])
@@ -142,7 +143,7 @@ def _allowed(tables: Sequence[Table], towers: int, pins: Mapping[str, int]) -> n
 def _deal(strategy: str, loads: Sequence[Load], allowed: np.ndarray, seed: int) -> np.ndarray:
     """``[N]`` towers by a rule; pinned tables are in theirs already."""
     if strategy == "load":
-        return pack_free(np.stack([load.weights / (load.mean or 1) for load in loads]), allowed)
+        return pack_free(np.stack([load.counted / (load.mean or 1) for load in loads]), allowed)
     place, free = allowed.argmax(1), allowed.sum(1) > 1
     held = np.bincount(place[~free], minlength=allowed.shape[1])
     turns = []

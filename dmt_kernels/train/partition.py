@@ -30,16 +30,18 @@ def partition(
     slack: dict[str, float] | float = 0.1,
     pins: dict[str, int] | None = None,
     importance: bool = True,
+    seconds: float = 40.0,
 ) -> Grouping:
-    """Choose towers, write them to ``out`` and print their loads; pictures of the affinity and the layout go beside it.
+    """Choose towers, write them to ``out`` and print their loads; pictures go beside it.
 
     Parameters
     ----------
     config : TrainConfig
         Data, tables, and how long and with what seed to train for the affinity and the importance.
     out : str
-        JSON file that ``train --partition`` reads. ``out`` with ``_affinity.png`` and ``_layout.png`` are the pictures.
-    towers, strategy, slack, pins
+        JSON file that ``train --partition`` reads. Beside it ``_affinity.png`` shows the affinity, where one was asked
+        for or something was trained, and ``_layout.png`` the layout of ``coherent`` and ``diverse``.
+    towers, strategy, slack, pins, seconds
         See :func:`dmt_kernels.planner.group_features`.
     affinity : str
         See :func:`dmt_kernels.train.affinity.find_affinity`.
@@ -61,24 +63,29 @@ def partition(
     lookups = mean_lookups(setup.dataset)
     check_grouping(tables, towers, strategy, lookups, slack, pins)  # before the training
     check_affinity_kind(affinity)
-    needs_affinity, matrix = strategy in BY_AFFINITY, None
-    if needs_affinity and affinity not in LEARNED:
-        matrix = find_affinity(setup, affinity, None)
-    run = train_flat(setup) if importance or (needs_affinity and matrix is None) else None
-    if needs_affinity and matrix is None:
+    matrix = None if affinity in LEARNED else find_affinity(setup, affinity, None)
+    run = train_flat(setup) if importance or (strategy in BY_AFFINITY and matrix is None) else None
+    if matrix is None and run is not None:
         matrix = find_affinity(setup, affinity, run)
     with silence():
         grouping = group_features(
-            tables, towers, strategy, affinity=matrix, lookups=lookups, slack=slack, pins=pins, seed=config.seed
+            tables,
+            towers,
+            strategy,
+            affinity=matrix,
+            lookups=lookups,
+            slack=slack,
+            pins=pins,
+            seed=config.seed,
+            seconds=seconds,
         )
     if run is not None and importance:
         grouping = dataclasses.replace(grouping, partition=with_importance(grouping.partition, setup, run))
     grouping.partition.save(path)
     show_loads(grouping, tables)
-    show_importance(grouping.partition)
-    if matrix is not None:
-        for picture in draw(grouping, matrix, setup.plan.partition.features, path):
-            print(f"picture: {picture}")
+    show_importance(grouping.partition, tables)
+    for picture in draw(grouping, matrix, setup.plan.partition.features, path):
+        print(f"picture: {picture}")
     print(f"towers:  {path}")
     return grouping
 

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dmt_kernels.planner.clustering as clustering_module
 from dmt_kernels import _C
-from dmt_kernels.planner import alignment, group_features, load_affinity, mutual_information, tower_loads
+from dmt_kernels.planner import alignment, group_features, load_affinity, mean_cosine, mutual_information, tower_loads
 from dmt_kernels.planner.annealing import anneal
 from dmt_kernels.planner.assignment import assign
 from dmt_kernels.planner.centres import costs, means
@@ -112,6 +113,36 @@ def test_a_table_that_breaks_the_slack_is_named_and_the_others_are_balanced() ->
     assert sizes.oversized == (0,)
     assert grouping.clustering is not None
     assert grouping.clustering.excess.sum() == pytest.approx(grouping.clustering.excess_bound, abs=0.01)
+    [line] = [line for line in remarks(grouping, tables) if "alone" in line]
+    assert line.startswith("bytes: ") and "'t0' by 137%" in line  # 1000 rows of 1.1 times 1150 / 3
+
+
+def test_a_table_is_not_too_large_for_what_larger_ones_leave() -> None:
+    tables = _tables([1000, 60, 2, 2, 2, 2])
+    grouping = group_features(tables, 6, affinity=_planted([0, 0, 1, 1, 2, 2]))
+    sizes = next(load for load in grouping.loads if load.name == "bytes")
+    assert sizes.oversized == (0, 1)
+    [line] = [line for line in remarks(grouping, tables) if "alone" in line]
+    assert "'t0'" in line and "'t1'" not in line  # a third of the mean
+
+
+def test_excess_of_flops_is_called_one_of_widths() -> None:
+    tables = _tables([9] * 8)
+    grouping = group_features(tables, 2, affinity=_planted([0] * 4 + [1] * 4), pins={f"f{i}": i // 6 for i in range(8)})
+    said = remarks(grouping, tables)
+    assert any("flops: the slack is exceeded by 45.12% of the mean width" in line for line in said)  # 6/4 - sqrt(1.1)
+    assert any("bytes: the slack is exceeded by 40.00% of the mean" in line for line in said)
+
+
+def test_a_large_table_leaves_loads_to_be_balanced() -> None:
+    grouping = group_features(_tables([5000, 3000, *[10] * 14]), 4, "load")
+    assert sorted(map(len, grouping.partition.towers)) == [3, 3, 5, 5]  # by bytes alone 1, 1, 7, 7
+
+
+def test_a_solver_that_finds_nothing_is_asked_once_more_only(monkeypatch) -> None:
+    monkeypatch.setattr(clustering_module, "assign", lambda *given, **options: None)
+    with pytest.raises(InputError, match="found in 7 seconds"):
+        group_features(_tables([9] * 4), 2, affinity=_planted([0, 0, 1, 1]), seconds=7)
 
 
 @pytest.mark.parametrize("strategy", ["strided", "random", "load"])
@@ -216,6 +247,14 @@ def test_affinities_tell_dependent_features_apart() -> None:
         assert affinity[0, 2] > 3 * affinity[0, 1]
         assert affinity[1, 3] > 3 * affinity[2, 3]
         assert (affinity == affinity.T).all()
+
+
+def test_the_mean_cosine_is_that_of_every_row() -> None:
+    pooled = torch.from_numpy(np.random.default_rng(0).standard_normal((50, 12)))
+    affinity = mean_cosine(pooled, [4, 4, 4])
+    for f, g in itertools.product(range(3), repeat=2):
+        cosines = torch.cosine_similarity(pooled[:, 4 * f : 4 * f + 4], pooled[:, 4 * g : 4 * g + 4])
+        assert affinity[f, g] == pytest.approx(float(cosines.abs().mean()))
 
 
 def test_bad_input_names_the_culprit(tmp_path) -> None:

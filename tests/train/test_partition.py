@@ -6,6 +6,7 @@ import json
 import os
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,14 +21,17 @@ from dmt_kernels.train.importance import permutation_importance
 from dmt_kernels.train.partition import silence
 
 
-@pytest.mark.parametrize("affinity", ["alignment", "ids"])
-def test_towers_are_written_shown_and_trained_with(affinity: str, tmp_path, capsys) -> None:
+@pytest.mark.parametrize("affinity", ["alignment", "cosine", "ids", "matrix.csv"])
+def test_towers_are_written_shown_and_trained_with(affinity: str, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savetxt("matrix.csv", np.eye(26), delimiter=",")
     towers = tmp_path / "towers.json"
     data = ["--data", "synthetic:512", "--batch-size", "64"]
     options = ["--towers", "2", "--affinity", affinity, "--steps", "2", "--pin", "f03=1", "--out", str(towers)]
     assert main(["partition", *data, *options]) == 0
     shown = capsys.readouterr().out
     assert "loads of 2 towers" in shown and "proven to" in shown and "importance (log loss" in shown
+    assert "the widest tower sends" in shown
     assert "f03" in json.loads(towers.read_text())["towers"][1]
     assert {path.name for path in tmp_path.glob("*.png")} == {"towers_affinity.png", "towers_layout.png"}
     assert json.loads(towers.read_text())["importance"].keys() == {f"f{i:02}" for i in range(26)}
@@ -87,6 +91,15 @@ def test_towers_have_the_columns_that_importance_gives(model, over_arch_width, u
     both = built.expand.weight @ torch.block_diag(*projections)
     apart = torch.block_diag(*(torch.ones(16, 16) for _ in names))
     assert not both[apart == 0].any()
+
+
+def test_pictures_are_of_these_towers(tmp_path, capsys) -> None:
+    given = ["--data", "synthetic:512", "--towers", "2", "--steps", "1", "--out", str(tmp_path / "t.json")]
+    assert main(["partition", *given]) == 0
+    assert main(["partition", *given, "--strategy", "strided"]) == 0
+    assert {path.name for path in tmp_path.glob("*.png")} == {"t_affinity.png"}  # there is no layout
+    assert main(["partition", *given, "--strategy", "strided", "--no-importance"]) == 0
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_importance_is_written_under_the_features_names(tmp_path, monkeypatch) -> None:
@@ -179,6 +192,7 @@ def test_importance_is_what_shuffling_a_feature_costs() -> None:
         (["--affinity", "magic"], "magic"),
         (["--slack", "weight=1"], "weight"),
         (["--slack", "much"], "much"),
+        (["--slack", "bytes=1,bytes=2"], "bytes=1,bytes=2"),
         (["--pin", "f99=0"], "f99"),
         (["--out", "/no/such/towers.json"], "/no/such"),
     ],
