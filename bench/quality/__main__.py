@@ -40,8 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = _plan(given)
         study = Study(plan, Records(folder / "runs.jsonl"))
         study.check()
+        if given.report and not len(study.records):
+            raise InputError(f"{folder} holds no finished runs")
         folder.mkdir(parents=True, exist_ok=True)
+        if others := len(study.records) - len(study.finished()):
+            print(f"bench-quality: not shown: runs of other options in {folder}, {others} of them", file=sys.stderr)
         if not given.report:
+            study.check_data()
             if warning := made_otherwise(study.finished()):
                 print(f"bench-quality: {warning}", file=sys.stderr)
             with BenchProgress() as progress:

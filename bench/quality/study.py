@@ -15,6 +15,8 @@ from bench.quality.search import FAILED, Course
 from bench.quality.space import Options
 from bench.quality.statistics import Estimate, estimate, needs_more
 from bench.quality.training import config_of, run
+from dmt_kernels.spec import InputError
+from dmt_kernels.train.assemble import set_up_training
 
 Job = tuple[str, Record]  # what it is called, and what is run
 
@@ -46,6 +48,19 @@ class Study:
         for cell in [*self.plan.sources, *self.plan.cells]:
             for spec in (self.plan.trial(cell, {}, 0), self.plan.run(cell, {}, 0)):
                 config_of(spec)
+
+    def check_data(self) -> None:
+        """Open the data.
+
+        Raises
+        ------
+        InputError
+            If it cannot be read, or has no rows to train on, to choose by or to compare by.
+        """
+        [source, *_] = self.plan.sources
+        dataset = set_up_training(config_of(self.plan.trial(source, {}, 0))).dataset
+        if not dataset.rows("test"):
+            raise InputError(f"{dataset.name} has no test rows to compare by")
 
     def course(self, cell: Cell) -> Course:
         """The search for the options of `cell`."""

@@ -48,9 +48,9 @@ def config_of(spec: Record) -> TrainConfig:
 
 
 def run(spec: Record, folder: Path) -> Record:
-    """Train what `spec` says and return its record; where training diverged it has ``failed`` instead of figures.
+    """Train what `spec` says and return its record, which says under ``code`` what made it.
 
-    Under ``code`` it says what made it.
+    Where training diverged, or there is no AUC, it has ``failed`` instead of figures.
 
     Parameters
     ----------
@@ -70,6 +70,8 @@ def run(spec: Record, folder: Path) -> Record:
         setup = set_up(config)
         trainer = FollowedTrainer(setup)
         summary = trainer.run()
+        if summary["auc"] is None or summary["valid_auc"] is None:
+            return {**made, "failed": "test or validation rows are all of one class, and have no AUC"}
         payloads = {payload: _auc_with(trainer, payload) for payload in spec["payloads"]}
     except FloatingPointError as error:
         return {**made, "failed": str(error)}

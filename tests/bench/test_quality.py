@@ -26,6 +26,8 @@ from bench.quality.statistics import Estimate, estimate, needs_more
 from bench.quality.study import Study, conduct
 from bench.quality.training import run
 from dmt_kernels.train.config import TrainConfig
+from dmt_kernels.train.data import SPLITS
+from tests.train.data.sources import npz_arrays, save_npz
 
 CELL = Cell("dlrm", 2, 2.0, "coherent")
 
@@ -427,3 +429,32 @@ def test_a_model_whose_trials_all_failed_is_shown(study):
 def test_bad_input_is_a_sentence(tmp_path, capsys):
     assert main(["--data", "npz:/no/such.npz", "--out", str(tmp_path), "--jobs", "1"]) == 2
     assert "/no/such.npz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("missing", "said"), [("valid", "validation rows"), ("test", "no test rows")])
+def test_rows_that_are_missing_are_missed_before_anything_is_trained(missing, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("bench.quality.__main__.conduct", None)
+    arrays = npz_arrays()
+    arrays["split"] = np.where(arrays["split"] == SPLITS.index(missing), 0, arrays["split"]).astype(np.uint8)
+    data = save_npz(tmp_path / "rows.npz", arrays)
+    assert main(["--data", f"npz:{data}", "--out", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_rows_of_one_class_are_a_run_that_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.set_num_threads", lambda number: None)
+    arrays = npz_arrays()
+    arrays["label"][arrays["split"] == SPLITS.index("test")] = 0
+    options = {"data": f"npz:{save_npz(tmp_path / 'rows.npz', arrays)}", "exchange": "flat", "batch_size": 16}
+    found = run({"options": options, "partition": None, "payloads": []}, tmp_path)
+    assert "one class" in found["failed"]
+
+
+def test_a_report_says_what_it_does_not_show(tmp_path, capsys):
+    folder = tmp_path / "runs"
+    assert main(["--out", str(folder), "--report"]) == 2
+    assert "no finished runs" in capsys.readouterr().err and not folder.exists()
+    folder.mkdir()
+    Records(folder / "runs.jsonl").add({"spec": {"options": {"seed": 0}}, "code": code()})
+    assert main(["--out", str(folder), "--report"]) == 0
+    assert "not shown: runs of other options" in capsys.readouterr().err
