@@ -169,6 +169,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_partition(commands: Any, fields: Sequence[dataclasses.Field]) -> None:
+    from dmt_kernels.planner import DEFAULT_SLACK
+    from dmt_kernels.train.affinity import DEFAULT_AFFINITY
+    from dmt_kernels.train.flat_run import STEPS
+
     shown = argparse.ArgumentDefaultsHelpFormatter
     partition = commands.add_parser("partition", help="choose which features share a tower", formatter_class=shown)
     partition.add_argument(
@@ -183,7 +187,7 @@ def _add_partition(commands: Any, fields: Sequence[dataclasses.Field]) -> None:
     )
     partition.add_argument(
         "--affinity",
-        default="alignment",
+        default=DEFAULT_AFFINITY,
         metavar="alignment|cosine|ids|FILE",
         help="how alike features are: by embeddings of a short flat run, their mean cosine, ids, or as the rows of a "
         "file say, features in the order of the tables",
@@ -191,7 +195,7 @@ def _add_partition(commands: Any, fields: Sequence[dataclasses.Field]) -> None:
     partition.add_argument(
         "--slack",
         type=_converter(_slack, "a number, or LOAD=number,... with a load once"),
-        default=0.1,
+        default=DEFAULT_SLACK,
         metavar="S|LOAD=S,...",
         help="how far from the mean a tower's features, bytes, lookups and flops may be; inf leaves a load out; "
         "coherent and diverse keep it, others only tell",
@@ -214,7 +218,7 @@ def _add_partition(commands: Any, fields: Sequence[dataclasses.Field]) -> None:
     )
     for option in fields:
         if option.name in ("data", "tables", "steps", "batch_size", "embedding_dim", "hash_rows", "model", "seed"):
-            _add_option(partition, option, 400 if option.name == "steps" else option.default)
+            _add_option(partition, option, STEPS if option.name == "steps" else option.default)
     partition.set_defaults(command=_partition)
 
 

@@ -9,13 +9,11 @@ import os
 from pathlib import Path
 
 from dmt_kernels.planner import BY_AFFINITY, STRATEGIES, group_features, partition_features
-from dmt_kernels.train.affinity import find_affinity
+from dmt_kernels.train.affinity import DEFAULT_AFFINITY, find_affinity
 from dmt_kernels.train.config import TrainConfig
 from dmt_kernels.train.data import mean_lookups
-from dmt_kernels.train.flat_run import flat_setup, train_flat
+from dmt_kernels.train.flat_run import STEPS, flat_setup, train_flat
 from dmt_kernels.train.partition import with_importance
-
-STEPS = 400
 
 
 def seed_of(strategy: str, data: str, seed: int) -> int:
@@ -42,7 +40,7 @@ def choose_towers(strategy: str, config: TrainConfig, seed: int, folder: Path) -
     if strategy in STRATEGIES:
         found = partition_features(tables, config.towers, strategy)
     else:
-        matrix = find_affinity(setup, "alignment", run) if strategy in BY_AFFINITY else None
+        matrix = find_affinity(setup, DEFAULT_AFFINITY, run) if strategy in BY_AFFINITY else None
         lookups = mean_lookups(setup.dataset)
         found = group_features(tables, config.towers, strategy, affinity=matrix, lookups=lookups, seed=seed).partition
     unfinished = path.with_suffix(f".{os.getpid()}")  # another run may be at the same towers

@@ -10,7 +10,9 @@ from dmt_kernels.train.assemble import Setup
 from dmt_kernels.train.data import sample_ids
 from dmt_kernels.train.flat_run import FlatRun
 
-LEARNED = ("alignment", "cosine")
+_MEASURES = {"alignment": alignment, "cosine": mean_cosine}
+LEARNED = tuple(_MEASURES)
+DEFAULT_AFFINITY = "alignment"
 AFFINITIES = (*LEARNED, "ids")
 
 
@@ -44,6 +46,5 @@ def find_affinity(setup: Setup, kind: str, run: FlatRun | None) -> np.ndarray:
         return mutual_information(values, setup.config.seed)
     if kind in LEARNED:
         assert run is not None
-        measure = alignment if kind == "alignment" else mean_cosine
-        return measure(run.pooled.cpu(), run.dims)
+        return _MEASURES[kind](run.pooled.cpu(), run.dims)
     return load_affinity(Path(kind), len(features))

@@ -11,6 +11,8 @@ from dmt_kernels.train.config import TrainConfig
 from dmt_kernels.train.data import SAMPLE_ROWS
 from dmt_kernels.train.step import TrainStep
 
+STEPS = 400  # enough to tell features apart, and a few seconds
+
 
 @dataclass(frozen=True)
 class FlatRun:

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from dmt_kernels.planner import BY_AFFINITY, Grouping, check_grouping, group_features
+from dmt_kernels.planner import BY_AFFINITY, DEFAULT_SLACK, Grouping, check_grouping, group_features
 from dmt_kernels.spec import InputError, Partition
-from dmt_kernels.train.affinity import LEARNED, check_affinity_kind, find_affinity
+from dmt_kernels.train.affinity import DEFAULT_AFFINITY, LEARNED, check_affinity_kind, find_affinity
 from dmt_kernels.train.assemble import Setup
 from dmt_kernels.train.config import TrainConfig
 from dmt_kernels.train.data import mean_lookups
@@ -26,8 +26,8 @@ def partition(
     towers: int,
     strategy: str,
     *,
-    affinity: str = "alignment",
-    slack: dict[str, float] | float = 0.1,
+    affinity: str = DEFAULT_AFFINITY,
+    slack: dict[str, float] | float = DEFAULT_SLACK,
     pins: dict[str, int] | None = None,
     importance: bool = True,
     seconds: float = 40.0,
