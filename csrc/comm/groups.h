@@ -20,8 +20,12 @@ using WeakGroup = c10::weak_intrusive_ptr<c10d::ProcessGroup>;
 // What is known of process groups, as long as they live; a later group of the same name is another one.
 class Groups {
  public:
+  // Whoever sends and receives in the same group on his own counts from 0.
+  static constexpr uint32_t FIRST_TAG = 0x20000000;
+
   struct Turn {
     int tag = 0;  // of a stage's messages
+    bool is_first = false;
     std::shared_ptr<const Neighbours> neighbours = std::make_shared<const Neighbours>();
   };
 
@@ -30,7 +34,8 @@ class Groups {
     std::vector<State> dead;  // before the lock, to end after it: what is freed may want Python's lock
     const std::lock_guard<std::mutex> lock(mutex_);
     State& state = state_of(group, dead);
-    return {static_cast<int>(state.started++ & 0x3FFFFFFF), state.neighbours};
+    const uint32_t number = state.started++;
+    return {static_cast<int>(FIRST_TAG | (number & (FIRST_TAG - 1))), number == 0, state.neighbours};
   }
 
   void introduce(const Group& group, std::shared_ptr<const Neighbours> neighbours) {

@@ -30,6 +30,10 @@ class Message {
       TORCH_CHECK_VALUE(block.dim() == 2, "a block has 2 dimensions, got one of shape ", block.sizes());
       TORCH_CHECK_VALUE(block.scalar_type() == blocks_[0].scalar_type(), "blocks of a stage have one dtype, got ",
                         blocks_[0].scalar_type(), " and ", block.scalar_type());
+      TORCH_CHECK_VALUE(!format_.has_value() || at::isFloatingType(block.scalar_type()),
+                        "rows that are encoded are floating point, got ", block.scalar_type());
+      TORCH_CHECK_VALUE(!format_.has_value() || block.numel() == 0 || block.size(1) == 1 || block.stride(1) == 1,
+                        "columns of rows that are encoded are adjacent in memory");
       sizes_.push_back(block.size(0) * row_bytes(block));
       total += sizes_.back();
     }

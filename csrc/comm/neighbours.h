@@ -100,8 +100,6 @@ class Neighbours {
     return all;
   }
 
-  bool exist() const { return !of_rank_.empty(); }
-
   bool has(int rank) const { return !of_rank_.empty() && of_rank_[rank] != nullptr; }
 
   void send(int rank, const at::Tensor& message, uint32_t tag) const {

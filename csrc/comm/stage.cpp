@@ -169,7 +169,7 @@ class Stage {
     turn_ = groups().next_turn(group);
     const auto backend = group->getBackend(c10::DeviceType::CPU);
     if (backend->getBackendName() == "gloo") timeout_ = backend->getBackendOptions()->timeout;
-    if (turn_.tag == 0) {
+    if (turn_.is_first) {
       keep_gloo_from_preempting();
       ask_for_long_slices();
     }

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from dmt_kernels.ops.groups import naming_failures
 from dmt_kernels.spec import InputError
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """A few letters for the names and bits of tensors: what differs has others."""
+    digest = hashlib.sha256()
+    for name, value in state.items():
+        bits = value.detach().cpu().reshape(-1).view(torch.uint8)
+        digest.update(f"{name} {value.dtype} {list(value.shape)} ".encode())
+        digest.update(bits.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def check_agreement(facts: Iterable[tuple[str, object]], group: dist.ProcessGroup, device: torch.device) -> None:
@@ -28,7 +39,7 @@ def check_agreement(facts: Iterable[tuple[str, object]], group: dist.ProcessGrou
     Raises
     ------
     InputError
-        On every rank, with the first fact in which a rank differs from rank 0.
+        On every rank, with the first fact in which a rank differs from the group's first.
     ExchangeError
         A rank did not come here.
     """
@@ -41,19 +52,19 @@ def check_agreement(facts: Iterable[tuple[str, object]], group: dist.ProcessGrou
         if all(torch.equal(digest, other) for other in digests):
             return
         dist.all_gather_object(everyone, told, group=group)
-    raise InputError(_difference(everyone))
+    raise InputError(_difference(everyone, dist.get_process_group_ranks(group)))
 
 
-def _difference(everyone: list[dict[str, str]]) -> str:
+def _difference(everyone: list[dict[str, str]], names: list[int]) -> str:
     longest_first = sorted(everyone, key=len, reverse=True)  # so that what rank 0 lacks stands where others have it
     for what in dict.fromkeys(itertools.chain.from_iterable(longest_first)):
         values = [told.get(what) for told in everyone]
         unlike = [rank for rank, value in enumerate(values) if value != values[0]]
         if unlike:
             other = values[unlike[0]]
-            ranks = [str(rank) for rank in unlike if values[rank] == other]
+            ranks = [str(names[rank]) for rank in unlike if values[rank] == other]
             who = f"rank {ranks[0]} has" if len(ranks) == 1 else f"ranks {', '.join(ranks)} have"
-            return f"{who} {_named(what, other)}, rank 0 has {_named(what, values[0])}"
+            return f"{who} {_named(what, other)}, rank {names[0]} has {_named(what, values[0])}"
     return "ranks were told the same in another order"
 
 

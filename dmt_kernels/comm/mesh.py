@@ -139,7 +139,7 @@ def _new_group(
     mine, ranks_of_mine = None, []
     for ranks in partition:
         try:
-            group = dist.new_group(ranks, timeout=timedelta(seconds=timeout_s))
+            group = dist.new_group(ranks, timeout=timedelta(seconds=timeout_s), group_desc=f"dmt {stage}")
         except RuntimeError as error:
             who = f"rank {rank} made the group of the {stage} stage among ranks {', '.join(map(str, ranks))}"
             raise ExchangeError(f"{who}, and the backend said: {' '.join(str(error).split())}") from error

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from dmt_kernels.comm import Mesh, check_agreement
+from dmt_kernels.comm import Mesh, check_agreement, digest_of
 from dmt_kernels.embedding.chunk_choice import Chunks
 from dmt_kernels.embedding.description import describe
 from dmt_kernels.embedding.exchange import EmbeddingExchange
@@ -81,7 +81,8 @@ def build_exchange(
     ------
     InputError
         For an unknown kind or placement, tower modules in a flat exchange, a mesh that does not fit the plan, modules
-        or tables that cannot be placed so, or, on all ranks, if a rank was given something else than rank 0.
+        or tables that cannot be placed so, or, on all ranks, if a rank was given something else than rank 0; on all
+        of a tower, if one's tower module has other values.
     ExchangeError
         If a rank does not come within the mesh's timeout.
     """
@@ -106,6 +107,9 @@ def build_exchange(
     bags = None if trial is None else trial.offsets.numel() - 1
     told = {"placement": placement, "bags to try it with": bags, "chunks": chunks, **options}
     check_agreement(describe(kind, plan, tower_modules, payloads, **told), mesh.dense, mesh.device)
+    if tower_modules is not None and mesh.tower_index in tower_modules:
+        values = digest_of(tower_modules[mesh.tower_index].state_dict())
+        check_agreement([(f"values of tower module {mesh.tower_index}", values)], mesh.tower, mesh.device)
     options |= {"mesh": mesh, "chunks": chunks, "payloads": payloads}
     if kind == "flat":
         return FlatExchange(plan, tower_modules, **options)

@@ -96,9 +96,9 @@ class EmbeddingExchange(nn.Module):
         Raises
         ------
         InputError
-            If an id is outside its table (``bounds="error"``; in one process on CUDA see `bounds`) or the bags are no
-            whole number of samples. On ranks, nobody else hears of it, and others wait for this rank's ids: such a
-            batch cannot be skipped by one rank alone.
+            If an id is outside its table (``bounds="error"``; in one process on CUDA see `bounds`), the bags are no
+            whole number of samples, or their weights require a gradient. On ranks, nobody else hears of it, and others
+            wait for this rank's ids: such a batch cannot be skipped by one rank alone.
         """
         return self.finish(self.start(sparse))
 
@@ -144,6 +144,8 @@ class EmbeddingExchange(nn.Module):
         samples, rest = divmod(sparse.offsets.numel() - 1, features)
         if rest:
             raise InputError(f"{sparse.offsets.numel() - 1} bags are no whole number of samples of {features} features")
+        if sparse.weights is not None and sparse.weights.requires_grad:
+            raise InputError("per-sample weights of a batch are data: an exchange has no gradient of them")
         return samples
 
     def _refuse_missing(self, sparse: Jagged, missing: ops.MissingIds) -> None:

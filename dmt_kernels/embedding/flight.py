@@ -146,7 +146,7 @@ class Flight(ABC):
 
     def depart_backward(self, grad: Tensor) -> None:
         """Start the gradients of the embeddings on their way back."""
-        if self._has_ended:
+        if self._has_ended or self.grad is not None:
             raise RuntimeError("a batch has one backward pass, which updates its tables; look it up again for another")
         if grad.shape[1] > 1 and grad.stride(1) != 1:  # of a sum over columns, say
             grad = grad.contiguous()

@@ -126,6 +126,8 @@ class OwnerFlight(PeerFlight):
     def input_grads(self) -> tuple[Tensor | None, ...]:
         """Gradients of the slice: chunk by chunk of kept rows, or of rows looked up again, whatever the chunks are."""
         super().input_grads()
+        if not any(value.requires_grad for value in self.inputs):  # frozen
+            return tuple(None for _ in self.inputs)
         grads = self._all_tower_grads()  # [n, W, b, C_t]
         if self._weight_grad is None:
             weight_grad = self.shards.tower_weight_grad(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dmt_kernels.embedding.column_layout import TowerLayout
+from dmt_kernels.ops.bag_arguments import on_device
 from dmt_kernels.towers import PassThrough, TowerModule
 
 
@@ -83,8 +84,7 @@ class _LinearStep(TowerStep):
         widths = [*layout.sent_widths, layout.kept_width]
         by_block = weight
         if not layout.is_side_by_side:
-            order = torch.tensor(layout.columns_of_blocks, device=weight.device)
-            by_block = weight.index_select(1, order)
+            by_block = weight.index_select(1, on_device(tuple(layout.columns_of_blocks), weight.device))
         self.inputs = (by_block, bias)
         self.weights = by_block.detach().split(widths, dim=1)
         self.bias = bias.detach()
@@ -106,6 +106,8 @@ class _LinearStep(TowerStep):
                 torch.mm(grad, weight, out=block)
 
     def backward_inputs(self, chunk: int, grad: Tensor) -> None:
+        if not any(value.requires_grad for value in self.inputs):  # frozen
+            return
         grads = self._grads_of_weights(grad, self._blocks[chunk])
         bias_grad = grad.sum(0)
         if self._bias_grad is None:
@@ -116,6 +118,8 @@ class _LinearStep(TowerStep):
 
     def input_grads(self) -> tuple[Tensor | None, ...]:
         bias_grad, self._bias_grad = self._bias_grad, None
+        if bias_grad is None:
+            return None, None
         return torch.cat(self._weight_grads, dim=1), bias_grad
 
     def _grads_of_weights(self, grad: Tensor, blocks: Sequence[Tensor]) -> list[Tensor]:

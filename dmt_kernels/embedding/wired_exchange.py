@@ -94,8 +94,9 @@ class WiredExchange(EmbeddingExchange):
         self._memory = BufferPool()
 
     def prefetch(self, sparse: Jagged) -> None:  # noqa: D102  (the base class has the words)
-        if self._ahead is not None:  # not used after all; what is on its way has to arrive
-            self._ahead[1].wait()
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:  # not used after all; what is on its way has to arrive
+            ahead[1].wait()
         self._ahead = sparse, self._send_ids(sparse)
 
     def advance(self) -> None:  # noqa: D102
@@ -202,7 +203,11 @@ class SpttExchange(WiredExchange):
         for t, part in self.tower_slices.items():
             assert isinstance(part, TowerSlice)
             whole = part.spread()
-            all_reduce_flat(list(whole.values()), self.mesh.tower_dense)
+            for dtype in dict.fromkeys(value.dtype for value in whole.values()):
+                alike = [value for value in whole.values() if value.dtype is dtype]
+                # gloo has no sum of booleans; one of them at most is not 0
+                sums = [value.view(torch.uint8) for value in alike] if dtype is torch.bool else alike
+                all_reduce_flat(sums, self.mesh.tower_dense)
             prefix = f"tower_slices.{t}."
             state = {name: value for name, value in state.items() if not name.startswith(prefix)}
             state |= {f"tower_modules.{t}.{name}": value for name, value in whole.items()}

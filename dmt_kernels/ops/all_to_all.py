@@ -19,6 +19,7 @@ from dmt_kernels.ops._composition import compose
 from dmt_kernels.ops._direct import is_eager
 from dmt_kernels.ops.groups import naming_failures
 from dmt_kernels.ops.stage import Ticket, engine_is_compiled, stage_start, stage_wait
+from dmt_kernels.spec import InputError
 
 # gloo moves these as they are; every other dtype travels as bytes in a composition.
 _WIRE_DTYPES = (torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8)
@@ -32,10 +33,11 @@ class _Road:
     input_splits: list[int]
     group: str
     ticket: Ticket | None = None  # of a stage; else a functional collective is under way
+    is_waited_for: bool = False
     back: Tensor | None = None  # the gradient on its way
 
 
-_roads: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of what has started and nobody has waited for
+_roads: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of what has started and somebody holds
 
 
 def all_to_all_start(input: Tensor, output_splits: Sequence[int], input_splits: Sequence[int], group: str) -> Tensor:
@@ -69,6 +71,8 @@ def all_to_all_wait(started: Tensor) -> Tensor:
     ------
     ExchangeError
         A rank of the group died, or did not answer within the group's timeout.
+    InputError
+        It was waited for before.
     """
     return _Wait.apply(started) if is_eager() else torch.ops.dmt.all_to_all_wait(started)
 
@@ -113,9 +117,12 @@ class _Start(torch.autograd.Function):
 class _Wait(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, started: Tensor) -> Tensor:
-        ctx.road = road = None if torch.compiler.is_compiling() else _roads.pop(started, None)
+        ctx.road = road = None if torch.compiler.is_compiling() else _roads.get(started)
         if road is None:  # the start was, or is being, compiled
             return torch.ops._c10d_functional.wait_tensor(started)
+        if road.is_waited_for:  # the gradient could come back only once
+            raise InputError("all_to_all_wait: what was started is waited for once")
+        road.is_waited_for = True
         if road.ticket is not None:
             stage_wait(road.ticket)
         with naming_failures(road.group, "waited for the others' blocks"):
@@ -159,6 +166,7 @@ def start_blocks(blocks: Tensor, widths: Sequence[int], group: str) -> Tensor:
 
 def wait_blocks(started: Tensor, widths: Sequence[int]) -> list[Tensor]:
     """Wait and view what arrived as one ``[N, D_i]`` block per source rank; ``sum(widths)`` must not be 0."""
+    torch._check(sum(widths) > 0, lambda: f"all-to-all of blocks: no rank sends a column, widths are {list(widths)}")
     arrived = all_to_all_wait(started)
     rows = arrived.numel() // sum(widths)
     pieces = arrived.split([rows * width for width in widths])

@@ -201,14 +201,17 @@ class IdExchange:
 
     def _compare(self, lengths: Tensor) -> None:
         headers = lengths.view(len(self._routes.routes), -1)[:, :HEADER_BYTES].contiguous().view(torch.int64)
-        batches = headers[:, 1:].tolist()
-        for rank, batch in enumerate(batches):
-            if batch != batches[0]:
-                one, other = (
-                    f"{samples} samples{' with weights' if weighted else ''}"
-                    for samples, weighted in (batch, batches[0])
-                )
-                raise InputError(f"rank {rank} has a batch of {one}, rank 0 of {other}: all ranks need like batches")
+        _refuse_unlike(headers[:, 1:].tolist())
+
+
+def _refuse_unlike(batches: Sequence[Sequence[int]]) -> None:
+    """Raise unless all ranks' batches, samples and whether they have weights, are alike."""
+    for rank, batch in enumerate(batches):
+        if batch != batches[0]:
+            one, other = (
+                f"{samples} samples{' with weights' if weighted else ''}" for samples, weighted in (batch, batches[0])
+            )
+            raise InputError(f"rank {rank} has a batch of {one}, rank 0 of {other}: all ranks need like batches")
 
 
 class _Message:
@@ -229,7 +232,8 @@ class _Message:
 def id_exchange(sparse: Jagged, features: int, routes: Sequence[Sequence[int]], rank: int, group: str) -> Jagged:
     """Send each rank the bags of its features and receive one's own features from everyone.
 
-    Two rounds: lengths (int32), then ids (and per-sample weights, if any).
+    Three rounds: samples, which have to be alike, lengths (int32), then ids (and per-sample weights, if any, without
+    gradients).
 
     Parameters
     ----------
@@ -254,6 +258,8 @@ def id_exchange(sparse: Jagged, features: int, routes: Sequence[Sequence[int]], 
     ------
     RuntimeError
         If the offsets do not hold a whole number of samples per feature.
+    InputError
+        On all ranks, if they have unlike numbers of samples.
     """
     flat = [feature for route in routes for feature in route]
     ids, offsets, weights = torch.ops.dmt.id_exchange(
@@ -322,6 +328,8 @@ def _id_exchange(
         lambda: f"id_exchange: {offsets.numel() - 1} bags are no whole number of samples of {features} features",
     )
     world, held = len(route_sizes), route_sizes[rank]
+    everyone = all_to_all(offsets.new_full((world,), samples), [1] * world, [1] * world, group).tolist()
+    _refuse_unlike([(count, False) for count in everyone])
     sent = select_features(Jagged(ids, offsets, weights), features, routes)
     received_lengths = all_to_all(
         sent.lengths().to(torch.int32), [held * samples] * world, [size * samples for size in route_sizes], group

@@ -20,7 +20,9 @@ def peer_all_to_all_start(compressed: Tensor, widths: Sequence[int], group: str)
     Parameters
     ----------
     compressed : Tensor
-        ``[T, B, C_t]``, destination tower first; ``C_t`` is the own tower's width.
+        ``[T, B, C_t]``, destination tower first; ``C_t`` is the own tower's width. All peers have the same ``B``, which
+        is not checked, and a tensor that requires a gradient, or none of them has: the backward pass is collective,
+        too.
     widths : sequence of int
         ``C_t`` of every tower, in tower order.
     group : str

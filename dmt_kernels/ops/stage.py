@@ -151,7 +151,8 @@ def stage_send(ticket: Ticket, blocks: Sequence[Tensor], *, seed: int | None = N
 def stage_wait(ticket: Ticket) -> None:
     """Wait until what :func:`stage_start` promised has arrived.
 
-    On CUDA it is the current stream that waits, not the host.
+    On CUDA it is the current stream that waits, not the host. Ctrl-C is heeded at once while blocks come through shared
+    memory, and else when the backend's wait ends.
 
     Raises
     ------

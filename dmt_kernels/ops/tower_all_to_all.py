@@ -20,7 +20,9 @@ def tower_all_to_all_start(pooled: Tensor, widths: Sequence[int], group: str) ->
     Parameters
     ----------
     pooled : Tensor
-        ``[R, N, D_r]``, destination member first; ``D_r`` is this member's width and may be 0.
+        ``[R, N, D_r]``, destination member first; ``D_r`` is this member's width and may be 0. All members have the
+        same ``N``, which is not checked, and a tensor that requires a gradient, or none of them has: the backward pass
+        is collective, too.
     widths : sequence of int
         ``D_m`` of every member, in member order.
     group : str

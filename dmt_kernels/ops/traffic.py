@@ -42,7 +42,8 @@ def stage_of(group: str) -> str | None:
 
 def count_sent(group: str, sent_bytes: Sequence[int]) -> None:
     """Count one message per rank of the group. A group nobody registered is not counted."""
-    if (known := _groups.get(group)) is not None:
+    known = _groups.get(group)
+    if known is not None and len(known.links) == len(sent_bytes):  # else it is a later group of the same name
         for link, size in zip(known.links, sent_bytes, strict=True):
             _sent_bytes[known.stage, link] += size
 

@@ -34,12 +34,13 @@ class CustomTower(TowerModule):
 
     def __init__(self, module: nn.Module, dims: Sequence[int]) -> None:
         _refuse_batch_statistics(module)
-        super().__init__(dims, _try_rows(module, sum(dims)))
-        self.module = module
+        out_width, writes = _try_rows(module, sum(dims))
+        super().__init__(dims, out_width)
+        self.module, self._writes = module, writes
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the user's module to ``x`` ``[N, D_t]``: ``[N, out_width]``."""
-        return self.module(x)
+        return self.module(x.clone() if self._writes else x)  # on ranks, x is a leaf that requires a gradient
 
 
 def _refuse_batch_statistics(module: nn.Module) -> None:
@@ -53,18 +54,21 @@ def _refuse_batch_statistics(module: nn.Module) -> None:
             )
 
 
-def _try_rows(module: nn.Module, in_width: int) -> int:
-    """Return the output width, having seen that rows do not depend on each other."""
+def _try_rows(module: nn.Module, in_width: int) -> tuple[int, bool]:
+    """Return the output width, and whether the input is written to; rows do not depend on each other."""
     name = type(module).__name__
     like = next(module.parameters(), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(5, in_width, generator=generator, dtype=torch.float64, device="cpu").to(like)
-    width = 0
+    width, writes = 0, False
     for training in (True, False):
         trial = copy.deepcopy(module).train(training)
         with torch.no_grad(), torch.random.fork_rng():
             try:
-                whole, again, part = trial(x), trial(x), trial(x[:2])
+                inputs = x.clone(), x.clone(), x[:2].clone()
+                before = inputs[0]._version
+                whole, again, part = map(trial, inputs)
+                writes |= inputs[0]._version != before
             except Exception as error:
                 raise InputError(f"tower module {name} fails on an input of shape [5, {in_width}]: {error}") from error
         if not isinstance(whole, Tensor) or whole.dim() != 2 or len(whole) != len(x) or not whole.is_floating_point():
@@ -74,4 +78,4 @@ def _try_rows(module: nn.Module, in_width: int) -> int:
         if torch.equal(whole, again) and not torch.allclose(whole[:2], part, rtol=1e-3, atol=1e-5, equal_nan=True):
             raise InputError(f"tower module {name} is not per-sample: a row's output changes with the rows around it")
         width = whole.shape[1]
-    return width
+    return width, writes

@@ -11,7 +11,7 @@ from dmt_kernels.towers.base import TowerModule
 
 
 class TowerSlice(nn.Module):
-    """Parameters of some input columns of a linear tower module.
+    """Parameters and buffers of some input columns of a linear tower module.
 
     Slices that share out all columns, one of them with the bias, add up to the module, whose values they start from.
 
@@ -35,15 +35,16 @@ class TowerSlice(nn.Module):
         if (axes := module.column_axes()) is None:
             raise InputError(f"tower module {type(module).__name__} cannot be cut into slices by its input columns")
         self._axes, self._columns, self._has_bias = axes, torch.tensor(columns, dtype=torch.int64), has_bias
-        self._whole = {name: parameter.shape for name, parameter in module.named_parameters()}
+        parameters = dict(module.named_parameters())
+        self._whole = {name: (value.shape, value.dtype) for name, value in module.state_dict().items()}
         self.module = copy.deepcopy(module)
         for name, value in [*module.named_parameters(), *module.named_buffers()]:
             path, _, last = name.rpartition(".")
             owner = self.module.get_submodule(path)
             if name in axes:
                 part = self._part_of(name, value.detach())
-                setattr(owner, last, nn.Parameter(part, value.requires_grad) if name in self._whole else part)
-            elif name in self._whole and not has_bias:
+                setattr(owner, last, nn.Parameter(part, value.requires_grad) if name in parameters else part)
+            elif name in parameters and not has_bias:
                 delattr(owner, last)
                 owner.register_buffer(last, torch.zeros_like(value), persistent=False)
 
@@ -55,22 +56,22 @@ class TowerSlice(nn.Module):
 
     @torch.no_grad()
     def spread(self) -> dict[str, Tensor]:
-        """Return the whole module's parameters, 0 where another slice has the value: slices add up to it."""
-        own = dict(self.module.named_parameters())
-        like = next(iter(own.values()))
-        whole = {name: like.new_zeros(shape) for name, shape in self._whole.items()}
-        for name, parameter in own.items():
+        """Return the whole module's state, 0 where another slice has the value: slices add up to it."""
+        own = self.module.state_dict()
+        device = next(iter(own.values())).device
+        whole = {name: torch.zeros(shape, dtype=dtype, device=device) for name, (shape, dtype) in self._whole.items()}
+        for name, value in own.items():
             if name in self._axes:
-                whole[name].index_copy_(self._axes[name], self._columns.to(like.device), parameter)
-            else:
-                whole[name].copy_(parameter)
+                whole[name].index_copy_(self._axes[name], self._columns.to(device), value)
+            elif self._has_bias:
+                whole[name].copy_(value)
         return whole
 
     @torch.no_grad()
     def take(self, whole: Mapping[str, Tensor]) -> None:
-        """Take the own values out of the whole module's."""
-        for name, parameter in self.module.named_parameters():
-            parameter.copy_(self._part_of(name, whole[name]))
+        """Take the own values out of the whole module's state."""
+        for name, value in self.module.state_dict().items():
+            value.copy_(self._part_of(name, whole[name]))
 
     def _part_of(self, name: str, whole: Tensor) -> Tensor:
         if name not in self._axes:

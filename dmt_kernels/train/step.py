@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dmt_kernels.comm import GradientSum, Mesh
+from dmt_kernels.comm import GradientSum, Mesh, check_agreement, digest_of
 from dmt_kernels.ops import MissingIdWatch
 from dmt_kernels.spec import Batch, InputError
 
@@ -45,7 +45,7 @@ class TrainStep:
     Raises
     ------
     InputError
-        For an unknown optimizer.
+        For an unknown optimizer, or, on all ranks, if parameters that are on all of them differ.
     """
 
     def __init__(
@@ -69,6 +69,9 @@ class TrainStep:
         if mesh is not None:
             self._over_arch_sum = GradientSum(self.over_arch, mesh.dense)
             self._tower_sum = GradientSum(self.tower_module, mesh.tower_dense)
+            check_agreement(
+                [("values of the over-arch", digest_of(over_arch_parameters(model)))], mesh.dense, mesh.device
+            )
         self.missing_ids = MissingIdWatch(next(model.parameters()).device)
         # Slices have whole gradients where they are, so nothing of them is summed, and so has their optimizer state.
         in_a_row = {**tower_parameters(model), **slice_parameters(model), **expansion_parameters(model)}

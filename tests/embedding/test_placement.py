@@ -170,6 +170,21 @@ def _refusals(rank: int) -> None:
         with pytest.raises(InputError, match=sentence):
             _exchange(world, mesh, **options)
 
+    # Whoever shares parameters has the same values: members of a tower those of its module, and all the over-arch's.
+    modules, (mine, others) = OWNER.tower_modules(), mesh.topology.tower_ranks(1)
+    with torch.no_grad():
+        for parameter in modules[1].parameters():
+            parameter += rank == others
+    if mesh.tower_index == 1:
+        with pytest.raises(InputError, match=f"rank {others} has values of tower module 1 .*, rank {mine} has"):
+            _exchange(OWNER, mesh, tower_modules=modules)
+    else:
+        _exchange(OWNER, mesh, tower_modules=modules)
+    model = _Scale(_exchange(MEMBER, mesh))
+    model.scale.data += rank == 2
+    with pytest.raises(InputError, match="rank 2 has values of the over-arch .*, rank 0 has"):
+        TrainStep(model, mesh, optimizer="adam", lr=0.01)
+
 
 def test_what_cannot_be_placed_so_is_refused_on_all_ranks() -> None:
     run_ranks(_refusals, TOPOLOGY.world)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dmt_kernels import ops
 from dmt_kernels.comm import build_mesh, traffic
+from dmt_kernels.spec import InputError
 from tests.devices import devices
 from tests.ops.engines import engines, use
 from tests.ranks import run_ranks
@@ -275,7 +276,23 @@ def _wrong_shape(rank: int) -> str:
         ops.tower_all_to_all(torch.zeros(3, 2, 2), [2, 2], mesh.tower.group_name)
     with pytest.raises(RuntimeError, match="splits add up to 3"):
         ops.all_to_all.all_to_all(torch.zeros(4), [2, 2], [1, 2], mesh.tower.group_name)
+    with pytest.raises(RuntimeError, match="no rank sends a column"):
+        ops.tower_all_to_all(torch.zeros(2, 2, 0), [0, 0], mesh.tower.group_name)
     return "checked"
+
+
+def _twice(rank: int, engine: str) -> None:
+    use(engine)
+    group = build_mesh(1, 2, timeout_s=30).tower.group_name
+    started = ops.tower_all_to_all_start(torch.ones(2, 3, 1, requires_grad=True), [1, 1], group)
+    ops.tower_all_to_all_wait(started, [1, 1])
+    with pytest.raises(InputError, match="waited for once"):
+        ops.tower_all_to_all_wait(started, [1, 1])
+
+
+@engines
+def test_what_is_started_is_waited_for_once(engine: str) -> None:
+    run_ranks(_twice, 2, engine)
 
 
 def test_wrong_shapes_are_told() -> None:

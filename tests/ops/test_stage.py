@@ -117,6 +117,45 @@ def test_messages_travel_as_they_are(engine: str) -> None:
     run_ranks(_encoded, 3, engine)
 
 
+def _unfit(rank: int, engine: str) -> None:
+    """What cannot be encoded is this rank's mistake, and loses nobody."""
+    use(engine)
+    group, out = dist.group.WORLD.group_name, list(torch.empty(2, 3, 4))
+    for blocks, sentence in (
+        (torch.zeros(2, 3, 4, dtype=torch.int64), "floating point"),
+        (torch.zeros(2, 4, 3).mT, "adjacent"),
+    ):
+        for send, received in ((list(blocks), out), (list(torch.zeros(2, 3, 4)), list(blocks))):
+            with pytest.raises(InputError, match=sentence):
+                stage.stage_start(send, received, group, WireFormat.BF16)
+
+
+@engines
+def test_rows_that_cannot_be_encoded_are_refused(engine: str) -> None:
+    run_ranks(_unfit, 2, engine)
+
+
+def _beside_others(rank: int, engine: str) -> None:
+    """Messages of the user's own, in the same group, which count from tag 0."""
+    use(engine)
+    mine, theirs = torch.full((5,), 7.0), torch.empty(5)
+    sent = dist.isend(mine, 1) if rank == 0 else None
+    case = Case(2, torch.float32, None, "apart", "apart")
+    received = case.received(rank)
+    stage.stage_wait(stage.stage_start(case.sent(rank), received, dist.group.WORLD.group_name))
+    _check_arrived(case, rank, received)
+    if rank == 1:
+        dist.recv(theirs, 0)
+        assert torch.equal(theirs, mine)
+    if sent is not None:
+        sent.wait()
+
+
+@engines
+def test_stages_take_no_message_of_others(engine: str) -> None:
+    run_ranks(_beside_others, 2, engine)
+
+
 def _traffic(rank: int, engine: str) -> None:
     use(engine)
     mesh = build_mesh(1, 2, timeout_s=30)

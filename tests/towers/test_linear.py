@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmt_kernels.spec import InputError
-from dmt_kernels.towers import DCNTower, DLRMTower, PassThrough, TowerSlice
+from dmt_kernels.towers import DCNTower, DLRMTower, PassThrough, TowerModule, TowerSlice
 
 
 def randomised(module):
@@ -116,6 +116,36 @@ def test_a_slice_takes_its_part_of_other_values():
     part.take(other.state_dict())
     assert torch.equal(part.weight_bias()[0], other.linear_weight_bias()[0][:, [4, 1]])
     assert torch.equal(part.weight_bias()[1], other.linear_weight_bias()[1])
+
+
+class _Masked(TowerModule):
+    """A linear map with buffers: one with an entry per input column, one without."""
+
+    def __init__(self) -> None:
+        super().__init__((2, 3), 4)
+        self.linear = torch.nn.Linear(5, 4)
+        self.register_buffer("mask", torch.tensor([True, False, True, True, False]))
+        self.register_buffer("steps", torch.tensor(3))
+
+    def linear_weight_bias(self):
+        return self.linear.weight * self.mask, self.linear.bias
+
+    def column_axes(self):
+        return {"linear.weight": 1, "mask": 0}
+
+
+def test_slices_keep_buffers():
+    module = _Masked()
+    slices = [TowerSlice(module, columns, has_bias=i == 1) for i, columns in enumerate([[4, 0], [1, 2, 3]])]
+    state = module.state_dict()
+    spread = [part.spread() for part in slices]
+    assert all(values.keys() == state.keys() for values in spread)
+    for name, value in state.items():
+        assert torch.equal(sum(values[name].to(value.dtype) for values in spread).to(value.dtype), value), name
+    other = {name: torch.zeros_like(value) for name, value in state.items()}
+    for part in slices:
+        part.take(other)
+        assert not part.module.mask.any() and part.module.steps == 0
 
 
 def test_what_is_not_linear_cannot_be_cut():

@@ -27,8 +27,14 @@ class _Message:
                 raise ValueError(f"a block has 2 dimensions, got one of shape {list(block.shape)}")
             if block.dtype is not blocks[0].dtype:
                 raise ValueError(f"blocks of a stage have one dtype, got {blocks[0].dtype} and {block.dtype}")
-        is_encoded = blocks[0].dtype is torch.uint8
-        self.blocks, self.format = blocks, None if format is None or is_encoded else WireFormat.from_code(format)
+        if blocks[0].dtype is torch.uint8:  # encoded already
+            format = None
+        for block in blocks if format is not None else ():
+            if not block.is_floating_point():
+                raise ValueError(f"rows that are encoded are floating point, got {block.dtype}")
+            if block.numel() and block.shape[1] > 1 and block.stride(1) != 1:
+                raise ValueError("columns of rows that are encoded are adjacent in memory")
+        self.blocks, self.format = blocks, None if format is None else WireFormat.from_code(format)
         self.sizes = [len(block) * self._row_bytes(block) for block in blocks]
         self.in_place = self.format is None and _lie_together(blocks)
         if self.in_place:
