@@ -1,6 +1,12 @@
 """What runs on CUDA where there is no compiled library: the one place that chooses."""
 
+import functools
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from dmt_kernels.ops._composition import implement_on
 from dmt_kernels.ops._library import cuda_kernels
@@ -10,7 +16,20 @@ _CODEC = ("wire_encode", "wire_decode", "wire_encode_blocks_", "wire_decode_bloc
 
 def _implement(module: ModuleType, *names: str) -> None:
     for name in names:
-        implement_on("CUDA", name, getattr(module, name))
+        implement_on("CUDA", name, _on_its_device(getattr(module, name)))
+
+
+def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Launch where the tensors lie, which need not be the current device."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **options: Any) -> Any:
+        lists = (given if isinstance(given, list | tuple) else [given] for given in arguments)
+        like = next(one for given in lists for one in given if isinstance(one, Tensor) and one.is_cuda)
+        with torch.cuda.device(like.device):
+            return function(*arguments, **options)
+
+    return run
 
 
 if cuda_kernels != "compiled":

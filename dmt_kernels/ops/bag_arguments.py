@@ -67,4 +67,5 @@ def on_device(numbers: tuple[int, ...] | tuple[tuple[int, ...], ...], device: to
     """Numbers on the device, for good: a step asks for the same ones every time, a captured step may not copy, and its
     graph reads them whenever it is replayed. So they are constants of a model, and no addresses.
     """
-    return torch.tensor(numbers, dtype=torch.int64, device=device)
+    with torch.inference_mode(False):  # autograd could not save what is made there
+        return torch.tensor(numbers, dtype=torch.int64, device=device)

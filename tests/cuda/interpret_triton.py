@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 import torch
 
 from dmt_kernels.ops.bag_arguments import on_device
@@ -135,7 +136,62 @@ def check_codecs() -> None:
             close(wire_codec.wire_decode(wide, 37, wire_format.code, dtype), expected, 0)
 
 
+def check_refusals() -> None:
+    """What compiled kernels refuse, twins do: they would read, and write, somewhere else."""
+    table, ids, offsets = torch.randn(3, 4), torch.tensor([0, 2]), torch.tensor([0, 1, 2])
+    weight, state, rows = torch.randn(2, 4), torch.zeros(3), torch.randn(2, 4)
+    wide, message = [torch.randn(3, 4), torch.randn(3, 4).half()], torch.ops.dmt.wire_encode(rows, 4)
+    bags = (ids, offsets)
+    refused = {
+        "embedding_bag": [
+            ([torch.randn(4, 3).t()], *bags),
+            ([table.long()], *bags),
+            (wide, ids, torch.tensor([0, 1, 1])),
+            ([table], ids.short(), offsets),
+            ([table], ids, offsets.int()),
+            ([table], *bags, torch.ones(1)),
+            ([table], *bags, None, [1]),
+            ([table], *bags, None, None, [0, 0]),
+            ([table], *bags, None, None, [2]),
+            ([table], *bags, None, None, None, [-1]),
+            ([table], *bags, None, None, None, None, [0, 7]),
+            ([table], *bags, None, None, None, None, None, 3),
+        ],
+        "embedding_bag_": [
+            (torch.empty(1, 4), [table], *bags),
+            (torch.empty(2, 4).half(), [table], *bags),
+            (torch.empty(4, 2).t(), [table], *bags),
+        ],
+        "embedding_bag_weights_backward": [(rows[:1], [table], *bags)],
+        "embedding_update_": [
+            ([table], [], rows[:, :3], *bags),
+            ([table], [state[:1]], rows, *bags, *[None] * 5, 2, 2),
+            ([table], [state.half()], rows, *bags, *[None] * 5, 2, 2),
+            ([table], [], rows, *bags, *[None] * 5, 2, 2),
+            ([table], [], rows, *bags, *[None] * 5, 2, 3),
+            ([table], [torch.zeros(4, 3).t()], rows, *bags, *[None] * 5, 2, 1),
+        ],
+        "tower_pool": [
+            ([table], *bags, weight[:, :3]),
+            ([table], *bags, weight.half()),
+            ([table], *bags, weight, torch.zeros(3)),
+        ],
+        "tower_pool_weight_backward": [(torch.randn(1, 2), [table], *bags)],
+        "tower_pool_pooled_backward": [(torch.randn(2, 3), weight)],
+        "wire_encode": [(rows.long(), 4), (rows[0], 4)],
+        "wire_decode": [(message[:, :3], 4, 4), (message.int(), 4, 4)],
+        "wire_encode_blocks_": [(torch.empty(3, dtype=torch.uint8), [rows], 4)],
+        "wire_decode_blocks_": [([rows], torch.empty(99, dtype=torch.uint8), 4)],
+    }
+    for name, calls in refused.items():
+        for given in calls:
+            for op in (getattr(torch.ops.dmt, name), triton_op(name)):
+                with pytest.raises(RuntimeError, match=rf"^{name}: "):
+                    op(*given)
+
+
 TWINS = [check_ids, bags, embedding_bag, embedding_update, tower_pool, tower_pool_gradients, wire_codec]
+check_refusals()
 check_bags()
 check_pieces_of_samples()
 check_updates()

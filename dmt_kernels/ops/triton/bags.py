@@ -30,8 +30,6 @@ def describe(
     first_rows = [0]
     for table in tables:
         first_rows.append(first_rows[-1] + table.size(0))
-        if table.dtype == torch.float64:
-            raise RuntimeError("tables of float64 are for CPUs only")
     rows, column = [], 0
     for f, t in enumerate(features):
         table = tables[t]
@@ -60,7 +58,8 @@ _records: dict[torch.device, Tensor] = {}
 def missing_ids(device: torch.device) -> Tensor:
     """Where kernels record ids out of range: (count, id, table, feature, sample, block), int64."""
     if device not in _records:
-        _records[device] = torch.zeros(6, dtype=torch.int64, device=device)
+        with torch.inference_mode(False):  # what is made there could not be cleared outside
+            _records[device] = torch.zeros(6, dtype=torch.int64, device=device)
     return _records[device]
 
 

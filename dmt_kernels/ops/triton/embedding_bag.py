@@ -21,6 +21,7 @@ from dmt_kernels.ops.triton.bags import (
     missing_ids,
     record_missing,
 )
+from dmt_kernels.ops.triton.checks import check, check_bags, check_matrix
 
 
 @triton.jit
@@ -99,6 +100,10 @@ def embedding_bag(
     sparse: bool = False,
 ) -> Tensor:
     """As ``torch.ops.dmt.embedding_bag``."""
+    op, layout = "embedding_bag", (feature_tables, poolings, row_starts, block_order)
+    check_bags(op, tables, ids, offsets, per_sample_weights, *layout, bounds)
+    is_known = out_dtype in (None, torch.float32, torch.float16, torch.bfloat16)
+    check(is_known, op, f"outputs are float32, float16 or bfloat16, not {out_dtype}")
     dtype = out_dtype or (tables[0].dtype if tables else torch.float32)
     out = ids.new_empty(pooled_shape(tables, offsets, feature_tables), dtype=dtype)
     bags = offsets.numel() - 1
@@ -118,7 +123,11 @@ def embedding_bag(
 
 def embedding_bag_(out: Tensor, *arguments, **options) -> None:
     """As ``torch.ops.dmt.embedding_bag_``."""
-    out.copy_(embedding_bag(*arguments, **options))
+    pooled = embedding_bag(*arguments, **options)
+    check_matrix("embedding_bag_", "out", out, pooled.shape, pooled)
+    fits = out.dtype == pooled.dtype and out.is_contiguous()
+    check(fits, "embedding_bag_", f"out must be contiguous and {pooled.dtype} like the tables, got {out.dtype}")
+    out.copy_(pooled)
 
 
 def embedding_bag_weights_backward(
@@ -132,6 +141,9 @@ def embedding_bag_weights_backward(
     block_order: Ints = None,
 ) -> Tensor:
     """As ``torch.ops.dmt.embedding_bag_weights_backward``."""
+    op, layout = "embedding_bag_weights_backward", (feature_tables, poolings, row_starts, block_order)
+    check_bags(op, tables, ids, offsets, None, *layout)
+    check_matrix(op, "grad", grad, pooled_shape(tables, offsets, feature_tables), ids)
     out = grad.new_zeros(ids.shape, dtype=torch.float32)  # also for what no bag holds
     bags = offsets.numel() - 1
     if not grad.numel() or not ids.numel():

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dmt_kernels.ops.bag_arguments import Ints, on_device
+from dmt_kernels.ops.bag_arguments import Ints, on_device, pooled_shape
 from dmt_kernels.ops.triton.bags import (
     EXACT,
     block_rows,
@@ -25,7 +25,8 @@ from dmt_kernels.ops.triton.bags import (
     missing_ids,
     record_missing,
 )
-from dmt_kernels.ops.triton.row_update import ROWWISE, SQUARES, apply_to_row
+from dmt_kernels.ops.triton.checks import check_bags, check_matrix, check_update
+from dmt_kernels.ops.triton.row_update import SQUARES, apply_to_row
 
 RUN = 128
 STRETCH = 16  # keys of a program
@@ -216,10 +217,8 @@ def embedding_update_(
     column_starts: Ints = None,
 ) -> None:
     """As ``torch.ops.dmt.embedding_update_``."""
-    if row_mean_squares is not None and optimizer != ROWWISE.value:
-        raise RuntimeError("embedding_update_: row_mean_squares belongs to rowwise_adagrad only")
-    if (seeds is None) != (step is None):
-        raise RuntimeError("embedding_update_: seeds and step belong together")
+    op = "embedding_update_"
+    check_update(op, tables, states, optimizer, row_mean_squares, seeds, step, column_starts, ids)
     layout = (per_sample_weights, feature_tables, poolings, row_starts, block_order)
     rounding = (seeds, step, column_starts)
     _run(
@@ -273,6 +272,9 @@ def _run(
 ) -> tuple[Tensor, Tensor] | None:
     """Update, or write the statistic. With one: the ids' rows, sorted, and how many begin before each's end, less 1."""
     seeds, step, column_starts = rounding
+    layout = (feature_tables, poolings, row_starts, block_order)
+    check_bags("embedding_update_", tables, ids, offsets, per_sample_weights, *layout, bounds)
+    check_matrix("embedding_update_", "grad", grad, pooled_shape(tables, offsets, feature_tables), ids)
     bags, num_ids, count = offsets.numel() - 1, ids.numel(), max((table.size(1) for table in tables), default=0)
     if not grad.numel() or not num_ids:
         return None

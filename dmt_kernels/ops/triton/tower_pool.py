@@ -24,6 +24,7 @@ from dmt_kernels.ops.triton.bags import (
     record_missing,
     to_bfloat16,
 )
+from dmt_kernels.ops.triton.checks import check_bags, check_parameters
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # takes the bits of a bfloat16 for a number in products
 SAMPLES, OUT_COLUMNS, DEPTH = 32, 64, 32  # of a tile
@@ -132,7 +133,11 @@ def tower_pool(
     tf32: bool = False,
 ) -> Tensor:
     """As ``torch.ops.dmt.tower_pool``; products of `tf32` are exact ones."""
-    check_products("tower_pool", product_dtype)
+    op, layout = "tower_pool", (feature_tables, poolings, row_starts, block_order)
+    check_products(op, product_dtype)
+    check_bags(op, tables, ids, offsets, per_sample_weights, *layout, bounds)
+    dtype = tables[0].dtype if tables else weight.dtype
+    check_parameters(op, dtype, pooled_shape(tables, offsets, feature_tables)[1], weight, bias, ids)
     num_rows, _ = pooled_shape(tables, offsets, feature_tables)
     out = weight.new_empty(num_rows, weight.size(0))
     if not out.numel():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dmt_kernels.ops.bag_arguments import Ints, on_device, pooled_shape
 from dmt_kernels.ops.triton.bags import EXACT, block_rows, describe, feature_fields
+from dmt_kernels.ops.triton.checks import check_bags, check_matrix
 from dmt_kernels.ops.triton.tower_pool import (
     DEPTH,
     INTERPRETED,
@@ -92,8 +93,11 @@ def tower_pool_weight_backward(
     """As ``torch.ops.dmt.tower_pool_weight_backward``. Pieces of the samples are summed apart, and then in
     order; products of `tf32` are exact ones.
     """
-    check_products("tower_pool_weight_backward", product_dtype)
+    op, layout = "tower_pool_weight_backward", (feature_tables, poolings, row_starts, block_order)
+    check_products(op, product_dtype)
+    check_bags(op, tables, ids, offsets, per_sample_weights, *layout)
     num_rows, width = pooled_shape(tables, offsets, feature_tables)
+    check_matrix(op, "grad", grad, [num_rows, *grad.shape[1:2]], ids)
     dtype, out_width = tables[0].dtype if tables else grad.dtype, grad.size(1)
     if not num_rows or not width or not out_width:
         return grad.new_zeros((out_width, width), dtype=dtype)
@@ -121,7 +125,10 @@ def tower_pool_pooled_backward(
     grad: Tensor, weight: Tensor, product_dtype: torch.dtype | None = None, tf32: bool = False
 ) -> Tensor:
     """As ``torch.ops.dmt.tower_pool_pooled_backward``; products of `tf32` are exact ones."""
-    check_products("tower_pool_pooled_backward", product_dtype)
+    op = "tower_pool_pooled_backward"
+    check_products(op, product_dtype)
+    check_matrix(op, "grad", grad, grad.shape[:2], weight)
+    check_matrix(op, "weight", weight, [*grad.shape[1:2], *weight.shape[1:2]], grad)
     (num_rows, out_width), width = grad.shape, weight.size(1)
     out = grad.new_empty((num_rows, width), dtype=torch.float32)
     if out.numel():
