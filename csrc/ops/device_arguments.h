@@ -17,16 +17,20 @@
 
 namespace dmt {
 
-// The device of a tensor, current as long as this lives, and torch's current stream there.
+// The device of a tensor, current as long as this lives, and torch's current stream there. `check_here` takes tensors
+// of this device alone.
 class OnDevice {
  public:
   explicit OnDevice(const Tensor& tensor);
+  ~OnDevice();
+  OnDevice(const OnDevice&) = delete;
   cudaStream_t stream() const { return stream_; }
 
  private:
 #if defined(__CUDACC__)
   torch::stable::accelerator::DeviceGuard guard_;
 #endif
+  int32_t before_;
   cudaStream_t stream_ = nullptr;
 };
 

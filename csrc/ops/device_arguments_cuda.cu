@@ -17,13 +17,20 @@ extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_inde
 
 namespace dmt {
 
+static thread_local int32_t current_device = -1;  // of the innermost OnDevice
+
+OnDevice::~OnDevice() { current_device = before_; }
+
 #if defined(__CUDACC__)
 
 const char* const kHere = "CUDA";
 
-bool is_here(const Tensor& tensor) { return tensor.is_cuda(); }
+bool is_here(const Tensor& tensor) {
+  return tensor.is_cuda() && (current_device < 0 || tensor.get_device_index() == current_device);
+}
 
-OnDevice::OnDevice(const Tensor& tensor) : guard_(tensor.get_device_index()) {
+OnDevice::OnDevice(const Tensor& tensor)
+    : guard_(tensor.get_device_index()), before_(std::exchange(current_device, tensor.get_device_index())) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   stream_ = static_cast<cudaStream_t>(stream);
@@ -35,7 +42,7 @@ const char* const kHere = "CPU";
 
 bool is_here(const Tensor& tensor) { return tensor.is_cpu(); }
 
-OnDevice::OnDevice(const Tensor&) {}
+OnDevice::OnDevice(const Tensor&) : before_(current_device) {}
 
 #endif
 
@@ -64,7 +71,7 @@ class Shelf {
     const auto found = places_.find(wanted);
     if (found != places_.end()) return memory_ + found->second;
     const int64_t size = cuda::ceil_div<int64_t>(bytes, kAlignment) * kAlignment;
-    if (used_ + size > kBytes) return nullptr;
+    if (memory_ == nullptr || used_ + size > kBytes) return nullptr;
     cuda::upload(memory_ + used_, source, bytes, stream);
     places_.emplace(std::move(wanted), used_);
     return memory_ + std::exchange(used_, used_ + size);
@@ -188,8 +195,9 @@ namespace {
 Tensor take_missing_ids(const Tensor& like) {
   const OnDevice device(like);
   Tensor record = id_errors(like);
-  const Tensor taken = torch::stable::clone(record);
-  torch::stable::zero_(record);
+  const Tensor taken = torch::stable::new_empty(like, record.sizes(), ScalarType::Long);
+  cuda::take_errors(static_cast<cuda::IdErrors*>(record.mutable_data_ptr()),
+                    static_cast<cuda::IdErrors*>(taken.mutable_data_ptr()), device.stream());
   return taken;
 }
 

@@ -123,8 +123,8 @@ Tensor tower_pool_weight_backward(const Tensor& grad, const std::vector<Tensor>&
 Tensor tower_pool_pooled_backward(const Tensor& grad, const Tensor& weight, std::optional<ScalarType> product_dtype,
                                   bool tf32) {
   const char* op = "tower_pool_pooled_backward";
-  check_gradient_and_weight(op, grad, weight);
   const OnDevice device(grad);
+  check_gradient_and_weight(op, grad, weight);
   const cuda::Products products = products_of(op, weight.scalar_type(), product_dtype, tf32);
   if (is_for_library(products, grad.size(0), weight.size(1), weight.size(0))) {
     return product(op, contiguous_as(grad, ScalarType::BFloat16), contiguous_as(weight, ScalarType::BFloat16),

@@ -32,10 +32,10 @@ cuda::StochasticRounding rounding_of(std::optional<int64_t> seed, int64_t step, 
 Tensor wire_encode(const Tensor& input, int64_t format, std::optional<int64_t> seed, int64_t step, int64_t first_row) {
   const char* op = "wire_encode";
   const WireFormat wire = check_format(op, format);
+  const OnDevice device(input);
   check_here(op, "input", input);
   check_dim(op, "input", input, 2);
   check_floating(op, "input", input.scalar_type());
-  const OnDevice device(input);
   const Tensor source = as_rows(input);
   const cuda::WireRows rows = rows_of(source);
   const Tensor message =
@@ -51,8 +51,8 @@ Tensor wire_decode(const Tensor& message, int64_t dim, int64_t format, std::opti
   const WireFormat wire = check_format(op, format);
   const ScalarType out_type = dtype.value_or(ScalarType::Float);
   check_floating(op, "dtype", out_type);
-  check_encoded_rows(op, message, dim, wire);
   const OnDevice device(message);
+  check_encoded_rows(op, message, dim, wire);
   const Tensor source = with_adjacent_columns(message);
   const Tensor out = torch::stable::new_empty(message, {source.size(0), dim},
                                               out_type == ScalarType::Double ? ScalarType::Float : out_type);
@@ -65,8 +65,8 @@ void wire_encode_blocks_(Tensor message, std::vector<Tensor> blocks, int64_t for
                          int64_t step, int64_t first_row) {
   const char* op = "wire_encode_blocks_";
   const WireFormat wire = check_format(op, format);
-  check_blocks(op, blocks, message, wire);
   const OnDevice device(message);
+  check_blocks(op, blocks, message, wire);
   uint8_t* bytes = static_cast<uint8_t*>(message.mutable_data_ptr());
   cuda::StochasticRounding rounding = rounding_of(seed, step, first_row);
   for (const Tensor& block : blocks) {
@@ -81,8 +81,8 @@ void wire_encode_blocks_(Tensor message, std::vector<Tensor> blocks, int64_t for
 void wire_decode_blocks_(std::vector<Tensor> blocks, Tensor message, int64_t format) {
   const char* op = "wire_decode_blocks_";
   const WireFormat wire = check_format(op, format);
-  check_blocks(op, blocks, message, wire);
   const OnDevice device(message);
+  check_blocks(op, blocks, message, wire);
   const uint8_t* bytes = static_cast<const uint8_t*>(message.const_data_ptr());
   for (Tensor& block : blocks) {
     const int64_t row_bytes = wire_row_bytes(wire, block.size(1));

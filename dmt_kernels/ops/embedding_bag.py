@@ -36,7 +36,8 @@ def embedding_bag(
     Parameters
     ----------
     tables : sequence of Tensor [E_i, D_i]
-        All of one dtype: float64, float32, float16 or bfloat16. Columns must be adjacent in memory; rows need not be.
+        All of one dtype: float64 (CPU only), float32, float16 or bfloat16. Columns must be adjacent in memory; rows
+        need not be.
     ids : Tensor [N], int32 or int64
     offsets : Tensor [K*F*B + 1], int64
         Ascending, within ``[0, N]``. With F = 0 it has one entry and the output is empty.
@@ -54,7 +55,9 @@ def embedding_bag(
     bounds : "error", "warn" or "none"
         What an id out of range is: an error that names it, a missing id that a Python warning counts, or silently a
         missing id. A missing id contributes nothing and does not count in a mean. Under ``torch.compile`` "warn" is
-        silent.
+        silent. **On CUDA "error" raises nothing here**: nobody waits for the device, the id counts as missing, updates
+        that meet one are left out, and :func:`~dmt_kernels.ops.raise_missing_ids` raises when it is called. "warn"
+        waits.
     out_dtype : torch.dtype, optional
         Default: that of the tables. float64 goes with float64 only.
     sparse : bool
@@ -69,7 +72,8 @@ def embedding_bag(
     Raises
     ------
     RuntimeError
-        Shapes, dtypes or offsets that do not fit; an id out of range with ``bounds="error"``.
+        Shapes, dtypes or offsets that do not fit; on the CPU an id out of range with ``bounds="error"``;
+        on CUDA more than 2^31 - 1 ids.
     ValueError
         An unknown `pooling` or `bounds`.
     """
@@ -119,7 +123,8 @@ def embedding_bag_(
     Raises
     ------
     RuntimeError
-        Shapes, dtypes or offsets that do not fit; an id out of range with ``bounds="error"``.
+        Shapes, dtypes or offsets that do not fit; on the CPU an id out of range with ``bounds="error"``;
+        on CUDA more than 2^31 - 1 ids.
     ValueError
         An unknown `pooling` or `bounds`.
     """

@@ -48,7 +48,7 @@ def embedding_bag_blocks_(
     Raises
     ------
     RuntimeError
-        Shapes, dtypes or offsets that do not fit; an id out of range with ``bounds="error"``.
+        Shapes, dtypes or offsets that do not fit; on the CPU an id out of range with ``bounds="error"``.
     InputError
         An unknown format.
     ValueError

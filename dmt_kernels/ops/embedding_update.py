@@ -68,7 +68,8 @@ def embedding_update_(
     ids : Tensor [N], int32 or int64
     offsets : Tensor [K*F*B + 1], int64
     per_sample_weights, feature_tables, pooling, row_starts, block_order, bounds
-        As given to the lookup. With ``bounds="error"`` nothing is written when an id is out of range.
+        As given to the lookup. With ``bounds="error"`` nothing is written when an id is out of range; on CUDA
+        :func:`~dmt_kernels.ops.raise_missing_ids` says so.
     optimizer : "sgd", "adagrad" or "rowwise_adagrad"
     lr, eps, weight_decay : float
     row_mean_squares : Tensor [U], float64, optional
@@ -85,7 +86,7 @@ def embedding_update_(
     Raises
     ------
     RuntimeError
-        Shapes, dtypes or offsets that do not fit; an id out of range with ``bounds="error"``.
+        Shapes, dtypes or offsets that do not fit; on the CPU an id out of range with ``bounds="error"``.
     ValueError
         An unknown `pooling`, `bounds` or `optimizer`.
     """

@@ -70,7 +70,7 @@ def tower_pool(
     Raises
     ------
     RuntimeError
-        Shapes, dtypes or offsets that do not fit; an id out of range with ``bounds="error"``.
+        Shapes, dtypes or offsets that do not fit; on the CPU an id out of range with ``bounds="error"``.
     ValueError
         An unknown `pooling`, `bounds` or `product_dtype`.
     """
@@ -174,7 +174,8 @@ def _backward(ctx: Any, grad: Tensor, needs_grad: Sequence[Any]) -> tuple[Any, .
     if any(needed[0]):
         table_grads = list(ctx.gradients.of_tables(pooled_grad, ids, offsets, weights))
     if needed[3] and kept is not None:
-        weight_grad = Once.apply(rounded_product(factor.t(), kept, weight.dtype))
+        # A sum over rows is so long that a library may add it up from pieces, which float32 keeps whole.
+        weight_grad = Once.apply(rounded_product(factor.t(), kept, torch.float32).to(weight.dtype))
     elif needed[3]:
         layout = ctx.gradients.layout
         weight_grad = torch.ops.dmt.tower_pool_weight_backward(

@@ -121,6 +121,15 @@ def check_records() -> None:
     test_embedding_update.test_nothing_is_written_when_an_id_is_out_of_range(triton_op)
 
 
+def check_inference_mode() -> None:
+    """What it makes is cleared outside of it."""
+    bags._records.clear()
+    with torch.inference_mode():
+        embedding_bag.embedding_bag([torch.randn(3, 4)], torch.tensor([7]), torch.tensor([0, 1]))
+    assert bags.take_missing_ids(torch.zeros(0))[0] == 1
+    assert bags.take_missing_ids(torch.zeros(0))[0] == 0
+
+
 def check_codecs() -> None:
     for number, (wire_format, seed) in enumerate(itertools.product(WireFormat, [None, 5, -(2**63)])):
         for exponent in EXPONENTS[number % 3 :: 3]:
@@ -192,6 +201,7 @@ def check_refusals() -> None:
 
 TWINS = [check_ids, bags, embedding_bag, embedding_update, tower_pool, tower_pool_gradients, wire_codec]
 check_refusals()
+check_inference_mode()
 check_bags()
 check_pieces_of_samples()
 check_updates()

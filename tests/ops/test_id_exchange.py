@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from dmt_kernels import ops
 from dmt_kernels.comm import build_mesh, traffic
+from dmt_kernels.ops.bag_arguments import on_device
 from dmt_kernels.ops.id_codec import HEADER_BYTES
 from dmt_kernels.ops.id_exchange import reorder_features
 from dmt_kernels.spec import InputError, Jagged
@@ -262,6 +263,14 @@ def _refusing(rank: int) -> list:
 
 def test_ids_outside_their_tables_are_told_before_anything_is_sent() -> None:
     assert all(seen[0].count > 0 for seen in run_ranks(_refusing, WORLD))
+
+
+def test_constants_that_are_made_in_inference_mode_serve_training() -> None:
+    with torch.inference_mode():
+        order = on_device((2, 0, 1), torch.device("cpu"))
+    weight = torch.randn(2, 3, requires_grad=True)
+    weight.index_select(1, order).sum().backward()
+    assert weight.grad is not None
 
 
 @pytest.mark.parametrize("samples", [0, 1, SAMPLES])

@@ -280,6 +280,11 @@ T atomicAdd(T* target, T value) {
 }
 
 template <class T>
+T atomicExch(T* target, T value) {
+  return std::exchange(*target, value);
+}
+
+template <class T>
 T atomicMin(T* target, T value) {
   return std::exchange(*target, std::min(*target, value));
 }
@@ -302,6 +307,8 @@ T __ldcg(const T* source) {
 namespace dmt::cuda {
 
 inline int multiprocessors() { return 2; }
+
+inline int64_t most_shared() { return 223 << 10; }
 
 inline void* allocate(int64_t bytes) { return std::aligned_alloc(256, static_cast<size_t>(bytes)); }
 

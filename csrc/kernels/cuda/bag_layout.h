@@ -98,6 +98,9 @@ DMT_DEVICE void report_missing(const Bags& bags, const Feature& feature, int64_t
   bags.errors->block = group / bags.num_features;
 }
 
+// Gives what was recorded since the last call, and begins anew.
+void take_errors(IdErrors* record, IdErrors* taken, cudaStream_t stream);
+
 // Copies what the host knows to the device by kernel parameters: captured by CUDA graphs, without synchronisation.
 void upload(void* target, const void* source, int64_t bytes, cudaStream_t stream);
 

@@ -26,7 +26,9 @@ constexpr int64_t kSharedBytes = 48 << 10;  // what a block has without asking
 #if defined(__CUDACC__)
 
 inline void check_cuda(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // forgets it: the next launch did not fail
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
 // kernel<<<blocks, threads, shared, stream>>>(arguments...), and nothing for no blocks.
@@ -53,11 +55,15 @@ inline int attribute_of_device(cudaDeviceAttr attribute) {
 
 inline int multiprocessors() { return attribute_of_device(cudaDevAttrMultiProcessorCount); }
 
-// Memory of the current device that is never given back.
+// What a block may ask for, less a little that kernels have without asking.
+inline int64_t most_shared() { return attribute_of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin) - int64_t{4 << 10}; }
+
+// Memory of the current device that is never given back; null if there is none.
 inline void* allocate(int64_t bytes) {
   void* memory = nullptr;
-  check_cuda(cudaMalloc(&memory, static_cast<size_t>(bytes)), "allocating memory");
-  return memory;
+  if (cudaMalloc(&memory, static_cast<size_t>(bytes)) == cudaSuccess) return memory;
+  cudaGetLastError();  // forgets it
+  return nullptr;
 }
 
 // Whether what the stream is given becomes part of a CUDA graph.

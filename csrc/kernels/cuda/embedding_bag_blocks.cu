@@ -13,7 +13,6 @@ constexpr int kTogether = 4;      // rows of a group on their way
 constexpr int64_t kMostRows = 8;  // that a block of threads pools
 constexpr int64_t kMaximaBytes = kMostRows * 4;
 constexpr int64_t kTileBytes = 70 << 10;  // of them together: three blocks of threads find room
-constexpr int64_t kMostShared = 200 << 10;
 
 // Elements between rows in shared memory.
 template <class T>
@@ -143,7 +142,7 @@ void embedding_bag_blocks(const Bags& bags, DType dtype, const PooledBlock* bloc
     using T = decltype(element);
     const int64_t row_bytes = std::max<int64_t>(tile_stride<T>(bags.width) * static_cast<int64_t>(sizeof(T)), 1);
     const int bits = lane_bits<T>(widest_dim);
-    if (row_bytes + head_bytes(bits) > kMostShared) {
+    if (row_bytes + head_bytes(bits) > most_shared()) {
       throw std::length_error("embedding_bag_blocks_: a row of " + std::to_string(bags.width) + " columns is too wide");
     }
     const int64_t together = std::clamp<int64_t>(kTileBytes / row_bytes, 1, kMostRows);

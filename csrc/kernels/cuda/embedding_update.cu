@@ -14,7 +14,6 @@
 namespace dmt::cuda {
 namespace {
 
-constexpr int64_t kMostShared = 200 << 10;
 static_assert(kStretch <= kRun);  // a long row reaches beyond the stretch that it begins in
 
 // ---- 1. Keys ------------------------------------------------------------------------------------------------------
@@ -297,7 +296,7 @@ UpdatePlan plan_update(const Bags& bags, const std::vector<Feature>& features, c
   plan.lanes = plan.is_packed ? 8 : 32;  // sum_of_squares knows no fewer
   while (plan.lanes < 32 && plan.lanes * 16 < plan.widest * plan.grad_size) plan.lanes *= 2;
   plan.is_narrow = plan.lanes * 16 >= plan.widest * plan.grad_size;
-  if (plan.widest > kMostShared || group_bytes(plan) * (32 / plan.lanes) > kMostShared) {
+  if (const int64_t most = most_shared(); plan.widest > most || group_bytes(plan) * (32 / plan.lanes) > most) {
     throw std::length_error("embedding_update_: a row of " + std::to_string(plan.widest) + " columns is too wide");
   }
   plan.buffers.count = bags.num_ids;
