@@ -118,7 +118,7 @@ def check_python() -> None:
 def find_compiler() -> str:
     """Return the C++ compiler that CMake will take: ``CXX``, else the first of the usual names."""
     wanted = os.environ.get("CXX")
-    names = [shlex.split(wanted)[0]] if wanted else ["c++", "g++", "clang++"]
+    names = [shlex.split(wanted)[0]] if wanted else ["c++", "CC", "g++", "clang++"]
     for name in names:
         if found := shutil.which(name):
             return wanted or found
@@ -134,8 +134,14 @@ def is_stale(cache: Path, compiler: str) -> bool:
     known = dict(re.findall(r"^(\w+):\w+=(.*)$", cache.read_text(), re.MULTILINE))
     wanted = shutil.which(shlex.split(compiler)[0])
     kept = known.get("CMAKE_CXX_COMPILER")
-    is_other = bool(wanted and kept) and Path(wanted).resolve() != Path(kept).resolve()
+    is_other = bool(wanted and kept) and _program(wanted) != _program(kept)
     return known.get("CMAKE_HOME_DIRECTORY") != str(ROOT) or is_other
+
+
+def _program(path: str) -> Path:
+    """What runs; a link to ccache is known by its own name, by which that chooses."""
+    target = Path(path).resolve()
+    return Path(path) if target.name == "ccache" else target
 
 
 def find_nvcc() -> tuple[str, str] | None:

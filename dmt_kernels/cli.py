@@ -169,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_partition(commands: Any, fields: Sequence[dataclasses.Field]) -> None:
-    from dmt_kernels.planner import DEFAULT_SLACK
+    from dmt_kernels.planner import DEFAULT_SECONDS, DEFAULT_SLACK
     from dmt_kernels.train.affinity import DEFAULT_AFFINITY
     from dmt_kernels.train.flat_run import STEPS
 
@@ -198,10 +198,10 @@ def _add_partition(commands: Any, fields: Sequence[dataclasses.Field]) -> None:
         default=DEFAULT_SLACK,
         metavar="S|LOAD=S,...",
         help="how far from the mean a tower's features, bytes, lookups and flops may be; inf leaves a load out; "
-        "coherent and diverse keep it, others only tell",
+        "coherent and diverse keep it, load counts a larger table as that, others only tell",
     )
     partition.add_argument(
-        "--seconds", type=float, default=40.0, metavar="S", help="for the solver's proof, of one assignment"
+        "--seconds", type=float, default=DEFAULT_SECONDS, metavar="S", help="for the solver's proof, of one assignment"
     )
     partition.add_argument(
         "--pin",

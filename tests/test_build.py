@@ -114,6 +114,12 @@ def test_a_build_folder_of_another_tree_or_compiler_is_stale(build, tmp_path, mo
     cache.write_text(f"CMAKE_CXX_COMPILER:FILEPATH={tmp_path}/c++\nCMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n")
     assert not build.is_stale(cache, "c++") and not build.is_stale(cache, f"{tmp_path}/first -m64")
     assert build.is_stale(cache, "second")
+    for name in ("ccache", "g++", "clang++"):  # which looks by what name it was called
+        (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / name).symlink_to("ccache") if name != "ccache" else (tmp_path / name).write_text("#!/bin/sh\n")
+    (tmp_path / "ccache").chmod(0o755)
+    cache.write_text(f"CMAKE_CXX_COMPILER:FILEPATH={tmp_path}/g++\nCMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n")
+    assert not build.is_stale(cache, "g++") and build.is_stale(cache, "clang++")
     cache.write_text(f"CMAKE_CXX_COMPILER:FILEPATH={tmp_path}/c++\nCMAKE_HOME_DIRECTORY:INTERNAL={tmp_path}\n")
     assert build.is_stale(cache, "c++")
 

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.report and not len(study.records):
             raise InputError(f"{folder} holds no finished runs")
         folder.mkdir(parents=True, exist_ok=True)
-        if others := len(study.records) - len(study.finished()):
+        if others := study.strangers():
             print(f"bench-quality: not shown: runs of other options in {folder}, {others} of them", file=sys.stderr)
         if not given.report:
             study.check_data()

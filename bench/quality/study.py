@@ -107,6 +107,16 @@ class Study:
         runs = [run for cell in cells for run in self.runs(cell).values()]
         return [trial for trial in trials if trial is not None] + runs
 
+    def strangers(self) -> int:
+        """How many recorded runs are of other options than the plan's."""
+        cells = [*self.plan.twins, *self.plan.cells]
+        tuned = [(cell, drawn) for cell in cells if (drawn := self.tuned(cell)) is not None]
+        own = {key_of(self.plan.run(cell, drawn, seed)) for cell, drawn in tuned for seed in range(self.plan.most)}
+        own |= {
+            key_of(self.plan.trial(cell, *trial)) for cell in self.plan.sources for trial in self.course(cell).known
+        }
+        return sum(key not in own for key in self.records)
+
     def next_jobs(self, begun: Collection[str] = ()) -> list[Job]:
         """What can run now, in order: trials of everything, or else another seed of what is not known well enough.
 

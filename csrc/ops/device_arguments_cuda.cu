@@ -17,7 +17,11 @@ extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_inde
 
 namespace dmt {
 
-static thread_local int32_t current_device = -1;  // of the innermost OnDevice
+namespace {
+
+thread_local int32_t current_device = -1;  // of the innermost OnDevice
+
+}  // namespace
 
 OnDevice::~OnDevice() { current_device = before_; }
 

@@ -14,13 +14,15 @@ from dmt_kernels.ops.groups import naming_failures
 from dmt_kernels.spec import InputError
 
 
-def digest_of(state: Mapping[str, Tensor]) -> str:
-    """A few letters for the names and bits of tensors: what differs has others."""
+def digest_of(state: Mapping[str, object]) -> str:
+    """A few letters for the names and bits of tensors: what differs has others. Of other values, names alone count."""
     digest = hashlib.sha256()
-    for name, value in state.items():
-        bits = value.detach().cpu().reshape(-1).view(torch.uint8)
-        digest.update(f"{name} {value.dtype} {list(value.shape)} ".encode())
-        digest.update(bits.numpy().tobytes())
+    for name, value in sorted(state.items()):
+        digest.update(name.encode())
+        if isinstance(value, Tensor) and not value.is_meta:
+            dense = value.detach().to_dense().cpu().resolve_conj().resolve_neg().contiguous()
+            digest.update(f" {value.dtype} {list(value.shape)} ".encode())
+            digest.update(dense.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dmt_kernels import ops
@@ -144,7 +145,7 @@ class EmbeddingExchange(nn.Module):
         samples, rest = divmod(sparse.offsets.numel() - 1, features)
         if rest:
             raise InputError(f"{sparse.offsets.numel() - 1} bags are no whole number of samples of {features} features")
-        if sparse.weights is not None and sparse.weights.requires_grad:
+        if sparse.weights is not None and sparse.weights.requires_grad and torch.is_grad_enabled():
             raise InputError("per-sample weights of a batch are data: an exchange has no gradient of them")
         return samples
 

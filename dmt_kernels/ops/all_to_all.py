@@ -65,14 +65,14 @@ def all_to_all_start(input: Tensor, output_splits: Sequence[int], input_splits: 
 
 
 def all_to_all_wait(started: Tensor) -> Tensor:
-    """Return what :func:`all_to_all_start` promised, once it has arrived; call it once.
+    """Return what :func:`all_to_all_start` promised, once it has arrived.
+
+    Called again it returns the same, without a gradient: its backward pass is refused.
 
     Raises
     ------
     ExchangeError
         A rank of the group died, or did not answer within the group's timeout.
-    InputError
-        It was waited for before.
     """
     return _Wait.apply(started) if is_eager() else torch.ops.dmt.all_to_all_wait(started)
 
@@ -117,11 +117,13 @@ class _Start(torch.autograd.Function):
 class _Wait(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, started: Tensor) -> Tensor:
+        ctx.is_again = False
         ctx.road = road = None if torch.compiler.is_compiling() else _roads.get(started)
         if road is None:  # the start was, or is being, compiled
             return torch.ops._c10d_functional.wait_tensor(started)
-        if road.is_waited_for:  # the gradient could come back only once
-            raise InputError("all_to_all_wait: what was started is waited for once")
+        if road.is_waited_for:  # to recompute what stands behind it, say
+            ctx.is_again = True
+            return torch.ops._c10d_functional.wait_tensor(started)
         road.is_waited_for = True
         if road.ticket is not None:
             stage_wait(road.ticket)
@@ -130,6 +132,8 @@ class _Wait(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
+        if ctx.is_again:
+            raise InputError("all_to_all_wait: the gradient of what was started comes back by the first wait alone")
         if (road := ctx.road) is not None:
             road.back = all_to_all_start(grad, road.input_splits, road.output_splits, road.group)
         return grad  # the start's backward knows what to do with it

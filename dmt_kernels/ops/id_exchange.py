@@ -232,8 +232,8 @@ class _Message:
 def id_exchange(sparse: Jagged, features: int, routes: Sequence[Sequence[int]], rank: int, group: str) -> Jagged:
     """Send each rank the bags of its features and receive one's own features from everyone.
 
-    Three rounds: samples, which have to be alike, lengths (int32), then ids (and per-sample weights, if any, without
-    gradients).
+    Three rounds: the number of samples and whether they have weights, which have to be alike; lengths (int32); ids, and
+    per-sample weights, if any, without gradients.
 
     Parameters
     ----------
@@ -259,7 +259,7 @@ def id_exchange(sparse: Jagged, features: int, routes: Sequence[Sequence[int]], 
     RuntimeError
         If the offsets do not hold a whole number of samples per feature.
     InputError
-        On all ranks, if they have unlike numbers of samples.
+        On all ranks, if their batches are unlike.
     """
     flat = [feature for route in routes for feature in route]
     ids, offsets, weights = torch.ops.dmt.id_exchange(
@@ -328,8 +328,8 @@ def _id_exchange(
         lambda: f"id_exchange: {offsets.numel() - 1} bags are no whole number of samples of {features} features",
     )
     world, held = len(route_sizes), route_sizes[rank]
-    everyone = all_to_all(offsets.new_full((world,), samples), [1] * world, [1] * world, group).tolist()
-    _refuse_unlike([(count, False) for count in everyone])
+    batch = offsets.new_tensor([samples, weights is not None]).repeat(world)
+    _refuse_unlike(all_to_all(batch, [2] * world, [2] * world, group).view(world, 2).tolist())
     sent = select_features(Jagged(ids, offsets, weights), features, routes)
     received_lengths = all_to_all(
         sent.lengths().to(torch.int32), [held * samples] * world, [size * samples for size in route_sizes], group

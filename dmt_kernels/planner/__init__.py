@@ -5,9 +5,11 @@ from dmt_kernels.planner.grouping import BY_AFFINITY, GROUPINGS, Grouping, check
 from dmt_kernels.planner.loads import DEFAULT_SLACK, LOADS, Load, tower_loads
 from dmt_kernels.planner.partitioner import STRATEGIES, partition_features
 from dmt_kernels.planner.placement import SPLITS, place
+from dmt_kernels.planner.program import DEFAULT_SECONDS
 
 __all__ = [
     "BY_AFFINITY",
+    "DEFAULT_SECONDS",
     "DEFAULT_SLACK",
     "GROUPINGS",
     "LOADS",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dmt_kernels.planner.loads import Load
-from dmt_kernels.planner.program import GAP, ROUNDING, branch, limits, rows, scale
+from dmt_kernels.planner.program import DEFAULT_SECONDS, GAP, ROUNDING, branch, limits, rows, scale
 
 _OFFERED = 12  # towers per table that are a linear program starts with
 _CHEAP = 6  # and a draft is made of
@@ -145,7 +145,7 @@ def assign(
     *,
     known: np.ndarray | None = None,
     gap: float = GAP,
-    seconds: float = 40.0,
+    seconds: float = DEFAULT_SECONDS,
 ) -> Assignment | None:
     """Put every table into one tower, by branch and bound over all columns; None if no solution was found.
 

@@ -10,7 +10,7 @@ from dmt_kernels.planner.assignment import Assignment, Relaxation, assign, draft
 from dmt_kernels.planner.centres import costs, means, start
 from dmt_kernels.planner.excess import smallest_excess
 from dmt_kernels.planner.loads import Load
-from dmt_kernels.planner.program import GAP
+from dmt_kernels.planner.program import DEFAULT_SECONDS, GAP
 from dmt_kernels.spec import InputError
 
 _STARTS = 8
@@ -47,7 +47,7 @@ def cluster(
     allowed: np.ndarray,
     *,
     seed: int = 0,
-    seconds: float = 40.0,
+    seconds: float = DEFAULT_SECONDS,
 ) -> Clustering:
     """Find towers of tables that lie close together.
 

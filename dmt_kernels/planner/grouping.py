@@ -11,6 +11,7 @@ from dmt_kernels.planner.layout import distances, lay_out
 from dmt_kernels.planner.loads import DEFAULT_SLACK, Load, tower_loads
 from dmt_kernels.planner.packing import pack_free
 from dmt_kernels.planner.partitioner import check_towers
+from dmt_kernels.planner.program import DEFAULT_SECONDS
 from dmt_kernels.spec import InputError, Partition, Table, tables_by_feature
 
 GROUPINGS = ("coherent", "diverse", "strided", "random", "load")
@@ -56,7 +57,7 @@ def group_features(
     slack: float | Mapping[str, float] = DEFAULT_SLACK,
     pins: Mapping[str, int] | None = None,
     seed: int = 0,
-    seconds: float = 40.0,
+    seconds: float = DEFAULT_SECONDS,
 ) -> Grouping:
     """Choose the towers of features. Features that share a table stay together.
 
@@ -72,8 +73,9 @@ def group_features(
     affinity : ndarray, optional
         ``[F, F]``, features in the order of the tables; ``coherent`` and ``diverse`` need it.
     lookups, slack
-        See :func:`tower_loads`. The limits bind ``coherent`` and ``diverse``; the others are rules that look at none of
-        them, and :attr:`Grouping.loads` tells by how much a load is outside.
+        See :func:`tower_loads`. The limits bind ``coherent`` and ``diverse``; the others are rules that keep none of
+        them (``load`` counts a table above them as just that large), and :attr:`Grouping.loads` tells by how much a
+        load is outside.
     pins : mapping of str to int, optional
         Features that have to go to a tower, whatever the strategy.
     seed : int
@@ -87,6 +89,8 @@ def group_features(
         For an unknown strategy, load, feature or tower, too many towers, an affinity that is missing or no symmetric
         matrix, or where the solver finds no towers in that time.
     """
+    if not seconds > 0:
+        raise InputError(f"{seconds:g} seconds are no time to solve in")
     loads, allowed = check_grouping(tables, towers, strategy, lookups, slack, pins)
     if strategy not in BY_AFFINITY:
         place = _deal(strategy, loads, allowed, seed)

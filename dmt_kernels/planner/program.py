@@ -8,6 +8,7 @@ import numpy as np
 from dmt_kernels.planner.loads import Load
 
 GAP = 0.01
+DEFAULT_SECONDS = 40.0  # of an assignment with its proof
 ROUNDING = 1e-7  # what solvers may be off, relative to a load's mean
 
 

@@ -63,10 +63,10 @@ def _try_rows(module: nn.Module, in_width: int) -> tuple[int, bool]:
     width, writes = 0, False
     for training in (True, False):
         trial = copy.deepcopy(module).train(training)
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng():
             try:
                 inputs = x.clone(), x.clone(), x[:2].clone()
-                before = inputs[0]._version
+                before = inputs[0]._version  # writes count, whatever they write
                 whole, again, part = map(trial, inputs)
                 writes |= inputs[0]._version != before
             except Exception as error:

@@ -27,7 +27,7 @@ class TowerSlice(nn.Module):
     Raises
     ------
     InputError
-        If the module cannot be cut.
+        If the module cannot be cut, or shares parameters within itself.
     """
 
     def __init__(self, module: TowerModule, columns: Sequence[int], *, has_bias: bool) -> None:
@@ -36,7 +36,9 @@ class TowerSlice(nn.Module):
             raise InputError(f"tower module {type(module).__name__} cannot be cut into slices by its input columns")
         self._axes, self._columns, self._has_bias = axes, torch.tensor(columns, dtype=torch.int64), has_bias
         parameters = dict(module.named_parameters())
-        self._whole = {name: (value.shape, value.dtype) for name, value in module.state_dict().items()}
+        if len(parameters) < len(list(module.named_parameters(remove_duplicate=False))):
+            raise InputError(f"tower module {type(module).__name__} shares parameters, and cannot be cut into slices")
+        self._whole = {name: value.shape for name, value in _tensors(module).items()}
         self.module = copy.deepcopy(module)
         for name, value in [*module.named_parameters(), *module.named_buffers()]:
             path, _, last = name.rpartition(".")
@@ -57,12 +59,11 @@ class TowerSlice(nn.Module):
     @torch.no_grad()
     def spread(self) -> dict[str, Tensor]:
         """Return the whole module's state, 0 where another slice has the value: slices add up to it."""
-        own = self.module.state_dict()
-        device = next(iter(own.values())).device
-        whole = {name: torch.zeros(shape, dtype=dtype, device=device) for name, (shape, dtype) in self._whole.items()}
-        for name, value in own.items():
+        held = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        whole = {name: held[name].new_zeros(shape) for name, shape in self._whole.items()}
+        for name, value in _tensors(self.module).items():
             if name in self._axes:
-                whole[name].index_copy_(self._axes[name], self._columns.to(device), value)
+                whole[name].index_copy_(self._axes[name], self._columns.to(value.device), value)
             elif self._has_bias:
                 whole[name].copy_(value)
         return whole
@@ -70,10 +71,15 @@ class TowerSlice(nn.Module):
     @torch.no_grad()
     def take(self, whole: Mapping[str, Tensor]) -> None:
         """Take the own values out of the whole module's state."""
-        for name, value in self.module.state_dict().items():
+        for name, value in _tensors(self.module).items():
             value.copy_(self._part_of(name, whole[name]))
 
     def _part_of(self, name: str, whole: Tensor) -> Tensor:
         if name not in self._axes:
             return whole
         return whole.index_select(self._axes[name], self._columns.to(whole.device))
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers; not what else a module may keep in its state."""
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from dmt_kernels.planner import BY_AFFINITY, DEFAULT_SLACK, Grouping, check_grouping, group_features
+from dmt_kernels.planner import BY_AFFINITY, DEFAULT_SECONDS, DEFAULT_SLACK, Grouping, check_grouping, group_features
 from dmt_kernels.spec import InputError, Partition
 from dmt_kernels.train.affinity import DEFAULT_AFFINITY, LEARNED, check_affinity_kind, find_affinity
 from dmt_kernels.train.assemble import Setup
@@ -30,7 +30,7 @@ def partition(
     slack: dict[str, float] | float = DEFAULT_SLACK,
     pins: dict[str, int] | None = None,
     importance: bool = True,
-    seconds: float = 40.0,
+    seconds: float = DEFAULT_SECONDS,
 ) -> Grouping:
     """Choose towers, write them to ``out`` and print their loads; pictures go beside it.
 
@@ -58,6 +58,8 @@ def partition(
     folder = path.absolute().parent
     if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
         raise InputError(f"--out {out} is a folder, or in one that does not exist or cannot be written to")
+    if not seconds > 0:
+        raise InputError(f"--seconds {seconds:g} is no time to solve in")
     setup = flat_setup(config)
     tables = setup.plan.tables
     lookups = mean_lookups(setup.dataset)

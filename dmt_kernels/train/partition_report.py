@@ -99,8 +99,8 @@ def _above(load: Load, count: int) -> dict[int, float]:
 
 def _mean(load: Load) -> str:
     """What parts of a load are parts of."""
-    kind = "mean width, with whose square they grow" if load.name == "flops" else "mean"
-    return f"the {kind}" + (" of the other tables" if load.oversized else "")
+    whose = " of the other tables" if load.oversized else ""
+    return f"the mean width{whose}, with whose square they grow" if load.name == "flops" else f"the mean{whose}"
 
 
 def draw(grouping: Grouping, affinity: np.ndarray | None, features: Sequence[str], path: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dmt_kernels.comm import all_reduce_flat, build_mesh, traffic
+from dmt_kernels.comm import all_reduce_flat, build_mesh, digest_of, traffic
 from dmt_kernels.spec import InputError
 from tests.ranks import run_ranks
 
@@ -33,6 +33,16 @@ def _refused(rank: int) -> None:
     with pytest.raises(InputError, match="2 towers of 2 members need 4 ranks, the world has 2"):
         build_mesh(2, 2)
     assert build_mesh(timeout_s=30).topology.members == 2, "a tower per host by default"
+
+
+def test_a_digest_tells_names_and_bits_and_no_order():
+    wide = torch.arange(6.0).view(3, 2)
+    state = {"a": wide[:, 0], "b": torch.tensor(True), "c": torch.zeros(0), "d": torch.ones(1).expand(3), "e": {}}
+    same = {name: state[name] for name in "edcba"} | {"a": wide[:, 0].clone()}
+    assert digest_of(state) == digest_of(same)
+    for name, other in (("a", wide[:, 1]), ("b", torch.tensor(False)), ("c", torch.zeros(0).double())):
+        assert digest_of(state | {name: other}) != digest_of(state)
+    assert digest_of({"x": state["a"]}) != digest_of({"y": state["a"]})
 
 
 def test_a_world_that_does_not_divide_is_refused() -> None:

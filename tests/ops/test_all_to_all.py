@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from dmt_kernels import ops
 from dmt_kernels.comm import build_mesh, traffic
@@ -284,14 +285,24 @@ def _wrong_shape(rank: int) -> str:
 def _twice(rank: int, engine: str) -> None:
     use(engine)
     group = build_mesh(1, 2, timeout_s=30).tower.group_name
-    started = ops.tower_all_to_all_start(torch.ones(2, 3, 1, requires_grad=True), [1, 1], group)
-    ops.tower_all_to_all_wait(started, [1, 1])
-    with pytest.raises(InputError, match="waited for once"):
-        ops.tower_all_to_all_wait(started, [1, 1])
+    for _ in range(2):
+        started = ops.tower_all_to_all_start(torch.ones(2, 3, 1, requires_grad=True), [1, 1], group)
+        first, again = (torch.cat(ops.tower_all_to_all_wait(started, [1, 1])) for _ in range(2))
+        assert torch.equal(first, again)
+        with pytest.raises(InputError, match="by the first wait alone"):
+            again.sum().backward()
+        x = torch.ones(2, 3, 1, requires_grad=True)
+
+        def behind(started: Tensor) -> Tensor:
+            return torch.cat(ops.tower_all_to_all_wait(started, [1, 1])).square()
+
+        started = ops.tower_all_to_all_start(x, [1, 1], group)
+        checkpoint(behind, started, use_reentrant=False).sum().backward()  # waits again to recompute
+        assert torch.equal(x.grad, torch.full_like(x, 2.0))
 
 
 @engines
-def test_what_is_started_is_waited_for_once(engine: str) -> None:
+def test_the_gradient_comes_back_by_the_first_wait(engine: str) -> None:
     run_ranks(_twice, 2, engine)
 
 

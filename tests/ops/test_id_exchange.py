@@ -92,8 +92,8 @@ def _counted(rank: int) -> dict:
 def test_traffic_is_what_was_sent() -> None:
     for rank, sent in enumerate(run_ranks(_counted, WORLD)):
         lengths = _sparse(rank, torch.int32, False, SAMPLES).lengths().view(FEATURES, SAMPLES)
-        samples = 8  # their number
-        per_rank = [samples + sum(4 * SAMPLES + 4 * int(lengths[f].sum()) for f in route) for route in ROUTES]
+        batch = 16  # samples, and whether they have weights
+        per_rank = [batch + sum(4 * SAMPLES + 4 * int(lengths[f].sum()) for f in route) for route in ROUTES]
         assert sent["ids", "self"] == per_rank[rank]
         assert sent["ids", "peer"] == sum(per_rank) - per_rank[rank]
         assert ("ids", "tower") not in sent or sent["ids", "tower"] == 0
@@ -202,17 +202,27 @@ def test_unlike_batches_are_told_on_every_rank() -> None:
     ]
 
 
-def _unlike_samples(rank: int) -> str:
+def _unlike_for_the_op(rank: int) -> list[str]:
     mesh = build_mesh(WORLD, 1, timeout_s=30)
-    sparse = _sparse(rank, torch.int64, False, SAMPLES + (rank == 1))
-    with pytest.raises(InputError) as raised:
-        ops.id_exchange(sparse, FEATURES, ROUTES, rank, mesh.ids.group_name)
-    return str(raised.value)
+    said = []
+    for weighted, samples in ((False, SAMPLES + (rank == 1)), (rank == 2, SAMPLES)):
+        with pytest.raises(InputError) as raised:
+            ops.id_exchange(_sparse(rank, torch.int64, weighted, samples), FEATURES, ROUTES, rank, mesh.ids.group_name)
+        said.append(str(raised.value).partition(":")[0])
+    return said
 
 
-def test_the_op_tells_unlike_samples_on_every_rank() -> None:
-    [said] = set(run_ranks(_unlike_samples, WORLD))
-    assert said.startswith("rank 1 has a batch of 6 samples, rank 0 of 5 samples")
+def test_the_op_tells_unlike_batches_on_every_rank() -> None:
+    assert (
+        run_ranks(_unlike_for_the_op, WORLD)
+        == [
+            [
+                "rank 1 has a batch of 6 samples, rank 0 of 5 samples",
+                "rank 2 has a batch of 5 samples with weights, rank 0 of 5 samples",
+            ]
+        ]
+        * WORLD
+    )
 
 
 def _sent_in_small_messages(rank: int) -> dict:

@@ -60,6 +60,15 @@ def test_others_are_refused(module, message):
         CustomTower(module, DIMS)
 
 
+def test_a_module_may_be_tried_in_inference_mode_and_write_to_its_input():
+    with torch.inference_mode():
+        tower = CustomTower(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(5, 2)), (2, 3))
+    x = torch.randn(4, 5)
+    before = x.clone()
+    tower(x)
+    assert torch.equal(x, before)
+
+
 def test_the_trial_leaves_no_trace():
     class Counting(nn.Module):
         def __init__(self):

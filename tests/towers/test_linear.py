@@ -142,10 +142,19 @@ def test_slices_keep_buffers():
     assert all(values.keys() == state.keys() for values in spread)
     for name, value in state.items():
         assert torch.equal(sum(values[name].to(value.dtype) for values in spread).to(value.dtype), value), name
+    slices[0].double()
+    assert slices[0].spread()["linear.weight"].dtype is torch.float64
     other = {name: torch.zeros_like(value) for name, value in state.items()}
     for part in slices:
         part.take(other)
         assert not part.module.mask.any() and part.module.steps == 0
+
+
+def test_shared_parameters_cannot_be_cut():
+    module = _Masked()
+    module.again = module.linear
+    with pytest.raises(InputError, match="shares parameters"):
+        TowerSlice(module, [0], has_bias=True)
 
 
 def test_what_is_not_linear_cannot_be_cut():

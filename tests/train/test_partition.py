@@ -193,6 +193,7 @@ def test_importance_is_what_shuffling_a_feature_costs() -> None:
         (["--slack", "weight=1"], "weight"),
         (["--slack", "much"], "much"),
         (["--slack", "bytes=1,bytes=2"], "bytes=1,bytes=2"),
+        (["--seconds", "nan"], "--seconds nan"),
         (["--pin", "f99=0"], "f99"),
         (["--out", "/no/such/towers.json"], "/no/such"),
     ],

@@ -10,6 +10,7 @@ from torch import Tensor
 from dmt_kernels.ops.bag_arguments import Ints, accumulator_dtype
 from dmt_kernels.spec import WireFormat
 
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _OPTIMIZERS = 3  # the last of which has a state per row
 
 
@@ -23,8 +24,8 @@ def check_tables(op: str, tables: Sequence[Tensor]) -> None:
     """Tables [E_i, D_i] of one floating dtype, columns adjacent."""
     for i, table in enumerate(tables):
         name = f"tables[{i}]"
-        check(table.dim() == 2, op, f"{name} must have 2 dimensions, got shape {list(table.shape)}")
-        check(table.is_floating_point(), op, f"{name} must be floating point, got {table.dtype}")
+        check_dimensions(op, name, table)
+        check(table.dtype in _FLOATS, op, f"{name} must be float64, float32, float16 or bfloat16, got {table.dtype}")
         check(table.dtype == tables[0].dtype, op, f"all tables must have one dtype, but {name} is {table.dtype}")
         check(table.dtype != torch.float64, op, "tables of float64 are for CPUs only")
         check(table.size(1) <= 1 or table.stride(1) == 1, op, f"the columns of {name} must be adjacent in memory")
@@ -77,8 +78,19 @@ def check_here(op: str, name: str, tensor: Tensor | None, like: Tensor) -> None:
 def check_matrix(op: str, name: str, matrix: Tensor, shape: Sequence[int], like: Tensor) -> None:
     """Floating, of that shape, on the device of `like`."""
     check_here(op, name, matrix, like)
-    check(matrix.is_floating_point(), op, f"{name} must be floating point, got {matrix.dtype}")
+    check(matrix.dtype in _FLOATS, op, f"{name} must be float64, float32, float16 or bfloat16, got {matrix.dtype}")
     check(list(matrix.shape) == list(shape), op, f"{name} must be {list(shape)}, got {list(matrix.shape)}")
+
+
+def check_dimensions(op: str, name: str, matrix: Tensor) -> None:
+    """Two of them."""
+    check(matrix.dim() == 2, op, f"{name} must have 2 dimensions, got shape {list(matrix.shape)}")
+
+
+def check_format(op: str, format: int) -> WireFormat:
+    """Return the wire format of a code."""
+    check(0 <= format < len(WireFormat), op, f"format must be 0 to {len(WireFormat) - 1}, got {format}")
+    return WireFormat.from_code(format)
 
 
 def check_update(
@@ -121,7 +133,8 @@ def check_parameters(
     op: str, dtype: torch.dtype, width: int, weight: Tensor, bias: Tensor | None, like: Tensor
 ) -> None:
     """Weight [C, D] and bias [C] of a tower module, of the tables' dtype."""
-    check_matrix(op, "weight", weight, [*weight.shape[:1], width], like)
+    check_dimensions(op, "weight", weight)
+    check_matrix(op, "weight", weight, [weight.size(0), width], like)
     check(weight.dtype == dtype, op, f"weight must be {dtype} as the tables are, got {weight.dtype}")
     if bias is not None:
         check_matrix(op, "bias", bias, weight.shape[:1], like)
@@ -132,8 +145,8 @@ def check_blocks(op: str, blocks: Sequence[Tensor], message: Tensor, wire: WireF
     """Rows that a kernel reads or writes where they are, and a message of the size that they have in it."""
     size = 0
     for name, block in _named("blocks", blocks):
-        check_matrix(op, name, block, block.shape[:2], message)
-        check(block.dim() == 2, op, f"{name} must have 2 dimensions, got shape {list(block.shape)}")
+        check_dimensions(op, name, block)
+        check_matrix(op, name, block, block.shape, message)
         check(block.size(1) <= 1 or block.stride(1) == 1, op, f"{name} must have adjacent columns")
         size += len(block) * wire.row_bytes(block.size(1))
     fits = message.dtype == torch.uint8 and list(message.shape) == [size] and message.is_contiguous()

@@ -25,8 +25,8 @@ from dmt_kernels.ops.triton.bags import (
     missing_ids,
     record_missing,
 )
-from dmt_kernels.ops.triton.checks import check_bags, check_matrix, check_update
-from dmt_kernels.ops.triton.row_update import SQUARES, apply_to_row
+from dmt_kernels.ops.triton.checks import check, check_bags, check_matrix, check_update
+from dmt_kernels.ops.triton.row_update import SGD, SQUARES, apply_to_row
 
 RUN = 128
 STRETCH = 16  # keys of a program
@@ -222,7 +222,7 @@ def embedding_update_(
     layout = (per_sample_weights, feature_tables, poolings, row_starts, block_order)
     rounding = (seeds, step, column_starts)
     _run(
-        tables, states, grad, ids, offsets, *layout, bounds, optimizer, lr, eps, weight_decay,
+        op, tables, states, grad, ids, offsets, *layout, bounds, optimizer, lr, eps, weight_decay,
         row_mean_squares, rounding,
     )  # fmt: skip
 
@@ -242,7 +242,8 @@ def embedding_row_squares(
     """As ``torch.ops.dmt.embedding_row_squares``, to the last places of float64. Waits for the device."""
     layout = (per_sample_weights, feature_tables, poolings, row_starts, block_order)
     squares = ids.new_zeros(ids.numel(), dtype=torch.float64)
-    keyed = _run(tables, [], grad, ids, offsets, *layout, 2, SQUARES.value, 0.0, 0.0, weight_decay, squares)
+    op = "embedding_row_squares"
+    keyed = _run(op, tables, [], grad, ids, offsets, *layout, 2, SQUARES.value, 0.0, 0.0, weight_decay, squares)
     if keyed is None:
         return [squares[:0].clone() for _ in tables]
     rows, ranks = keyed
@@ -252,6 +253,7 @@ def embedding_row_squares(
 
 
 def _run(
+    op: str,
     tables: Sequence[Tensor],
     states: Sequence[Tensor],
     grad: Tensor,
@@ -273,22 +275,24 @@ def _run(
     """Update, or write the statistic. With one: the ids' rows, sorted, and how many begin before each's end, less 1."""
     seeds, step, column_starts = rounding
     layout = (feature_tables, poolings, row_starts, block_order)
-    check_bags("embedding_update_", tables, ids, offsets, per_sample_weights, *layout, bounds)
-    check_matrix("embedding_update_", "grad", grad, pooled_shape(tables, offsets, feature_tables), ids)
+    check_bags(op, tables, ids, offsets, per_sample_weights, *layout, bounds)
+    check_matrix(op, "grad", grad, pooled_shape(tables, offsets, feature_tables), ids)
+    fits = not tables or grad.dtype in (tables[0].dtype, torch.float32)
+    check(fits, op, f"grad must be of the tables' dtype or float32, got {grad.dtype}")
     bags, num_ids, count = offsets.numel() - 1, ids.numel(), max((table.size(1) for table in tables), default=0)
     if not grad.numel() or not num_ids:
         return None
     if count > WIDEST:
-        raise RuntimeError(f"embedding_update_: a row of {count} columns is too wide")
+        raise RuntimeError(f"{op}: a row of {count} columns is too wide")
     features, width = describe(tables, feature_tables, poolings, row_starts, states, seeds, column_starts)
     order = block_rows(block_order, ids.device)
     samples = bags // (len(order) * len(features))
     num_rows = sum(table.size(0) for table in tables)
     sample_bits, feature_bits = (len(order) * samples - 1).bit_length(), (len(features) - 1).bit_length()
     if sample_bits > 31:
-        raise RuntimeError("embedding_update_: more than 2^31 - 1 samples")
+        raise RuntimeError(f"{op}: more than 2^31 - 1 samples")
     if num_rows.bit_length() + sample_bits + feature_bits > 63:
-        raise RuntimeError("embedding_update_: too many rows and bags for one sort key")
+        raise RuntimeError(f"{op}: too many rows and bags for one sort key")
 
     ids, offsets, grad = ids.contiguous(), offsets.contiguous(), grad.contiguous()
     is_shard, is_mean = row_starts is not None, poolings is not None and any(poolings)
@@ -350,5 +354,5 @@ def embedding_bag_backward(
     shapes = zip(table_rows, table_dims, strict=True)
     grads = [grad.new_zeros(shape, dtype=torch.float32) for shape in shapes]
     layout = (per_sample_weights, feature_tables, poolings, row_starts, block_order)
-    embedding_update_(grads, [], grad.float(), ids, offsets, *layout, bounds=2, lr=-1.0)
+    _run("embedding_bag_backward", grads, [], grad.float(), ids, offsets, *layout, 2, SGD.value, -1.0, 0.0, 0.0)
     return [table_grad.to(dtype) for table_grad in grads]

@@ -8,7 +8,7 @@ import triton.language as tl
 from dmt_kernels.ops.triton.bags import as_element, feature_fields
 from dmt_kernels.ops.triton.random_rounding import at_random, mix_bits, random_words
 
-ADAGRAD, ROWWISE = tl.constexpr(1), tl.constexpr(2)
+SGD, ADAGRAD, ROWWISE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 SQUARES = tl.constexpr(3)  # no update: the statistic of rows
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dmt_kernels.ops.bag_arguments import Ints, on_device, pooled_shape
 from dmt_kernels.ops.triton.bags import EXACT, block_rows, describe, feature_fields
-from dmt_kernels.ops.triton.checks import check_bags, check_matrix
+from dmt_kernels.ops.triton.checks import check, check_bags, check_dimensions, check_matrix
 from dmt_kernels.ops.triton.tower_pool import (
     DEPTH,
     INTERPRETED,
@@ -97,7 +97,8 @@ def tower_pool_weight_backward(
     check_products(op, product_dtype)
     check_bags(op, tables, ids, offsets, per_sample_weights, *layout)
     num_rows, width = pooled_shape(tables, offsets, feature_tables)
-    check_matrix(op, "grad", grad, [num_rows, *grad.shape[1:2]], ids)
+    check_dimensions(op, "grad", grad)
+    check_matrix(op, "grad", grad, [num_rows, grad.size(1)], ids)
     dtype, out_width = tables[0].dtype if tables else grad.dtype, grad.size(1)
     if not num_rows or not width or not out_width:
         return grad.new_zeros((out_width, width), dtype=dtype)
@@ -127,8 +128,10 @@ def tower_pool_pooled_backward(
     """As ``torch.ops.dmt.tower_pool_pooled_backward``; products of `tf32` are exact ones."""
     op = "tower_pool_pooled_backward"
     check_products(op, product_dtype)
-    check_matrix(op, "grad", grad, grad.shape[:2], weight)
-    check_matrix(op, "weight", weight, [*grad.shape[1:2], *weight.shape[1:2]], grad)
+    for name, matrix in (("grad", grad), ("weight", weight)):
+        check_dimensions(op, name, matrix)
+        check_matrix(op, name, matrix, matrix.shape, weight)
+    check(weight.size(0) == grad.size(1), op, f"weight must be [{grad.size(1)}, D], got {list(weight.shape)}")
     (num_rows, out_width), width = grad.shape, weight.size(1)
     out = grad.new_empty((num_rows, width), dtype=torch.float32)
     if out.numel():

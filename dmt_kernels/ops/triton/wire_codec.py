@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dmt_kernels.ops.reference.wire_codec import message_key
 from dmt_kernels.ops.triton.bags import as_element
-from dmt_kernels.ops.triton.checks import check, check_blocks
+from dmt_kernels.ops.triton.checks import check, check_blocks, check_dimensions, check_format, check_matrix
 from dmt_kernels.ops.triton.random_rounding import bits_of, float_of, mix_bits, random_words
 from dmt_kernels.spec import WireFormat
 
@@ -199,9 +199,9 @@ def _decode_into(rows: Tensor, message: Tensor, stride: int, wire: WireFormat) -
 
 def wire_encode(input: Tensor, format: int, seed: int | None = None, step: int = 0, first_row: int = 0) -> Tensor:
     """As ``torch.ops.dmt.wire_encode``."""
-    wire = WireFormat.from_code(format)
-    is_matrix = input.dim() == 2 and input.is_floating_point()
-    check(is_matrix, "wire_encode", f"input must be floating and have 2 dimensions, got shape {list(input.shape)}")
+    wire = check_format("wire_encode", format)
+    check_dimensions("wire_encode", "input", input)
+    check_matrix("wire_encode", "input", input, input.shape, input)
     message = input.new_empty(input.size(0), wire.row_bytes(input.size(1)), dtype=torch.uint8)
     _encode_into(message, input, wire, seed, step, first_row)
     return message
@@ -209,7 +209,7 @@ def wire_encode(input: Tensor, format: int, seed: int | None = None, step: int =
 
 def wire_decode(message: Tensor, dim: int, format: int, dtype: torch.dtype | None = None) -> Tensor:
     """As ``torch.ops.dmt.wire_decode``."""
-    row_bytes = WireFormat.from_code(format).row_bytes(dim)
+    row_bytes = check_format("wire_decode", format).row_bytes(dim)
     fits = message.dtype == torch.uint8 and message.dim() == 2 and message.size(1) == row_bytes
     check(fits, "wire_decode", f"message must be uint8, [N, {row_bytes}], got {list(message.shape)}")
     check(dtype is None or dtype.is_floating_point, "wire_decode", f"dtype must be floating point, not {dtype}")
@@ -223,7 +223,7 @@ def wire_encode_blocks_(
     message: Tensor, blocks: list[Tensor], format: int, seed: int | None = None, step: int = 0, first_row: int = 0
 ) -> None:
     """As ``torch.ops.dmt.wire_encode_blocks_``."""
-    check_blocks("wire_encode_blocks_", blocks, message, WireFormat.from_code(format))
+    check_blocks("wire_encode_blocks_", blocks, message, check_format("wire_encode_blocks_", format))
     begin = 0
     for block in blocks:
         size = len(block) * WireFormat.from_code(format).row_bytes(block.size(1))
@@ -233,7 +233,7 @@ def wire_encode_blocks_(
 
 def wire_decode_blocks_(blocks: list[Tensor], message: Tensor, format: int) -> None:
     """As ``torch.ops.dmt.wire_decode_blocks_``."""
-    check_blocks("wire_decode_blocks_", blocks, message, WireFormat.from_code(format))
+    check_blocks("wire_decode_blocks_", blocks, message, check_format("wire_decode_blocks_", format))
     begin = 0
     for block in blocks:
         row_bytes = WireFormat.from_code(format).row_bytes(block.size(1))
