@@ -1,5 +1,6 @@
 """Train or evaluate from one process: check everything, start the ranks, report."""
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from dmt_kernels.spec import InputError
-from dmt_kernels.train.assemble import set_up_training
+from dmt_kernels.train.assemble import choose_device, set_up_training
 from dmt_kernels.train.config import TrainConfig, resolve_topology
 from dmt_kernels.train.evaluate import evaluate_rank, saved_config, set_up_as_trained
 from dmt_kernels.train.launch import launched, run_ranks, speaks
 from dmt_kernels.train.loop import train_rank
 from dmt_kernels.train.output import RunFolder
+
+log = logging.getLogger("dmt_kernels.train")
 
 
 def train(config: TrainConfig, *, show: bool = True) -> dict[str, Any]:
@@ -80,6 +83,8 @@ def _with_topology(config: TrainConfig) -> TrainConfig:
 
 def _on_ranks(config: TrainConfig, work: Callable[..., Any], *args: Any) -> dict[str, Any]:
     assert config.towers is not None and config.members is not None
+    if config.amp and speaks() and choose_device(config).type == "cpu" and not _multiplies_in_bfloat16():
+        log.warning("--amp: this CPU does not multiply in bfloat16; steps may take many times as long as without")
     if config.local:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -89,6 +94,11 @@ def _on_ranks(config: TrainConfig, work: Callable[..., Any], *args: Any) -> dict
     if isinstance(result, InputError):
         raise result
     return result
+
+
+def _multiplies_in_bfloat16() -> bool:
+    """Whether torch has products of bfloat16 that are not made element by element, as far as x86 goes."""
+    return torch.backends.cpu.get_cpu_capability() != "AVX2"
 
 
 def _show(figures: dict[str, Any], title: str) -> None:

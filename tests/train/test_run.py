@@ -92,6 +92,13 @@ def test_half_the_bytes_and_two_chunks_learn_alike(run, capsys):
     assert float(evaluated(capsys, narrow, "--local")) == pytest.approx(summary(whole)["auc"], abs=0.01)
 
 
+@pytest.mark.parametrize(("capability", "amp", "warns"), [("AVX2", True, 1), ("AVX2", False, 0), ("AVX512", True, 0)])
+def test_slow_products_are_announced(capability, amp, warns, monkeypatch, caplog):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    assert main(["train", *DATA, *LOCAL, "--steps", "2", "--device", "cpu", *["--amp"] * amp]) == 0
+    assert sum("--amp: this CPU does not multiply in bfloat16" in line for line in caplog.messages) == warns
+
+
 def test_summary_and_metrics(run):
     folder = run(*PASS_THROUGH, "--exchange", "sptt")
     figures = summary(folder)
