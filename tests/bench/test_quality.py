@@ -156,7 +156,8 @@ def test_a_line_that_was_cut_off_is_forgotten(tmp_path):
     assert [json.loads(line)["spec"]["a"] for line in path.read_text().splitlines()] == [1, 2]
 
 
-def test_towers_are_kept_for_what_they_were_chosen_for(tmp_path):
+def test_towers_are_kept_for_what_they_were_chosen_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.quality.partitions.STEPS", 3)
     config = TrainConfig(data="synthetic:512", towers=2)
     first = choose_towers("random", config, 0, tmp_path)
     assert choose_towers("random", dataclasses.replace(config, dense_lr=0.1), 0, tmp_path) == first
