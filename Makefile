@@ -90,7 +90,7 @@ sanitize: $(ENVIRONMENT) ## Test kernels and ops under g++'s address, undefined-
 # The kernels and, in a copy of the package without the engine, the ops that call them.
 sanitize-build: $(ENVIRONMENT)
 	@rm -rf $(SANITIZED)/package
-	@DMT_SANITIZE=address,undefined DMT_COMM=off DMT_TESTS=$(SANITIZED)/address \
+	@DMT_SANITIZE=address,undefined DMT_BEST_ISA=$(ISA_IN_USE) DMT_COMM=off DMT_TESTS=$(SANITIZED)/address \
 	  $(PY) setup.py -q build_py -d $(SANITIZED)/package build_ext -b $(SANITIZED)/package
 
 sanitize-kernels: sanitize-build
@@ -103,10 +103,11 @@ sanitize-ops: sanitize-build
 	  $(FIXED_ADDRESSES) "$$python" -m pytest -q --capture=sys -p no:cacheprovider -n $(WORKERS) --dist loadfile \
 	    -k 'not compile and not all_to_all and not never_exists' $(TESTS_OF_KERNELS)
 
-# The kernels on threads that ThreadSanitizer follows.
+# The kernels on threads that ThreadSanitizer follows; what threads share is the same in all copies of the kernels.
 sanitize-threads: $(ENVIRONMENT)
 	@export PATH="$(dir $(PY)):$$PATH" DMT_TESTS=$(SANITIZED)/thread && \
-	  cmake -G Ninja -S . -B $$DMT_TESTS/build -DDMT_SANITIZE=thread -DDMT_TESTS=$$DMT_TESTS > /dev/null && \
+	  cmake -G Ninja -S . -B $$DMT_TESTS/build -DDMT_SANITIZE=thread -DDMT_BEST_ISA=baseline -DDMT_TESTS=$$DMT_TESTS \
+	    > /dev/null && \
 	  cmake --build $$DMT_TESTS/build -j "$${MAX_JOBS:-$$(nproc)}"
 	TSAN_OPTIONS=halt_on_error=1 $(FIXED_ADDRESSES) $(SANITIZED)/thread/kernel_tests --cases 100
 
@@ -136,6 +137,8 @@ which-python: $(ENVIRONMENT)
 	@echo $(PY)
 
 SANITIZED := build/sanitize
+# Copies of the kernels that this machine does not run would not be tested.
+ISA_IN_USE = $(shell $(PY) -c 'import torch; from dmt_kernels import _C; print(_C.isa())' 2>/dev/null)
 # Python is not built with the sanitizer, so its runtime goes before all else, and with it libstdc++, whose exceptions it watches.
 # Python's own leaks do not matter. (pytest above leaves file descriptor 2 alone: reports go there.)
 UNDER_ASAN = LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \

@@ -10,6 +10,7 @@ Environment variables:
 ``DMT_CUDA``       ``auto`` (default: when nvcc and a CUDA torch of its major version are there), ``on`` or ``off``
 ``DMT_COMM``       the communication engine: ``auto`` (default: when torch has ``torch.distributed``), ``on`` or ``off``
 ``DMT_SANITIZE``   sanitizers to compile with, e.g. ``address``
+``DMT_BEST_ISA``   the last instruction set to compile kernels for: ``baseline``, ``avx2``, ``avx512``
 ``DMT_TESTS``      a folder: the C++ tests of the kernels are built, too, and put there
 ``CXX``, ``NVCC``  compilers; ``MAX_JOBS`` limits parallel compilations
 """
@@ -242,6 +243,7 @@ class BuildWithCMake(build_ext):
             "DMT_TORCH_VERSION": torch.version,
             "DMT_VERSION": self.distribution.get_version(),
             "DMT_SANITIZE": sanitize,
+            "DMT_BEST_ISA": os.environ.get("DMT_BEST_ISA", ""),
             "DMT_TESTS": os.environ.get("DMT_TESTS", ""),
             "DMT_COMM": "ON" if comm else "OFF",
             "DMT_COMM_STATE": comm_state,

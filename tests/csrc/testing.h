@@ -79,14 +79,9 @@ cpu::ParallelFor threads(int64_t count);
 
 // ---- Instruction sets -----------------------------------------------------------------------------------------------
 
-#if defined(__x86_64__)
-#define KERNELS_OF_ISAS(name) {&cpu::baseline::name, &cpu::avx2::name, &cpu::avx512::name}
-#define KERNELS_OF_ISAS_AND_BF16(name) \
-  {&cpu::baseline::name, &cpu::avx2::name, &cpu::avx512::name, &cpu::avx512bf16::name}
-#else
-#define KERNELS_OF_ISAS(name) {&cpu::baseline::name}
-#define KERNELS_OF_ISAS_AND_BF16(name) {&cpu::baseline::name}
-#endif
+#define DMT_ADDRESS_OF_KERNELS(isa, name) &cpu::isa::name,
+#define KERNELS_OF_ISAS(name) {DMT_FOR_ISAS(DMT_ADDRESS_OF_KERNELS, name)}
+#define KERNELS_OF_ISAS_AND_BF16(name) {DMT_FOR_BF16_ISAS(DMT_ADDRESS_OF_KERNELS, name)}
 
 // Calls function(kernels, threads) with every number of threads, and with the kernels of every instruction set that the
 // machine runs and DMT_CPU_ISA allows. `kernels` holds them in the order of cpu::Isa.

@@ -1,5 +1,6 @@
 #include "isa.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -8,6 +9,7 @@
 namespace dmt::cpu {
 namespace {
 
+// Of this CPU.
 Isa best_isa() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -25,7 +27,7 @@ Isa best_isa() {
 // A name that the CPU cannot run, or that does not exist, leaves the choice as it is: a program that asks for too much
 // must not die of an illegal instruction.
 Isa choose_isa() {
-  const Isa best = best_isa();
+  const Isa best = std::min(best_isa(), static_cast<Isa>(DMT_BEST_ISA));
   const char* wanted = std::getenv("DMT_CPU_ISA");
   if (wanted == nullptr || *wanted == '\0') return best;
   for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512bf16}) {

@@ -24,49 +24,40 @@ DMT_EXPORT const char* isa_name(Isa isa);
 
 }  // namespace dmt::cpu
 
-#if defined(__x86_64__)
-#define DMT_DECLARE_OBJECT(isa, Type, name) \
-  namespace isa {                           \
-  extern const Type name;                   \
-  }
-#define DMT_DECLARE_KERNELS(Type, name)    \
-  DMT_DECLARE_OBJECT(baseline, Type, name) \
-  DMT_DECLARE_OBJECT(avx2, Type, name)     \
-  DMT_DECLARE_OBJECT(avx512, Type, name)   \
-  inline const Type& name() {              \
-    switch (isa_in_use()) {                \
-      case Isa::baseline:                  \
-        return baseline::name;             \
-      case Isa::avx2:                      \
-        return avx2::name;                 \
-      default:                             \
-        return avx512::name;               \
-    }                                      \
-  }
-#define DMT_DECLARE_BF16_KERNELS(Type, name) \
-  DMT_DECLARE_OBJECT(baseline, Type, name)   \
-  DMT_DECLARE_OBJECT(avx2, Type, name)       \
-  DMT_DECLARE_OBJECT(avx512, Type, name)     \
-  DMT_DECLARE_OBJECT(avx512bf16, Type, name) \
-  inline const Type& name() {                \
-    switch (isa_in_use()) {                  \
-      case Isa::baseline:                    \
-        return baseline::name;               \
-      case Isa::avx2:                        \
-        return avx2::name;                   \
-      case Isa::avx512:                      \
-        return avx512::name;                 \
-      default:                               \
-        return avx512bf16::name;             \
-    }                                        \
-  }
+// X(isa, ...) for every instruction set that kernels are compiled for, in the order of Isa. A build ends at number
+// DMT_BEST_ISA of them.
+#define DMT_ISAS_0(X, ...) X(baseline, __VA_ARGS__)
+#define DMT_ISAS_1(X, ...) DMT_ISAS_0(X, __VA_ARGS__) X(avx2, __VA_ARGS__)
+#define DMT_ISAS_2(X, ...) DMT_ISAS_1(X, __VA_ARGS__) X(avx512, __VA_ARGS__)
+#define DMT_ISAS_3(X, ...) DMT_ISAS_2(X, __VA_ARGS__) X(avx512bf16, __VA_ARGS__)
+#if DMT_BEST_ISA == 0
+#define DMT_FOR_ISAS DMT_ISAS_0
+#elif DMT_BEST_ISA == 1
+#define DMT_FOR_ISAS DMT_ISAS_1
 #else
-#define DMT_DECLARE_KERNELS(Type, name) \
-  namespace baseline {                  \
-  extern const Type name;               \
-  }                                     \
-  inline const Type& name() { return baseline::name; }
-#define DMT_DECLARE_BF16_KERNELS(Type, name) DMT_DECLARE_KERNELS(Type, name)
+#define DMT_FOR_ISAS DMT_ISAS_2
 #endif
+#if DMT_BEST_ISA == 3
+#define DMT_FOR_BF16_ISAS DMT_ISAS_3
+#else
+#define DMT_FOR_BF16_ISAS DMT_FOR_ISAS
+#endif
+
+#define DMT_DECLARE_COPY(isa, Type, name) \
+  namespace isa {                         \
+  extern const Type name;                 \
+  }
+#define DMT_ADDRESS_OF_COPY(isa, name) &isa::name,
+
+#define DMT_DECLARE_COPIES(FOR_ISAS, Type, name)                                    \
+  FOR_ISAS(DMT_DECLARE_COPY, Type, name)                                            \
+  inline const Type& name() {                                                       \
+    static constexpr const Type* kCopies[] = {FOR_ISAS(DMT_ADDRESS_OF_COPY, name)}; \
+    constexpr int kBest = sizeof(kCopies) / sizeof(kCopies[0]) - 1;                 \
+    const int isa = static_cast<int>(isa_in_use());                                 \
+    return *kCopies[isa < kBest ? isa : kBest];                                     \
+  }
+#define DMT_DECLARE_KERNELS(Type, name) DMT_DECLARE_COPIES(DMT_FOR_ISAS, Type, name)
+#define DMT_DECLARE_BF16_KERNELS(Type, name) DMT_DECLARE_COPIES(DMT_FOR_BF16_ISAS, Type, name)
 
 #define DMT_DEFINE_KERNELS(Type, name) const Type DMT_ISA_NAMESPACE::name
