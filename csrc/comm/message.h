@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <optional>
@@ -41,14 +42,15 @@ class Message {
       bytes_ = as_bytes(*first, total);
       pieces_ = bytes_.split_with_sizes(sizes_);
       is_staged_.assign(blocks_.size(), false);
+      is_one_piece_ = true;
       return;
     }
     int64_t staged = 0;
     for (size_t i = 0; i < blocks_.size(); ++i) {
-      // On the CPU blocks are sent one by one.
-      is_staged_.push_back(format_.has_value() || !blocks_[i].is_cpu() || !blocks_[i].is_contiguous());
+      is_staged_.push_back(format_.has_value() || !blocks_[i].is_contiguous());
       if (is_staged_[i]) staged += sizes_[i];
     }
+    is_one_piece_ = staged == total;
     bytes_ = at::empty({staged}, blocks_[0].options().dtype(at::kByte));
     int64_t begin = 0;
     for (size_t i = 0; i < blocks_.size(); ++i) {
@@ -58,11 +60,15 @@ class Message {
   }
 
   at::ScalarType dtype() const { return blocks_[0].scalar_type(); }
-  at::Tensor& bytes() { return bytes_; }  // on CUDA
+  at::Device device() const { return bytes_.device(); }
   std::vector<int64_t>& sizes() { return sizes_; }
 
   // The bytes for, or from, each rank.
-  const std::vector<at::Tensor>& pieces() const { return pieces_; }
+  std::vector<at::Tensor>& pieces() { return pieces_; }
+
+  // Whether they lie one behind the other, as bytes().
+  bool is_one_piece() const { return is_one_piece_; }
+  at::Tensor& bytes() { return bytes_; }
 
   // An element is rounded by its row among those of all blocks.
   void pack(std::optional<int64_t> seed, int64_t step) {
@@ -90,7 +96,7 @@ class Message {
 
   // The allocator must not hand staging out again before the stream that now waits for it is past it.
   void record_stream() {
-    if (bytes_.is_cpu() || !is_staged_[0]) return;
+    if (bytes_.is_cpu() || std::find(is_staged_.begin(), is_staged_.end(), true) == is_staged_.end()) return;
     bytes_.record_stream(c10::impl::VirtualGuardImpl(bytes_.device().type()).getStream(bytes_.device()));
   }
 
@@ -137,6 +143,7 @@ class Message {
   std::optional<int64_t> format_;
   std::vector<int64_t> sizes_;
   at::Tensor bytes_;  // of all blocks, or of those that are staged
+  bool is_one_piece_ = false;
   std::vector<at::Tensor> pieces_;
   std::vector<bool> is_staged_;
 };

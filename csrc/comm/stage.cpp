@@ -3,6 +3,7 @@
 //
 // c10d has no stable ABI, so this serves the torch minor it was built with and no other; the package asks before it
 // loads it. It is a module of its own instead of ops, because a call then costs half as much.
+#include <torch/csrc/distributed/c10d/debug.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/headeronly/version.h>
 #include <torch/csrc/distributed/c10d/GroupRegistry.hpp>
@@ -81,13 +82,13 @@ class Stage {
   void expect() {
     const Group group = this->group();
     check_count(*group, received_);
-    if (received_.bytes().is_cpu()) expect_from_each(group);
+    if (received_.device().is_cpu()) expect_from_each(group);
   }
 
   void send(Blocks blocks, std::optional<int64_t> format, std::optional<int64_t> seed, int64_t step) {
     TORCH_CHECK(!sent_, "the stage has sent its blocks");
     sent_.emplace(std::move(blocks), format);
-    TORCH_CHECK_VALUE(sent_->bytes().device() == received_.bytes().device(), "blocks and out are on one device");
+    TORCH_CHECK_VALUE(sent_->device() == received_.device(), "blocks and out are on one device");
     const Group group = this->group();
     check_count(*group, *sent_);
     const int64_t own = sent_->sizes()[group->getRank()], room = received_.sizes()[group->getRank()];
@@ -96,17 +97,11 @@ class Stage {
     TORCH_CHECK_VALUE(is_encoded || sent_->dtype() == received_.dtype(), "blocks are ", sent_->dtype(), ", and ",
                       received_.dtype(), " is expected");
     sent_->pack(seed, step);
-    if (sent_->bytes().is_cpu()) {
+    if (sent_->device().is_cpu()) {
       send_to_each(group);
-      return;
+    } else {
+      works_.push_back({all_to_all(*group), NOBODY});
     }
-#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13
-    works_.push_back(
-        {group->all_to_all_single(received_.bytes(), sent_->bytes(), received_.sizes(), sent_->sizes()), NOBODY});
-#else
-    works_.push_back(
-        {group->alltoall_base(received_.bytes(), sent_->bytes(), received_.sizes(), sent_->sizes()), NOBODY});
-#endif
   }
 
   const std::vector<int64_t>& sent_bytes() {
@@ -157,6 +152,21 @@ class Stage {
     return group;
   }
 
+  // On CUDA. NCCL sends and receives rank by rank either way, so ranks may differ in which one they take; but for
+  // TORCH_DISTRIBUTED_DEBUG=DETAIL, which compares the ranks' calls. Every piece is contiguous, which is all that NCCL
+  // asks for; it stashes all of them, as it does the two of a single one.
+  c10::intrusive_ptr<c10d::Work> all_to_all(c10d::ProcessGroup& group) {
+    const bool is_single = received_.is_one_piece() && sent_->is_one_piece();
+    if (!is_single || c10d::debug_level() == c10d::DebugLevel::Detail) {
+      return group.alltoall(received_.pieces(), sent_->pieces());
+    }
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13
+    return group.all_to_all_single(received_.bytes(), sent_->bytes(), received_.sizes(), sent_->sizes());
+#else
+    return group.alltoall_base(received_.bytes(), sent_->bytes(), received_.sizes(), sent_->sizes());
+#endif
+  }
+
   // Before anything travels: gloo ends a process that is sent more than it expects.
   static void check_count(const c10d::ProcessGroup& group, Message& message) {
     TORCH_CHECK_VALUE(static_cast<int>(message.sizes().size()) == group.getSize(), "a stage among ", group.getSize(),
@@ -196,7 +206,7 @@ class Stage {
   enum Distance { NEAR, FAR };
 
   template <class Function>
-  void for_peers(const Group& group, const Message& message, Distance distance, const Function& function) const {
+  void for_peers(const Group& group, Message& message, Distance distance, const Function& function) const {
     const int ranks = group->getSize();
     const std::vector<at::Tensor>& pieces = message.pieces();
     // Every rank begins with its successor, so that nobody is sent to by all at once.

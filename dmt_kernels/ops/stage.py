@@ -53,9 +53,10 @@ def stage_start(
     the same order, also with nothing to send. Any number may be in flight. Until one is waited for nobody may write to
     its ``blocks``, or touch ``out``.
 
-    If there is nothing to convert, blocks that lie in memory one behind the other, in order and without gaps (views of
-    one buffer), are sent from where they are, and ``out`` is received in place; on the compiled engine's way through
-    gloo every contiguous block is. Otherwise one pass packs or encodes, and one unpacks or decodes.
+    If there is nothing to convert, contiguous blocks are sent from where they are, and received in place; others are
+    packed and unpacked, a pass each. The composition takes all of a side alike: in place if they lie in memory one
+    behind the other, in order and without gaps (views of one buffer), else packed. What is converted is encoded in one
+    pass and decoded in one.
 
     Parameters
     ----------

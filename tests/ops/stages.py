@@ -65,7 +65,7 @@ class Case:
         return lay_out([self.shape(g, rank) for g in range(self.world)], self.dtype, self.received_layout, self.device)
 
     def copied_bytes(self, sent: list[Tensor], received: list[Tensor], *, piecewise: bool) -> int:
-        """That packing and unpacking must move: blocks that are not contiguous; not `piecewise`, all or none."""
+        """That packing and unpacking must move: blocks that are not contiguous; of the composition, all or none."""
         if self.format is not None and not (self.format is WireFormat.FP32 and self.dtype is torch.float32):
             return 0
         copied = 0
