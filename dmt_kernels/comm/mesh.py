@@ -139,9 +139,11 @@ def _new_group(
     mine, ranks_of_mine = None, []
     for ranks in partition:
         try:
-            group = dist.new_group(ranks, timeout=timedelta(seconds=timeout_s), group_desc=f"dmt {stage}")
+            # What NCCL's watchdog calls the group when it has waited for too long.
+            desc = f"dmt {stage} (ranks {names})"
+            group = dist.new_group(ranks, timeout=timedelta(seconds=timeout_s), group_desc=desc)
         except RuntimeError as error:
-            who = f"rank {rank} made the group of the {stage} stage among ranks {', '.join(map(str, ranks))}"
+            who = f"rank {rank} made the group of the {stage} stage among ranks {names}"
             raise ExchangeError(f"{who}, and the backend said: {' '.join(str(error).split())}") from error
         if rank in ranks:
             mine, ranks_of_mine = group, ranks
@@ -154,5 +156,6 @@ def _new_group(
 
 def _link(topology: Topology, rank: int, other: int) -> str:
     if rank == other:
+        names = ", ".join(map(str, ranks))
         return "self"
     return "tower" if topology.tower_of(rank) == topology.tower_of(other) else "peer"

@@ -27,6 +27,18 @@ def test_groups_are_towers_and_members() -> None:
     assert all(sent == {("dense", "peer"): 24, ("tower_dense", "tower"): 16} for *_, sent in results)
 
 
+def _named(rank: int) -> list[str]:
+    mesh = build_mesh(2, 2, timeout_s=30)
+    return [group.group_desc for group in (mesh.ids, mesh.tower, mesh.peer)]
+
+
+def test_groups_are_called_by_their_stage_and_ranks() -> None:
+    assert run_ranks(_named, 4) == [
+        ["dmt ids (ranks 0, 1, 2, 3)", f"dmt tower (ranks {tower})", f"dmt peer (ranks {peers})"]
+        for tower, peers in (("0, 1", "0, 2"), ("0, 1", "1, 3"), ("2, 3", "0, 2"), ("2, 3", "1, 3"))
+    ]
+
+
 def _refused(rank: int) -> None:
     with pytest.raises(InputError, match="3 towers of 1 members need 3 ranks, the world has 2"):
         build_mesh(3)
