@@ -132,7 +132,6 @@ def _share_gpus(rank: int, world: int) -> None:
     """Give the rank a GPU, and NCCL what it needs to have several ranks on one: they pose as hosts of their own."""
     gpus = torch.cuda.device_count()
     torch.cuda.set_device(rank % gpus)
-    os.environ["NCCL_LAUNCH_ORDER_IMPLICIT"] = "1"  # one rank's communicators do not overtake each other
     if world <= gpus:
         return
     if torch.cuda.nccl.version() >= (2, 30):

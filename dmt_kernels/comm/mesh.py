@@ -56,6 +56,11 @@ def build_mesh(
 ) -> Mesh:
     """Make and warm the groups of this rank. Collective: every rank of the default group calls it alike.
 
+    On CUDA it sets ``NCCL_LAUNCH_ORDER_IMPLICIT=1`` in the environment, unless that is set: this rank's groups share a
+    GPU, and so none overtakes another. NCCL reads it once, at the process's first collective; whoever has one before
+    this call sets it himself. It is known from NCCL 2.26 on (torch 2.7): older ones may have a rank wait in one group
+    for another rank that waits in another group, for good.
+
     Parameters
     ----------
     towers, members : int, optional
@@ -82,6 +87,8 @@ def build_mesh(
         raise InputError("torch.distributed is not initialised: call init_process_group first")
     topology = _topology(dist.get_world_size(), towers, members)
     rank, device = dist.get_rank(), torch.device(device)
+    if device.type == "cuda":
+        _keep_launch_order()
     everyone = [list(range(topology.world))]
     by_tower = [topology.tower_ranks(t) for t in range(topology.towers)]
     by_member = [topology.peer_ranks(r) for r in range(topology.members)]
@@ -128,6 +135,15 @@ def _topology(world: int, towers: int | None, members: int | None) -> Topology:
     return topology
 
 
+def _keep_launch_order() -> None:
+    """Have NCCL run what this process gives several communicators in the order in which it does.
+
+    Each has a stream of its own. Without an order between them a GPU may be full of one's kernels, which wait for a
+    rank whose GPU is full of another's. All ranks give the same order, since that depends on the plan alone.
+    """
+    os.environ.setdefault("NCCL_LAUNCH_ORDER_IMPLICIT", "1")
+
+
 def _new_group(
     stage: str,
     partition: Sequence[list[int]],
@@ -138,6 +154,7 @@ def _new_group(
 ) -> dist.ProcessGroup:
     mine, ranks_of_mine = None, []
     for ranks in partition:
+        names = ", ".join(map(str, ranks))
         try:
             # What NCCL's watchdog calls the group when it has waited for too long.
             desc = f"dmt {stage} (ranks {names})"
@@ -156,6 +173,5 @@ def _new_group(
 
 def _link(topology: Topology, rank: int, other: int) -> str:
     if rank == other:
-        names = ", ".join(map(str, ranks))
         return "self"
     return "tower" if topology.tower_of(rank) == topology.tower_of(other) else "peer"

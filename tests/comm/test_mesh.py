@@ -1,9 +1,12 @@
 """The mesh, dense reductions, and what crosses which link."""
 
+import os
+
 import pytest
 import torch
 
 from dmt_kernels.comm import all_reduce_flat, build_mesh, digest_of, traffic
+from dmt_kernels.comm import mesh as mesh_module
 from dmt_kernels.spec import InputError
 from tests.ranks import run_ranks
 
@@ -37,6 +40,32 @@ def test_groups_are_called_by_their_stage_and_ranks() -> None:
         ["dmt ids (ranks 0, 1, 2, 3)", f"dmt tower (ranks {tower})", f"dmt peer (ranks {peers})"]
         for tower, peers in (("0, 1", "0, 2"), ("0, 1", "1, 3"), ("2, 3", "0, 2"), ("2, 3", "1, 3"))
     ]
+
+
+class _Made(Exception):
+    """The first group is about to be."""
+
+
+@pytest.mark.parametrize(
+    ("device", "before", "then"), [("cuda", None, "1"), ("cuda", "0", "0"), ("cpu", None, None)], ids=str
+)
+def test_communicators_of_a_gpu_keep_their_order(device, before, then, monkeypatch) -> None:
+    """Before there are any: NCCL reads it once."""
+    name = "NCCL_LAUNCH_ORDER_IMPLICIT"
+    monkeypatch.setenv(name, "gone again at the end")
+    os.environ.pop(name)
+    if before is not None:
+        os.environ[name] = before
+    for function, result in (("is_initialized", True), ("get_world_size", 1), ("get_rank", 0)):
+        monkeypatch.setattr(mesh_module.dist, function, lambda result=result: result)
+
+    def new_group(*_, **__):
+        raise _Made(os.environ.get(name))
+
+    monkeypatch.setattr(mesh_module.dist, "new_group", new_group)
+    with pytest.raises(_Made) as raised:
+        build_mesh(1, 1, device=device)
+    assert raised.value.args == (then,)
 
 
 def _refused(rank: int) -> None:
