@@ -11,8 +11,10 @@ from torch.nn import functional as F
 from dmt_kernels.embedding.initial_rows import initial_rows
 from dmt_kernels.spec import Payloads, TableOptimizer, Topology
 from dmt_kernels.spec.shards import whole
+from tests.devices import on_cuda
 from tests.embedding.worlds import SEED, STEPS, TABLES, World, global_batch, train
 from tests.ranks import run_ranks
+from tests.tolerances import TOLERANCES
 
 TOPOLOGIES = [Topology(1, 4), Topology(2, 2), Topology(4, 1), Topology(2, 3)]
 SPLITS = {
@@ -91,7 +93,14 @@ def _owner_world(topology: Topology, splits: str, chunks: int) -> World:
     return replace(_plain_world(topology, splits, "linear", chunks), placement="owner")
 
 
-def _train_all(rank: int, topology: Topology) -> dict[tuple[World, str], dict[str, Tensor]]:
+Results = dict[tuple[World, str], dict[str, Tensor]]  # of a rank, by world and road
+
+
+def _train(rank: int, keys: list[tuple[World, str]]) -> Results:
+    return {key: train(*key, rank) for key in keys}
+
+
+def _keys(topology: Topology) -> list[tuple[World, str]]:
     keys = []
     for splits in SPLITS.values():
         world = World(topology, splits)
@@ -104,17 +113,19 @@ def _train_all(rank: int, topology: Topology) -> dict[tuple[World, str], dict[st
         keys += [(replace(_float64_world(), chunks=2, payloads=Payloads(stochastic=True)), "sptt")]
     keys += [(_plain_world(topology, *layout), "sptt") for layout in PLAIN[topology]]
     keys += [(_owner_world(topology, *layout), "sptt") for layout in OWNERS[topology]]
-    return {key: train(*key, rank) for key in keys}
+    return keys
 
 
 @functools.cache
-def _trained(topology: Topology) -> list[dict[tuple[World, str], dict[str, Tensor]]]:
+def _trained(topology: Topology) -> list[Results]:
     """Everything that is trained on a topology, rank by rank; its ranks are started once."""
-    return run_ranks(_train_all, topology.world, topology, timeout_s=240)
+    return run_ranks(_train, topology.world, _keys(topology), timeout_s=240)
 
 
-def _assert_bitwise(world: World, chunks: int, kind: str, tower: str | None = None) -> None:
-    for rank, results in enumerate(_trained(world.topology)):
+def _assert_bitwise(
+    world: World, chunks: int, kind: str, tower: str | None = None, trained: list[Results] | None = None
+) -> None:
+    for rank, results in enumerate(trained or _trained(world.topology)):
         flat, other = results[world, "flat"], results[replace(world, chunks=chunks, tower=tower), kind]
         assert flat.keys() == other.keys()
         own = world.plan().member_shards(world.topology.tower_of(rank), world.topology.member_of(rank))
@@ -154,24 +165,22 @@ def test_every_optimizer_is_the_same_on_both_roads(world: World) -> None:
 )
 def test_ranks_equal_one_process_with_plain_torch(world: World) -> None:
     expected = _plain_torch(world)
-    local = train(world, "sptt", None)
-    _assert_close(_whole_tables(world, [local]), expected)
-    results = [rank[world, "sptt"] for rank in _trained(world.topology)]
-    _assert_close(_whole_tables(world, results), expected)
-    # [STEPS, B, C] of every rank, in rank order, is the global batch.
-    outputs = torch.cat([result["outputs"] for result in results], dim=1)
-    for actual in (local["outputs"], outputs):
-        torch.testing.assert_close(actual, expected["outputs"], rtol=1e-10, atol=1e-10)
+    _assert_close(world, [train(world, "sptt", None)], expected)
+    _assert_close(world, [rank[world, "sptt"] for rank in _trained(world.topology)], expected)
 
 
 @pytest.mark.parametrize("kind", ["flat", "sptt"])
 @pytest.mark.parametrize("payloads", [None, COARSE], ids=["exact", "coarse"])
 def test_replicas_stay_equal(kind: str, payloads: Payloads | None) -> None:
     world = _coarse_world() if payloads else World(Topology(2, 2), SPLITS["every-split"])
+    _assert_equal_replicas([results[world, kind] for results in _trained(world.topology)])
+
+
+def _assert_equal_replicas(results: list[dict[str, Tensor]]) -> None:
     by_key: dict[str, Tensor] = {}
     shared = 0
-    for results in _trained(Topology(2, 2)):
-        for name, value in results[world, kind].items():
+    for result in results:
+        for name, value in result.items():
             if name.startswith("shards."):
                 shared += name in by_key
                 assert torch.equal(by_key.setdefault(name, value), value), name
@@ -186,13 +195,71 @@ def test_float64_travels_as_it_is() -> None:
         assert all(torch.equal(plain[name], other[name]) for name in plain)
 
 
-def _assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    # Table by table, "outputs" apart (a rank has only its share of them); and nothing may be missing on either side.
-    assert actual.keys() == expected.keys()
-    for name in actual.keys() - {"outputs"}:
-        torch.testing.assert_close(
-            actual[name], expected[name], rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
-        )
+# What is on GPUs: two roads of equal bits, with what is odd about each topology, and what is like plain PyTorch.
+ON_GPUS: dict[Topology, tuple[list[World], list[World]]] = {
+    Topology(2, 2): (
+        [
+            World(Topology(2, 2), SPLITS["columns"]),
+            World(Topology(2, 2), SPLITS["every-split"]),
+            *(World(Topology(2, 2), SPLITS["every-split"], optimizer=o, weighted=True) for o in OPTIMIZERS),
+        ],
+        [
+            World(Topology(2, 2), SPLITS["every-split"], chunks=2),
+            World(Topology(2, 2), tower="linear"),
+            World(Topology(2, 2), SPLITS["every-split"], tower="linear", chunks=4, weighted=True),
+            World(Topology(2, 2), SPLITS["every-split"], tower="cross", chunks=3),
+            World(Topology(2, 2), tower="linear", placement="owner"),
+            World(Topology(2, 2), SPLITS["columns"], tower="linear", placement="owner", chunks=2),
+        ],
+    ),
+    # Blocks of a rank in the middle, which leave a gap where its own one is; and no peers, or no members.
+    Topology(1, 3): (
+        [World(Topology(1, 3), SPLITS["every-split"])],
+        [
+            World(Topology(1, 3), SPLITS["every-split"], tower="linear", chunks=2),
+            World(Topology(1, 3), SPLITS["columns"], tower="linear", placement="owner", chunks=2),
+        ],
+    ),
+    Topology(3, 1): (
+        [World(Topology(3, 1), SPLITS["default"])],
+        [
+            World(Topology(3, 1), tower="linear", chunks=3),
+            World(Topology(3, 1), tower="custom", chunks=2),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_cuda)])
+@pytest.mark.parametrize("topology", ON_GPUS, ids=_name)
+def test_the_roads_of_gpus(topology: Topology, device: str) -> None:
+    """The same in float32, and less of it: ranks that share a GPU take turns. Its kernels sum in a fixed order, too."""
+    twins, plain = ([replace(world, device=device) for world in worlds] for worlds in ON_GPUS[topology])
+    coarse = replace(_coarse_world(), device=device)
+    keys = [(world, "sptt") for world in plain]
+    if topology == coarse.topology:
+        keys += [(coarse, "flat"), (coarse, "sptt")]
+    for world in twins:
+        keys += [(world, "flat"), (replace(world, chunks=4), "sptt"), (replace(world, tower="pass", chunks=2), "sptt")]
+    trained = run_ranks(_train, topology.world, keys, device=device, timeout_s=120)
+    for world in twins:
+        _assert_bitwise(world, 4, "sptt", None, trained)
+        _assert_bitwise(world, 2, "sptt", "pass", trained)
+    if topology == coarse.topology:
+        for world, kind in ((coarse, "flat"), (coarse, "sptt"), (twins[1], "flat")):
+            _assert_equal_replicas([results[world, kind] for results in trained])
+    for world in plain:
+        _assert_close(world, [results[world, "sptt"] for results in trained], _plain_torch(world))
+
+
+def _assert_close(world: World, results: list[dict[str, Tensor]], expected: dict[str, Tensor]) -> None:
+    """Compare what all ranks, or one process, have trained with plain PyTorch."""
+    actual = _whole_tables(world, results)
+    # [STEPS, B, C] of every rank, in rank order, is the global batch.
+    actual["outputs"] = torch.cat([result["outputs"] for result in results], dim=1)
+    assert actual.keys() == expected.keys()  # nothing may be missing on either side
+    for name, value in actual.items():
+        torch.testing.assert_close(value, expected[name], **TOLERANCES[world.dtype], msg=lambda m, n=name: f"{n}: {m}")
 
 
 def _whole_tables(world: World, results: list[dict[str, Tensor]]) -> dict[str, Tensor]:

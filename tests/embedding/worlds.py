@@ -40,6 +40,7 @@ class World:
     chunks: int = 1
     payloads: Payloads | None = None
     placement: str = "member"
+    device: str = "cpu"  # of the ranks
 
     def plan(self) -> Plan:
         return place(TABLES, partition_features(TABLES, self.topology.towers), self.topology, dict(self.splits))
@@ -99,9 +100,16 @@ def jagged(world: World, ids: list[list[Tensor]], weights: list[list[Tensor]], f
     return Jagged(torch.cat(bags), lengths.cumsum(0), flat_weights.float() if world.weighted else None)
 
 
+def to(device: str, sparse: Jagged) -> Jagged:
+    """The bags there."""
+    weights = None if sparse.weights is None else sparse.weights.to(device)
+    return Jagged(sparse.ids.to(device), sparse.offsets.to(device), weights)
+
+
 @functools.cache
-def _mesh(topology: Topology) -> Mesh:
-    return build_mesh(topology.towers, topology.members, timeout_s=30)
+def mesh_of(topology: Topology, device: str) -> Mesh:
+    """The one mesh of this process."""
+    return build_mesh(topology.towers, topology.members, device=device, timeout_s=30)
 
 
 def build(world: World, kind: str, rank: int | None) -> EmbeddingExchange:
@@ -111,23 +119,23 @@ def build(world: World, kind: str, rank: int | None) -> EmbeddingExchange:
         world.plan(),
         optimizer=world.optimizer,
         seed=SEED,
-        mesh=None if rank is None else _mesh(world.topology),
+        mesh=None if rank is None else mesh_of(world.topology, world.device),
         tower_modules=world.tower_modules(),
         dtype=world.dtype,
         chunks=world.chunks,
         payloads=world.payloads,
         placement=world.placement,
-    )
+    ).to(world.device)
 
 
 def train(world: World, kind: str, rank: int | None) -> dict[str, Tensor]:
-    """Train ``STEPS`` steps and return this process's outputs, tables, states and dense parameters by name.
+    """Train ``STEPS`` steps and return this process's outputs, tables, states and dense parameters by name, on the CPU.
 
     ``rank`` None is one process with local towers on the whole global batch.
     """
-    mesh = None if rank is None else _mesh(world.topology)
+    mesh = None if rank is None else mesh_of(world.topology, world.device)
     exchange = build(world, kind, rank)
-    over_arch = world.over_arch(sum(exchange.out_widths))
+    over_arch = world.over_arch(sum(exchange.out_widths)).to(world.device)
     parameters = [*over_arch.parameters(), *exchange.tower_modules.parameters(), *exchange.tower_slices.parameters()]
     dense = torch.optim.SGD(parameters, lr=0.05)
     samples = SAMPLES * world.topology.world
@@ -135,18 +143,18 @@ def train(world: World, kind: str, rank: int | None) -> dict[str, Tensor]:
     outputs = []
     for step in range(STEPS):
         ids, weights, target = global_batch(world, exchange.features, step)
-        embeddings = exchange(jagged(world, ids, weights, mine.start, mine.stop))
+        embeddings = exchange(to(world.device, jagged(world, ids, weights, mine.start, mine.stop)))
         outputs.append(embeddings.detach().clone())
-        loss = ((over_arch(embeddings).squeeze(1) - target[mine]) ** 2).sum() / samples
+        loss = ((over_arch(embeddings).squeeze(1) - target[mine].to(world.device)) ** 2).sum() / samples
         dense.zero_grad()
         loss.backward()
         if mesh is not None:
             all_reduce_flat([p.grad for p in over_arch.parameters()], mesh.dense)
             all_reduce_flat([p.grad for p in exchange.tower_modules.parameters()], mesh.tower_dense)
         dense.step()
-    return _state(exchange, over_arch) | {"outputs": torch.stack(outputs)}
+    return _state(exchange, over_arch) | {"outputs": torch.stack(outputs).cpu()}
 
 
 def _state(exchange: EmbeddingExchange, over_arch: nn.Module) -> dict[str, Tensor]:
     named = {f"over_arch.{k}": v for k, v in over_arch.state_dict().items()} | exchange.whole_state()
-    return {name: value.clone() for name, value in named.items()}
+    return {name: value.clone().cpu() for name, value in named.items()}
