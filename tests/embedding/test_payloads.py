@@ -3,18 +3,21 @@
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from dmt_kernels.comm import Mesh, build_mesh, traffic
+from dmt_kernels.comm import Mesh, traffic
 from dmt_kernels.embedding import EmbeddingExchange, build_exchange
 from dmt_kernels.embedding.column_layout import tower_layouts
 from dmt_kernels.planner import partition_features, place
 from dmt_kernels.spec import Jagged, Payloads, Plan, Table, TableOptimizer, Topology, WireFormat
 from dmt_kernels.towers import DLRMTower, TowerModule
+from tests.devices import on_cuda
+from tests.embedding.worlds import mesh_of, to
 from tests.ranks import run_ranks
 
 TOPOLOGY = Topology(2, 2)
@@ -40,6 +43,8 @@ class Case:
     chunks: int = 1
     replicated: bool = False  # one of the tables
     placement: str = "member"
+    dtype: torch.dtype = torch.float64
+    device: str = "cpu"  # of the ranks
 
     @property
     def plan(self) -> Plan:
@@ -50,7 +55,7 @@ class Case:
         if not self.linear:
             return None
         dims = [self.plan.tower_dims(t) for t in range(T)]
-        return {t: DLRMTower(dims[t], 4, c=2, p=1, seed=3, name=f"tower.{t}").double() for t in range(T)}
+        return {t: DLRMTower(dims[t], 4, c=2, p=1, seed=3, name=f"tower.{t}").to(self.dtype) for t in range(T)}
 
     @property
     def out_widths(self) -> list[int]:
@@ -92,6 +97,15 @@ ROUNDED = [  # for the mean of many steps; one stage after the other must not dr
 ]
 STEPS = 24
 
+# On GPUs, in float32: a case of every kind with every format.
+CASES_ON_GPUS = [case for i, case in enumerate(CASES) if i % 10 in (1, 2, 6, 7, 9)]
+ROUNDED_ON_GPUS = [case for case in ROUNDED if case.payloads.peer_backward is WireFormat.INT8]
+
+
+def _arithmetic(case: Case, sizes: Tensor) -> Tensor:
+    """How far sums are off by arithmetic, given what their terms add up to in size; float64's is allowed elsewhere."""
+    return sizes * (0.0 if case.dtype is torch.float64 else 2**-18)
+
 
 def _ids(feature: int) -> Tensor:
     """The row of every sample: no row twice."""
@@ -105,8 +119,13 @@ def _wide(rows: int, columns: int, seed: int) -> Tensor:
     return (torch.rand(rows, columns, generator=generator, dtype=torch.float64) * 2 - 1) * 2**size
 
 
-def _tables(broken: bool) -> dict[str, Tensor]:
-    tables = {table.name: _wide(SAMPLES, table.dim, i) for i, table in enumerate(TABLES)}
+def _as_held(values: Tensor, case: Case) -> Tensor:
+    """In float64, what the ranks have of them."""
+    return values.to(case.dtype).double()
+
+
+def _tables(case: Case, broken: bool) -> dict[str, Tensor]:
+    tables = {table.name: _as_held(_wide(SAMPLES, table.dim, i), case) for i, table in enumerate(TABLES)}
     if broken:
         for (sample, name), value in zip(
             ((3, "a"), (9, "d"), (16, "e")), (torch.inf, torch.nan, -torch.inf), strict=True
@@ -115,9 +134,10 @@ def _tables(broken: bool) -> dict[str, Tensor]:
     return tables
 
 
-def _out_grad(width: int, broken: bool) -> Tensor:
+def _out_grad(case: Case, broken: bool) -> Tensor:
     """``[W * B, C]``: the loss is its product with the outputs."""
-    grad = _wide(SAMPLES, width, 99)
+    width = sum(case.out_widths)
+    grad = _as_held(_wide(SAMPLES, width, 99), case)
     if broken:
         for sample, column, value in ((2, 0, torch.nan), (11, -1, torch.inf), (20, width // 2, -torch.inf)):
             grad[sample, column] = value
@@ -132,11 +152,11 @@ def _exchange(case: Case, mesh: Mesh, tables: dict[str, Tensor]) -> EmbeddingExc
         seed=1,
         mesh=mesh,
         tower_modules=case.tower_modules,
-        dtype=torch.float64,
+        dtype=case.dtype,
         chunks=case.chunks,
         payloads=case.payloads,
         placement=case.placement,
-    )
+    ).to(case.device)
     for name, table in exchange.shards.tables.named_buffers():  # type: ignore[union-attr, operator]
         table.copy_(tables[name])
     return exchange
@@ -149,7 +169,8 @@ def _batch(rank: int) -> Jagged:
 
 def _updates(exchange: EmbeddingExchange, tables: dict[str, Tensor]) -> dict[str, Tensor]:
     """What was subtracted so far from the tables that this rank holds."""
-    return {name: tables[name] - table for name, table in exchange.shards.tables.named_buffers()}  # type: ignore
+    held = exchange.shards.tables.named_buffers()  # type: ignore[union-attr, operator]
+    return {name: tables[name] - table.cpu().double() for name, table in held}
 
 
 @dataclass(frozen=True)
@@ -162,38 +183,39 @@ class Step:
 
 
 def _one_step(case: Case, mesh: Mesh, broken_tables: bool = False, broken_grad: bool = False) -> Step:
-    tables = _tables(broken_tables)
+    tables = _tables(case, broken_tables)
     exchange = _exchange(case, mesh, tables)
-    grad = _out_grad(sum(case.out_widths), broken_grad)[mesh.rank * B : (mesh.rank + 1) * B]
+    grad = _out_grad(case, broken_grad)[mesh.rank * B : (mesh.rank + 1) * B]
     traffic.reset()
-    out = exchange(_batch(mesh.rank))
+    out = exchange(to(case.device, _batch(mesh.rank)))
     forward = traffic.sent_bytes()
-    out.backward(grad)
+    out.backward(grad.to(out))
     total = traffic.sent_bytes()
     backward = {key: size - forward.get(key, 0) for key, size in total.items()}
-    return Step(out.detach(), _updates(exchange, tables), (forward, backward))
+    return Step(out.detach().cpu().double(), _updates(exchange, tables), (forward, backward))
 
 
 def _many_steps(case: Case, mesh: Mesh) -> list[dict[str, Tensor]]:
     """Updates after one step, after two, and after all; every sample has the same gradient in every step."""
     tables = {table.name: torch.zeros(SAMPLES, table.dim, dtype=torch.float64) for table in TABLES}
     exchange = _exchange(case, mesh, tables)
-    grad = _out_grad(sum(case.out_widths), False)[:1].expand(B, -1)
+    grad = _out_grad(case, False)[:1].expand(B, -1).to(case.device, case.dtype)
     updates = []
     for _ in range(STEPS):
-        exchange(_batch(mesh.rank)).backward(grad)
+        exchange(to(case.device, _batch(mesh.rank))).backward(grad)
         updates.append(_updates(exchange, tables))
     return [updates[0], updates[1], updates[-1]]
 
 
-def _every_case(rank: int) -> dict:
-    mesh = build_mesh(T, R, timeout_s=30)
-    steps = {case: _one_step(case, mesh) for case in CASES}
-    broken = {
-        case: (_one_step(case, mesh, broken_tables=True), _one_step(case, mesh, broken_grad=True)) for case in CASES
+def _every_case(rank: int, cases: list[Case], rounded: list[Case]) -> dict[str, dict[Case, Any]]:
+    mesh = mesh_of(TOPOLOGY, cases[0].device)
+    return {
+        "steps": {case: _one_step(case, mesh) for case in cases},
+        "broken": {
+            case: (_one_step(case, mesh, broken_tables=True), _one_step(case, mesh, broken_grad=True)) for case in cases
+        },
+        "rounded": {case: _many_steps(case, mesh) for case in rounded},
     }
-    rounded = {case: _many_steps(case, mesh) for case in ROUNDED}
-    return {"steps": steps, "broken": broken, "rounded": rounded}
 
 
 @functools.cache
@@ -202,8 +224,8 @@ def _results(what: str, case: Case) -> list:
 
 
 @functools.cache
-def _all_results() -> list[dict]:
-    return run_ranks(_every_case, W, timeout_s=200)
+def _all_results() -> list[dict[str, dict[Case, Any]]]:
+    return run_ranks(_every_case, W, CASES, ROUNDED, timeout_s=200)
 
 
 def _by_towers(columns: Tensor) -> list[Tensor]:
@@ -262,14 +284,15 @@ def _expected(case: Case, tables: dict[str, Tensor]) -> tuple[list[Tensor], list
         first = p.peer if case.kind == "flat" else p.tower
         error = _tower_error(t, first, x, torch.zeros_like(x), case, False)
         if modules is not None:
-            weight, bias = (p.detach() for p in modules[t].linear_weight_bias())  # type: ignore[union-attr]
+            weight, bias = (p.detach().double() for p in modules[t].linear_weight_bias())  # type: ignore[union-attr]
             if case.placement == "owner":
                 error = torch.zeros(SAMPLES, len(bias), dtype=torch.float64)
                 for m, (columns, has_bias) in enumerate(_owned(t, case)):  # what travels are partial sums
                     partial = x[:, columns] @ weight[:, columns].t() + bias * has_bias
-                    error += _error(p.tower, partial, torch.zeros_like(partial), MEMBER.eq(m), False)
+                    sums = _arithmetic(case, x[:, columns].abs() @ weight[:, columns].t().abs() + bias.abs())
+                    error += _error(p.tower, partial, sums, MEMBER.eq(m), False)
             else:
-                error = error @ weight.t().abs()
+                error = error @ weight.t().abs() + _arithmetic(case, x.abs() @ weight.t().abs() + bias.abs())
             x = x @ weight.t() + bias
         if case.kind == "sptt":
             error = _peer_error(t, p.peer, x, error, False)
@@ -287,15 +310,15 @@ def _expected_grads(case: Case, out_grads: Sequence[Tensor]) -> tuple[Tensor, Te
         if case.kind == "sptt":
             error, last = _peer_error(t, p.peer_backward, g, error, p.stochastic), p.tower_backward
         if modules is not None:
-            weight, _ = (p.detach() for p in modules[t].linear_weight_bias())  # type: ignore[union-attr]
+            weight, _ = (p.detach().double() for p in modules[t].linear_weight_bias())  # type: ignore[union-attr]
             if case.placement == "owner":  # every owner multiplies what has arrived at it
                 grads.append(g @ weight)
                 errors.append(torch.empty_like(grads[-1]))
                 for m, (columns, _) in enumerate(_owned(t, case)):
                     arrived = _error(last, g, error, MEMBER.eq(m), p.stochastic)
-                    errors[-1][:, columns] = arrived @ weight[:, columns].abs()
+                    errors[-1][:, columns] = (arrived + _arithmetic(case, g.abs())) @ weight[:, columns].abs()
                 continue
-            g, error = g @ weight, error @ weight.abs()
+            g, error = g @ weight, (error + _arithmetic(case, g.abs())) @ weight.abs()
         grads.append(g)
         errors.append(_tower_error(t, last, g, error, case, p.stochastic))
     return torch.cat(grads, dim=1), torch.cat(errors, dim=1)
@@ -316,37 +339,55 @@ def _grads(updates: Sequence[dict[str, Tensor]]) -> Tensor:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_outputs_are_off_by_no_more_than_the_formats_say(case: Case) -> None:
-    outputs, errors = _expected(case, _tables(False))
-    actual = torch.cat([step.out for step in _results("steps", case)])
+    _check_outputs(case, _results("steps", case))
+
+
+def _check_outputs(case: Case, steps: list[Step]) -> None:
+    outputs, errors = _expected(case, _tables(case, False))
+    actual = torch.cat([step.out for step in steps])
     _assert_within(actual, torch.cat(outputs, dim=1), torch.cat(errors, dim=1))
     is_lossy = not {case.payloads.peer, case.payloads.tower} <= {EXACT}
-    assert torch.allclose(actual, torch.cat(outputs, dim=1), rtol=1e-12) != is_lossy
+    if is_lossy or case.dtype is torch.float64:
+        rtol = 1e-12 if case.dtype is torch.float64 else 1e-4
+        assert torch.allclose(actual, torch.cat(outputs, dim=1), rtol=rtol) != is_lossy
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gradients_are_off_by_no_more_than_the_formats_say(case: Case) -> None:
-    out_grads = _out_grad(sum(case.out_widths), False).split(case.out_widths, dim=1)
+    _check_gradients(case, _results("steps", case))
+
+
+def _check_gradients(case: Case, steps: list[Step]) -> None:
+    out_grads = _out_grad(case, False).split(case.out_widths, dim=1)
     expected, error = _expected_grads(case, out_grads)
-    actual = _grads([step.updates for step in _results("steps", case)])
-    _assert_within(actual, expected, error)
+    actual = _grads([step.updates for step in steps])
+    # What is seen of a gradient is what it makes of a row.
+    rows = _pooled(_tables(case, False)).abs() + expected.abs() + error
+    _assert_within(actual, expected, error + _arithmetic(case, rows) / 32)
     is_lossy = not {case.payloads.peer_backward, case.payloads.tower_backward} <= {EXACT}
-    assert torch.allclose(actual, expected, rtol=1e-9) != is_lossy
+    if is_lossy or case.dtype is torch.float64:
+        rtol = 1e-9 if case.dtype is torch.float64 else 1e-4
+        assert torch.allclose(actual, expected, rtol=rtol) != is_lossy
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_messages_are_as_long_as_the_formats_say(case: Case) -> None:
+    _check_messages(case, _results("steps", case))
+
+
+def _check_messages(case: Case, steps: list[Step]) -> None:
     def row(format: WireFormat, columns: int) -> int:
-        return 8 * columns if format is EXACT else format.row_bytes(columns)
+        return case.dtype.itemsize * columns if format is EXACT else format.row_bytes(columns)
 
     def of(stages: dict[tuple[str, str], list[int]]) -> dict[tuple[str, str], int]:
         return {stage: B * sum(rows) for stage, rows in stages.items() if any(rows)}
 
     layouts, p = tower_layouts(case.plan), case.payloads
-    for rank, step in enumerate(_results("steps", case)):
+    for rank, step in enumerate(steps):
         t, r = divmod(rank, R)
         members, towers = [m for m in range(R) if m != r], [u for u in range(T) if u != t]
         widths, kept = layouts[t].sent_widths, layouts[t].kept_width
-        replicas = [8 * kept] * T * len(members)  # see all gradients as they are
+        replicas = [row(EXACT, kept)] * T * len(members)  # see all gradients as they are
         if case.kind == "flat":
             far = [width for u in towers for width in layouts[u].sent_widths]
             forward = {
@@ -379,15 +420,19 @@ def test_messages_are_as_long_as_the_formats_say(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_inf_and_nan_arrive_as_no_number(case: Case) -> None:
-    tables, rows = _tables(True), torch.ones(SAMPLES, dtype=torch.bool)
+    _check_broken(case, _results("broken", case))
+
+
+def _check_broken(case: Case, steps: list[tuple[Step, Step]]) -> None:
+    tables, rows = _tables(case, True), torch.ones(SAMPLES, dtype=torch.bool)
     expected = torch.cat(_expected(case, tables)[0], dim=1)
-    actual = torch.cat([forward.out for forward, _ in _results("broken", case)])
+    actual = torch.cat([forward.out for forward, _ in steps])
     rows[[3, 9, 16]] = False
     assert not actual[~expected.isfinite()].isfinite().any() and (~expected.isfinite()).sum() >= 3
     assert actual[rows].isfinite().all(), "only where they are"
 
-    actual = _grads([backward.updates for _, backward in _results("broken", case)])
-    broken = ~_out_grad(sum(case.out_widths), True).isfinite()
+    actual = _grads([backward.updates for _, backward in steps])
+    broken = ~_out_grad(case, True).isfinite()
     rows[:] = True
     rows[[2, 11, 20]] = False
     if case.linear:  # a product spreads them over the tower
@@ -400,10 +445,14 @@ def test_inf_and_nan_arrive_as_no_number(case: Case) -> None:
 
 @pytest.mark.parametrize("case", ROUNDED, ids=str)
 def test_stochastic_rounding_is_right_on_average(case: Case) -> None:
-    grad = _out_grad(sum(table.dim for table in TABLES), False)[:1].expand(SAMPLES, -1)
+    _check_rounded(case, _results("rounded", case))
+
+
+def _check_rounded(case: Case, updates: list[list[dict[str, Tensor]]]) -> None:
+    grad = _out_grad(case, False)[:1].expand(SAMPLES, -1)
     # Between two numbers that a format has; nothing for a rank's own.
     _, step = _expected_grads(case, _by_towers(grad))
-    first, second, total = (_grads([rank[i] for rank in _results("rounded", case)]) for i in range(3))
+    first, second, total = (_grads([rank[i] for rank in updates]) for i in range(3))
     second = second - first
     mean = total.mean(0) / STEPS
     # A draw is off by half a step in the mean at most; those of STEPS steps and of half of the samples are independent.
@@ -419,3 +468,20 @@ def test_stochastic_rounding_is_right_on_average(case: Case) -> None:
             assert (by_rank[one] != by_rank[other])[both].any()
     pieces = by_rank.unflatten(1, (case.chunks, -1))[:, :, 0]
     assert case.chunks == 1 or (pieces[:, 0] != pieces[:, 1]).any()
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_cuda)])
+def test_formats_on_gpus(device: str) -> None:
+    """All of the above in float32, by ranks that are started once."""
+    cases, rounded = (
+        [replace(case, dtype=torch.float32, device=device) for case in kind]
+        for kind in (CASES_ON_GPUS, ROUNDED_ON_GPUS)
+    )
+    ranks = run_ranks(_every_case, W, cases, rounded, device=device, timeout_s=120)
+    for case in cases:
+        steps = [results["steps"][case] for results in ranks]
+        for check in (_check_outputs, _check_gradients, _check_messages):
+            check(case, steps)
+        _check_broken(case, [results["broken"][case] for results in ranks])
+    for case in rounded:
+        _check_rounded(case, [results["rounded"][case] for results in ranks])

@@ -3,18 +3,21 @@
 import functools
 import time
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from dmt_kernels.comm import Mesh, build_mesh, traffic
+from dmt_kernels.comm import Mesh, traffic
 from dmt_kernels.embedding import EmbeddingExchange, build_exchange
 from dmt_kernels.embedding.placement import quickest
 from dmt_kernels.spec import Batch, InputError, Topology
 from dmt_kernels.train import checkpoint
 from dmt_kernels.train.step import TrainStep
-from tests.embedding.worlds import SAMPLES, SEED, World, global_batch, jagged, train
+from tests.devices import on_cuda
+from tests.embedding.worlds import SAMPLES, SEED, World, global_batch, jagged, mesh_of, to, train
 from tests.ranks import run_ranks
 
 TOPOLOGY = Topology(2, 2)
@@ -27,23 +30,19 @@ COLUMNS = (("users", "columns"), ("times", "columns"))
 def _exchange(world: World, mesh: Mesh | None, kind: str = "sptt", **options) -> EmbeddingExchange:
     modules = {"tower_modules": world.tower_modules(), "placement": world.placement}
     fixed = {"optimizer": world.optimizer, "seed": SEED, "mesh": mesh}
-    return build_exchange(kind, world.plan(), **{**fixed, **modules, **options})
+    return build_exchange(kind, world.plan(), **{**fixed, **modules, **options}).to(world.device)
 
 
-@functools.cache
-def _mesh() -> Mesh:
-    return build_mesh(TOPOLOGY.towers, TOPOLOGY.members, timeout_s=30)
-
-
-def _train_all(rank: int) -> tuple[list[dict[str, torch.Tensor]], list[dict[str, torch.Tensor]]]:
+def _train_all(rank: int, device: str = "cpu") -> tuple[list[dict[str, torch.Tensor]], list[dict[str, torch.Tensor]]]:
     worlds = [MEMBER, *(replace(OWNER, chunks=chunks) for chunks in CHUNKS)]
-    return [train(world, "sptt", rank) for world in worlds], [_step(rank, threads) for threads in (1, 3)]
+    trained = [train(replace(world, device=device), "sptt", rank) for world in worlds]
+    return trained, [_step(rank, threads) for threads in (1, 3)] if device == "cpu" else []
 
 
 def _step(rank: int, threads: int) -> dict[str, torch.Tensor]:
     """What one step makes of the tables, and the gradients of a slice."""
     torch.set_num_threads(threads)
-    exchange = _exchange(OWNER, _mesh())
+    exchange = _exchange(OWNER, mesh_of(TOPOLOGY, OWNER.device))
     out = exchange(_batch(OWNER, exchange, rank, 0).sparse)
     out.backward(torch.linspace(-1, 1, out.numel()).view_as(out).sin())
     grads = {name: p.grad for name, p in exchange.tower_slices.named_parameters()}
@@ -57,16 +56,24 @@ def _trained() -> list[tuple[list[dict[str, torch.Tensor]], list[dict[str, torch
 
 def test_both_placements_train_one_model_in_float32() -> None:
     for (member, owner, *_), _ in _trained():
-        assert member.keys() == owner.keys()
-        for name, value in member.items():
-            torch.testing.assert_close(owner[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        _assert_one_model(member, owner)
+
+
+def _assert_one_model(member: dict[str, torch.Tensor], owner: dict[str, torch.Tensor]) -> None:
+    assert member.keys() == owner.keys()
+    for name, value in member.items():
+        torch.testing.assert_close(owner[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_no_bit_depends_on_chunks_or_threads() -> None:
     for (_, *in_chunks), on_threads in _trained():
-        for first, *others in (in_chunks, on_threads):
-            for other in others:
-                assert all(torch.equal(first[name], other[name]) for name in first)
+        for alike in (in_chunks, on_threads):
+            _assert_equal_bits(*alike)
+
+
+def _assert_equal_bits(first: dict[str, torch.Tensor], *others: dict[str, torch.Tensor]) -> None:
+    for other in others:
+        assert all(torch.equal(first[name], other[name]) for name in first)
 
 
 class _Scale(nn.Module):
@@ -84,15 +91,15 @@ class _Scale(nn.Module):
 def _batch(world: World, exchange: EmbeddingExchange, rank: int, step: int) -> Batch:
     ids, weights, target = global_batch(world, exchange.features, step)
     mine = slice(rank * SAMPLES, (rank + 1) * SAMPLES)
-    sparse = jagged(world, ids, weights, mine.start, mine.stop)
-    label = target[mine].round()
-    return Batch(torch.empty(SAMPLES, 0), sparse, label, torch.ones(SAMPLES), SAMPLES * TOPOLOGY.world)
+    sparse = to(world.device, jagged(world, ids, weights, mine.start, mine.stop))
+    dense, label, weight = (x.to(world.device) for x in (torch.empty(SAMPLES, 0), target[mine], torch.ones(SAMPLES)))
+    return Batch(dense, sparse, label.round(), weight, SAMPLES * TOPOLOGY.world)
 
 
-def _slices(rank: int, folder: str) -> tuple[int, int, int]:
+def _slices(rank: int, folder: Path, device: str = "cpu") -> tuple[int, int, int]:
     """Train in slices, save, and go on from the file in both placements."""
-    mesh, world = _mesh(), replace(OWNER, splits=COLUMNS)
-    model = _Scale(_exchange(world, mesh))
+    mesh, world = mesh_of(TOPOLOGY, device), replace(OWNER, splits=COLUMNS, device=device)
+    model = _Scale(_exchange(world, mesh)).to(device)
     step = TrainStep(model, mesh, optimizer="adam", lr=0.01)
     batches = [_batch(world, model.exchange, rank, i) for i in range(4)]
     traffic.reset()
@@ -106,7 +113,7 @@ def _slices(rank: int, folder: str) -> tuple[int, int, int]:
     checkpoint.save(model, folder, mesh)
     scores = []
     for placed in ("owner", "member"):
-        other = _Scale(_exchange(replace(world, placement=placed), mesh, seed=SEED + 1))
+        other = _Scale(_exchange(replace(world, placement=placed), mesh, seed=SEED + 1)).to(device)
         checkpoint.load(other, folder, mesh)
         expected = model.exchange.whole_state()
         for name, value in other.exchange.whole_state().items():
@@ -118,7 +125,10 @@ def _slices(rank: int, folder: str) -> tuple[int, int, int]:
 
 
 def test_slices_are_parameters_of_their_owners_and_a_file_holds_the_whole(tmp_path) -> None:
-    figures = run_ranks(_slices, TOPOLOGY.world, tmp_path / "model")
+    _assert_slices(run_ranks(_slices, TOPOLOGY.world, tmp_path / "model"))
+
+
+def _assert_slices(figures: list[tuple[int, int, int]]) -> None:
     for t in range(TOPOLOGY.towers):
         members = [figures[rank] for rank in TOPOLOGY.tower_ranks(t)]
         assert sum(held for held, _, _ in members) == members[0][2], "every parameter once"
@@ -126,9 +136,9 @@ def test_slices_are_parameters_of_their_owners_and_a_file_holds_the_whole(tmp_pa
         assert all(held == state for held, state, _ in members), "and its optimizer's state beside it"
 
 
-def _choices(rank: int) -> tuple[str, str, str, str]:
-    mesh = _mesh()
-    auto = replace(OWNER, placement="auto")
+def _choices(rank: int, device: str = "cpu") -> tuple[str, str, str, str]:
+    mesh = mesh_of(TOPOLOGY, device)
+    auto = replace(OWNER, placement="auto", device=device)
     sparse = _batch(auto, _exchange(MEMBER, mesh), rank, 0).sparse
     chosen = _exchange(auto, mesh, trial=sparse)
     fixed = _exchange(replace(auto, placement=chosen.placement), mesh)
@@ -150,13 +160,31 @@ def _choices(rank: int) -> tuple[str, str, str, str]:
 
 
 def test_auto_is_one_choice_of_all_ranks_and_leaves_no_trace() -> None:
-    choices = run_ranks(_choices, TOPOLOGY.world)
+    _assert_one_choice(run_ranks(_choices, TOPOLOGY.world))
+
+
+def _assert_one_choice(choices: list[tuple[str, str, str, str]]) -> None:
     assert choices == [(choices[0][0], "member", "member", "a")] * TOPOLOGY.world
     assert choices[0][0] in ("member", "owner")
 
 
+def _all_on(device: str, rank: int, folder: Path) -> tuple:
+    return _train_all(rank, device)[0], _slices(rank, folder, device), _choices(rank, device)
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_cuda)])
+def test_placements_on_gpus(device: str, tmp_path: Path) -> None:
+    """All of the above, by ranks that are started once."""
+    results = run_ranks(partial(_all_on, device), TOPOLOGY.world, tmp_path / "model", device=device, timeout_s=120)
+    for (member, *owners), _, _ in results:
+        _assert_one_model(member, owners[0])
+        _assert_equal_bits(*owners)
+    _assert_slices([figures for _, figures, _ in results])
+    _assert_one_choice([choice for _, _, choice in results])
+
+
 def _refusals(rank: int) -> None:
-    mesh = _mesh()
+    mesh = mesh_of(TOPOLOGY, "cpu")
     for world, options, sentence in (
         (OWNER, {"placement": "host"}, "placement 'host' is unknown; choose one of member, owner, auto"),
         (OWNER, {"kind": "flat", "tower_modules": None}, "which a flat exchange does not have"),

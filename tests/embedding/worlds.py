@@ -100,7 +100,7 @@ def jagged(world: World, ids: list[list[Tensor]], weights: list[list[Tensor]], f
     return Jagged(torch.cat(bags), lengths.cumsum(0), flat_weights.float() if world.weighted else None)
 
 
-def to(device: str, sparse: Jagged) -> Jagged:
+def to(device: torch.device | str, sparse: Jagged) -> Jagged:
     """The bags there."""
     weights = None if sparse.weights is None else sparse.weights.to(device)
     return Jagged(sparse.ids.to(device), sparse.offsets.to(device), weights)
