@@ -19,6 +19,8 @@ from dmt_kernels.embedding.table_shards import TableShards
 from dmt_kernels.ops import stage
 from dmt_kernels.planner import partition_features, place
 from dmt_kernels.spec import ExchangeError, InputError, Jagged, Payloads, Table, TableOptimizer, Topology
+from tests.devices import on_cuda
+from tests.embedding.worlds import mesh_of, to
 from tests.ranks import DIED, free_port, run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -41,8 +43,8 @@ def _batch(exchange: EmbeddingExchange, samples: int = 6) -> Jagged:
 
 
 def _step(exchange: EmbeddingExchange, mesh: Any, samples: int = 6) -> None:
-    exchange(_batch(exchange, samples)).square().sum().backward()
-    all_reduce_flat([torch.ones(1000)], mesh.dense)
+    exchange(to(mesh.device, _batch(exchange, samples))).square().sum().backward()
+    all_reduce_flat([torch.ones(1000, device=mesh.device)], mesh.dense)
 
 
 def _fail(fate: str) -> None:
@@ -134,35 +136,40 @@ UNLIKE = {
 }
 
 
-def _built_unlike(rank: int, odd: list[int]) -> list[str]:
+def _built_unlike(rank: int, odd: list[int], device: str = "cpu") -> list[str]:
     """Case by case, what a rank says when some of them build another exchange; and then they build the same."""
-    mesh = build_mesh(2, 2, timeout_s=TIMEOUT_S)
+    mesh = mesh_of(Topology(2, 2), device)
     said = []
     for changes, _ in UNLIKE.values():
         with pytest.raises(InputError) as raised:
             build_exchange(**_options(**(changes if rank in odd else {})), mesh=mesh)
         said.append(str(raised.value))
-    _step(build_exchange(**_options(), mesh=mesh), mesh)
+    _step(build_exchange(**_options(), mesh=mesh).to(device), mesh)
     return said
 
 
 @pytest.mark.parametrize(("odd", "who"), [([2], "rank 2 has "), ([1, 3], "ranks 1, 3 have ")], ids=["one", "two"])
 def test_ranks_that_build_unlike_exchanges_all_say_what_differs(odd: list[int], who: str) -> None:
-    said = run_ranks(_built_unlike, WORLD, odd, timeout_s=ALL_ENDED_S)
+    _all_say_what_differs(who, run_ranks(_built_unlike, WORLD, odd, timeout_s=ALL_ENDED_S))
+
+
+def _all_say_what_differs(who: str, said: list[list[str]]) -> None:
     assert said[1:] == said[:1] * 3
     for sentence, (_, difference) in zip(said[0], UNLIKE.values(), strict=True):
         assert sentence.startswith(who + difference)
 
 
-def _unlike_towers(rank: int) -> str:
+def _unlike_towers(rank: int, device: str = "cpu") -> str:
     with pytest.raises(InputError) as raised:
-        build_mesh(*((4, 1) if rank == 2 else (2, 2)), timeout_s=TIMEOUT_S)
+        build_mesh(*((4, 1) if rank == 2 else (2, 2)), device=device, timeout_s=TIMEOUT_S)
     return str(raised.value)
 
 
+UNLIKE_TOWERS = "rank 2 has towers 4, rank 0 has towers 2"
+
+
 def test_ranks_in_unlike_towers() -> None:
-    said = run_ranks(_unlike_towers, WORLD, timeout_s=ALL_ENDED_S)
-    assert said == ["rank 2 has towers 4, rank 0 has towers 2"] * WORLD
+    assert run_ranks(_unlike_towers, WORLD, timeout_s=ALL_ENDED_S) == [UNLIKE_TOWERS] * WORLD
 
 
 def _unlike_engines(rank: int) -> str:
@@ -182,14 +189,14 @@ def test_ranks_with_unlike_engines() -> None:
         assert sentence.startswith(difference)
 
 
-def _unlike_batches(rank: int, ahead: bool) -> list[str]:
+def _unlike_batches(rank: int, ahead: bool, device: str = "cpu") -> list[str]:
     """Steps in which a rank has another batch, and between them steps in which none has."""
-    mesh = build_mesh(2, 2, timeout_s=TIMEOUT_S)
-    exchange = build_exchange(**_options(), mesh=mesh)
+    mesh = mesh_of(Topology(2, 2), device)
+    exchange = build_exchange(**_options(), mesh=mesh).to(device)
     said = []
     for odd, samples in ((3, 5), (1, 1), (0, 100)):
         with pytest.raises(InputError) as raised:
-            batch = _batch(exchange, samples if rank == odd else 6)
+            batch = to(device, _batch(exchange, samples if rank == odd else 6))
             if ahead:
                 exchange.prefetch(batch)
             exchange(batch)
@@ -200,10 +207,28 @@ def _unlike_batches(rank: int, ahead: bool) -> list[str]:
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["as it comes", "ahead"])
 def test_every_rank_says_whose_batch_is_another(ahead: bool) -> None:
-    said = run_ranks(_unlike_batches, WORLD, ahead, timeout_s=ALL_ENDED_S)  # ranks 1 and 3 hold no table
+    _say_whose_batch(run_ranks(_unlike_batches, WORLD, ahead, timeout_s=ALL_ENDED_S))  # ranks 1 and 3 hold no table
+
+
+def _say_whose_batch(said: list[list[str]]) -> None:
     assert said[1:] == said[:1] * 3
     assert [sentence.partition(":")[0] for sentence in said[0]] == [
         "rank 3 has a batch of 5 samples, rank 0 of 6 samples",
         "rank 1 has a batch of 1 samples, rank 0 of 6 samples",
         "rank 1 has a batch of 6 samples, rank 0 of 100 samples",
     ]
+
+
+def _unlike_on(rank: int, device: str) -> tuple[str, list[str], list[str], list[str]]:
+    by_batch = (_unlike_batches(rank, ahead, device) for ahead in (False, True))
+    return _unlike_towers(rank, device), _built_unlike(rank, [2], device), *by_batch
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_cuda)])
+def test_unlike_ranks_on_gpus(device: str) -> None:
+    """All of the above but for unlike engines, by ranks that are started once."""
+    towers, built, *batches = zip(*run_ranks(_unlike_on, WORLD, device, device=device, timeout_s=120), strict=True)
+    assert list(towers) == [UNLIKE_TOWERS] * WORLD
+    _all_say_what_differs("rank 2 has ", list(built))
+    for said in batches:
+        _say_whose_batch(list(said))
