@@ -65,9 +65,9 @@ class PeerFlight(Flight):
         self._tickets["peer", chunk] = self.peer.expect(self._arriving(chunk), self.t)
 
     def send_to_peers(self, chunk: int, compressed: Tensor) -> None:
-        """Send ``[T, b, C_t]``."""
-        self._arriving(chunk)[self.t].copy_(compressed[self.t])
+        """Send ``[T, b, C_t]``; others wait for that, and nobody for the own block."""
         self.peer.send(self._tickets["peer", chunk], compressed.unbind(0), self.t)
+        self._arriving(chunk)[self.t].copy_(compressed[self.t])
 
     def deliver(self, chunk: int) -> None:
         """Wait for the peer stage."""
@@ -78,8 +78,8 @@ class PeerFlight(Flight):
         arriving = self.returning(chunk)
         self._grads.append(arriving.flatten(0, 1))
         sent = grad.split(self.out_widths, dim=1)
-        arriving[self.t].copy_(sent[self.t])
         self._tickets["peer", chunk] = self.peer.start_back(sent, arriving.unbind(0), self.t, self._draw(chunk))
+        arriving[self.t].copy_(sent[self.t])
 
     def returning(self, chunk: int) -> Tensor:
         """Memory of the gradient of a chunk's compressed rows, ``[T, b, C_t]``: where they lay, who have arrived."""

@@ -1,6 +1,9 @@
 """How often rows are moved on their way: with a linear tower module and exact payloads, once forward and once back."""
 
+import json
+import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dmt_kernels.comm import build_mesh
 from dmt_kernels.embedding import EmbeddingExchange, build_exchange
 from dmt_kernels.embedding.wired_exchange import WiredExchange
 from dmt_kernels.ops.stage import stage_copied_bytes
 from dmt_kernels.planner import partition_features, place
 from dmt_kernels.spec import Jagged, Payloads, Table, TableOptimizer, Topology
 from dmt_kernels.towers import DLRMTower
+from tests.devices import on_cuda
+from tests.embedding.worlds import mesh_of, to
 from tests.ranks import run_ranks
 
 TOPOLOGY = Topology(2, 2)
@@ -53,7 +57,11 @@ class Written(TorchDispatchMode):
 
 
 def _exchange(
-    chunks: int, placement: str = "member", kind: str = "sptt", payloads: Payloads | None = None
+    chunks: int,
+    placement: str = "member",
+    kind: str = "sptt",
+    payloads: Payloads | None = None,
+    device: str = "cpu",
 ) -> EmbeddingExchange:
     plan = place(TABLES, partition_features(TABLES, T), TOPOLOGY)
     return build_exchange(
@@ -61,17 +69,24 @@ def _exchange(
         plan,
         optimizer=TableOptimizer("rowwise_adagrad", lr=0.1),
         seed=1,
-        mesh=build_mesh(T, R, timeout_s=30),
+        mesh=mesh_of(TOPOLOGY, device),
         tower_modules=None if kind == "flat" else {t: DLRMTower(plan.tower_dims(t), 8, c=1, p=1) for t in range(T)},
         chunks=chunks,
         payloads=payloads,
         placement=placement,
-    )
+    ).to(device)
 
 
 def _batch(rank: int) -> Jagged:
     ids = torch.randint(0, 50, (len(TABLES) * SAMPLES * IDS,), generator=torch.Generator().manual_seed(rank))
     return Jagged(ids, torch.arange(len(TABLES) * SAMPLES + 1) * IDS)
+
+
+def _bring_ids(exchange: EmbeddingExchange, batch: Jagged) -> None:
+    """So that rows are all that moves from now on."""
+    exchange.prefetch(batch)
+    assert isinstance(exchange, WiredExchange) and exchange._ahead is not None
+    exchange._ahead[1].wait()
 
 
 def _moved(rank: int, chunks: int, placement: str) -> list[tuple[dict[str, int], int]]:
@@ -83,9 +98,7 @@ def _moved(rank: int, chunks: int, placement: str) -> list[tuple[dict[str, int],
     assert 4 * SAMPLES * width == OUT_BYTES
     batch = _batch(rank)
     grad = torch.randn(SAMPLES, width)
-    exchange.prefetch(batch)  # so that rows are all that moves below
-    assert isinstance(exchange, WiredExchange) and exchange._ahead is not None
-    exchange._ahead[1].wait()
+    _bring_ids(exchange, batch)
     copied = [stage_copied_bytes()]
     with Written() as forward:
         out = exchange(batch)
@@ -129,3 +142,53 @@ def test_what_is_looked_up_is_encoded_on_the_way(chunks: int) -> None:
     """No pass encodes pooled rows; what is left encodes what a tower module has made, for its peers."""
     assert run_ranks(_codec_passes, TOPOLOGY.world, chunks, "flat") == [(chunks, 0, chunks)] * TOPOLOGY.world
     assert run_ranks(_codec_passes, TOPOLOGY.world, chunks, "sptt") == [(chunks, chunks, 2 * chunks)] * TOPOLOGY.world
+
+
+# Kernels that do nothing but copy, by torch's names and CUDA's; NCCL's own are not among them.
+IS_COPY = re.compile(r"^(?!.*nccl).*(DtoD|copy|CatArray)", re.IGNORECASE)
+
+
+def _launched(trace: dict[str, Any]) -> list[str]:
+    """What a profiler's trace has of the GPU, in the order in which the host asked for it."""
+    spans = [event for event in trace["traceEvents"] if event.get("cat") in ("kernel", "gpu_memcpy")]
+    return [span["name"] for span in sorted(spans, key=lambda span: span["args"]["correlation"])]
+
+
+def _launched_forward(rank: int, device: str, folder: Path) -> list[str]:
+    exchange, batch = _exchange(1, device=device), to(device, _batch(rank))
+    exchange(batch)  # what is made once is made now
+    _bring_ids(exchange, batch)
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        exchange(batch)
+        torch.cuda.synchronize()
+    profiler.export_chrome_trace(str(folder / f"{rank}.json"))
+    return _launched(json.loads((folder / f"{rank}.json").read_text()))
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_cuda)])
+def test_no_copy_runs_between_the_stages_on_gpus(device: str, tmp_path: Path) -> None:
+    """A linear module multiplies what has arrived where it lies, and what it writes travels from there."""
+    for names in run_ranks(_launched_forward, TOPOLOGY.world, device, tmp_path, device=device):
+        of_nccl = [i for i, name in enumerate(names) if "nccl" in name.lower()]
+        assert len(of_nccl) >= 2, names
+        between = [name for name in names[of_nccl[0] : of_nccl[-1]] if "nccl" not in name.lower()]
+        assert between and not any(map(IS_COPY.match, between)), names
+        # Columns of towers are put side by side; autograd's tokens of 4 bytes are copied twice.
+        assert sum(map(bool, map(IS_COPY.match, names))) <= T + 2, names
+
+
+def test_copies_are_found_in_a_trace() -> None:
+    launched = [
+        (3, "kernel", "void at::native::elementwise_kernel<128, 4, at::native::direct_copy_kernel_cuda(...)>"),
+        (1, "kernel", "ncclDevKernel_SendRecv(ncclDevKernelArgsStorage<4096ul>)"),
+        (2, "kernel", "sm90_xmma_gemm_f32f32_f32f32_f32_tn_n_tilesize32x32x8_cublas"),
+        (4, "gpu_memcpy", "Memcpy DtoD (Device -> Device)"),
+        (5, "kernel", "void at::native::(anonymous namespace)::CatArrayBatchedCopy<float>"),
+        (6, "gpu_memcpy", "Memcpy HtoD (Pinned -> Device)"),
+        (7, "cuda_runtime", "cudaMemcpyAsync"),
+    ]
+    names = _launched(
+        {"traceEvents": [{"cat": cat, "name": name, "args": {"correlation": n}} for n, cat, name in launched]}
+    )
+    assert [bool(IS_COPY.match(name)) for name in names] == [False, False, True, True, True, False]
