@@ -70,8 +70,8 @@ step() {
   report 'under way'
 }
 
-side_by_side=()
-if "$python" -c 'import xdist' 2> /dev/null; then side_by_side=(-n 5); fi
+side_by_side=() in_pairs=()  # the latter of tests that are four processes each
+if "$python" -c 'import xdist' 2> /dev/null; then side_by_side=(-n 5) in_pairs=(-n 2); fi
 tests() { step "$1" "$2" "$python" -m pytest -q -p no:cacheprovider "${@:3}"; }
 
 rm -rf "$out"/run_{cpu,cuda}
@@ -104,8 +104,9 @@ if len(auc) == 2:
 AUC
 report 'under way'
 if [ $device = cuda ]; then
-  tests 60 nccl tests/comm tests/ops/test_stage_devices.py tests/ops/test_id_exchange.py tests/ops/test_all_to_all.py -m cuda
-  tests 80 ops tests/ops tests/embedding -m cuda --deselect tests/ops/test_stage_devices.py "${side_by_side[@]}"
+  tests 60 nccl tests/ops/test_stage_devices.py tests/comm tests/ops/test_id_exchange.py tests/ops/test_all_to_all.py -m cuda "${in_pairs[@]}"
+  tests 90 exchange tests/embedding -m cuda "${in_pairs[@]}"
+  tests 80 ops tests/ops -m cuda --deselect tests/ops/test_stage_devices.py "${side_by_side[@]}"
   tests 40 ring tests/cuda/test_tower_pool.py -m cuda -k by_ring  # no GPU has run these yet: they cost nobody's results
   tests 60 triton tests/cuda -m cuda -k triton "${side_by_side[@]}"
   sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2> /dev/null)
