@@ -1,9 +1,13 @@
 """Runs the Triton twins on the CPU (TRITON_INTERPRET=1) beside the CPU's kernels. Called by test_triton.py."""
 
+import contextlib
 import itertools
+from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 import torch
+import triton.language as tl
 
 from dmt_kernels.ops.bag_arguments import on_device
 from dmt_kernels.ops.reference import check_ids
@@ -60,6 +64,32 @@ def agree(name: str, tolerance: float, *given) -> None:
     actual, expected = triton_op(name)(*given), getattr(torch.ops.dmt, name)(*given)
     for a, b in zip(*([x] if torch.is_tensor(x) else x for x in (actual, expected)), strict=True):
         close(a, b, tolerance)
+
+
+def check_counts_of_many_ids() -> None:
+    """Counters begin at 2^24, as behind so many ids: a float32 would stay there."""
+    many, ids, offsets = 2**24, torch.zeros(6, dtype=torch.int64), torch.tensor([0, 6])
+    table, grad, counts = torch.ones(1, 4), torch.ones(1, 4), torch.zeros(1)
+    with counting_from(many, ()):
+        pooled = embedding_bag.embedding_bag([table], ids, offsets, None, None, [1], None, None, 2)
+        grads = embedding_bag.embedding_bag_weights_backward(grad, [table], ids, offsets, None, [1])
+    with counting_from(many, (tower_pool.SAMPLES,)):
+        arguments = ([table], ids, offsets, torch.eye(4), None, None, None, [1], None, None, 2)
+        projected = tower_pool.tower_pool(*arguments)
+    with counting_from(many, (1,)):
+        embedding_update.count_kernel[(1,)](
+            bags.describe([table], None, [1], None)[0], ids, offsets, counts, 6, 1, 1, IS_SHARD=False, POSITIONS=1
+        )
+    expected = torch.tensor(6.0) / (many + 6)
+    assert (pooled == expected).all() and (projected == expected).all()
+    assert (grads == torch.tensor(4.0) / (many + 6)).all() and counts == many + 6
+
+
+@contextlib.contextmanager
+def counting_from(first: int, shape: tuple[int, ...]) -> Iterator[None]:
+    """Zeros of this shape, which counters alone have in the kernel that is called, are `first` instead."""
+    with mock.patch.object(tl, "zeros", lambda of, dtype: tl.full(of, first if tuple(of) == shape else 0, dtype)):
+        yield
 
 
 def check_pieces_of_samples() -> None:
@@ -207,6 +237,7 @@ TWINS = [check_ids, bags, embedding_bag, embedding_update, tower_pool, tower_poo
 check_refusals()
 check_inference_mode()
 check_bags()
+check_counts_of_many_ids()
 check_pieces_of_samples()
 check_updates()
 for lengths, dim in (([300, 257, 1], 12), ([256, 3, 520], 7)):

@@ -125,6 +125,12 @@ def locate(ids, position, here, start, rows, IS_SHARD: tl.constexpr):
 
 
 @triton.jit
+def mean(sums, count):
+    """Of `count` ids, an integer: a float32 would count no further than 2^24."""
+    return tl.where(count > 0, tl.div_rn(sums, tl.maximum(count, 1).to(tl.float32)), sums)
+
+
+@triton.jit
 def record_missing(record, count, id, features, f, sample, block):
     """Of `count` ids out of range, keep one, unless one is kept already."""
     if count > 0:

@@ -18,6 +18,7 @@ from dmt_kernels.ops.triton.bags import (
     feature_at,
     load_offset,
     locate,
+    mean,
     missing_ids,
     record_missing,
 )
@@ -38,7 +39,7 @@ def pool_kernel(
     for first in range(0, dim, COLUMNS):
         columns = first + tl.arange(0, COLUMNS)
         sums = tl.zeros([COLUMNS], tl.float32)
-        count = tl.zeros([], tl.float32)
+        count = tl.zeros([], tl.int64)
         wild = tl.zeros([], tl.int64)  # where an id is out of range, plus 1
         for position in range(begin, end):
             row, found, counted = locate(ids, position, begin < end, start, rows, IS_SHARD)
@@ -46,15 +47,15 @@ def pool_kernel(
             if WEIGHTED:
                 values = tl.where(found, tl.load(weights + position) * values, 0.0)
             sums += values
-            count += tl.where(counted, 1.0, 0.0)
+            count += counted.to(tl.int64)
             if RECORDS:
                 wild = tl.where(counted, wild, position + 1)
         if RECORDS:
             if (wild > 0) & (first == 0):
-                missing = end - begin - count.to(tl.int64)
+                missing = end - begin - count
                 record_missing(record, missing, tl.load(ids + wild - 1), features, f, bag % samples, block)
         if is_mean != 0:
-            sums = tl.where(count > 0, tl.div_rn(sums, tl.maximum(count, 1.0)), sums)
+            sums = mean(sums, count)
         tl.store(target + columns, as_element(sums, out), mask=columns < dim)
 
 
@@ -68,11 +69,11 @@ def weights_kernel(
     table, stride, rows, start, dim, column, is_mean = feature_at(features, group % num_features, like)
     source = grad + (tl.load(order + group // num_features) * samples + bag % samples) * width + column
     begin, end = load_offset(offsets, bag, True, num_ids), load_offset(offsets, bag + 1, True, num_ids)
-    count = 0.0
+    count = tl.zeros([], tl.int64)
     if is_mean != 0:
         for position in range(begin, end):
             _, _, counted = locate(ids, position, begin < end, start, rows, IS_SHARD)
-            count += tl.where(counted, 1.0, 0.0)
+            count += counted.to(tl.int64)
     for position in range(begin, end):
         row, found, _ = locate(ids, position, begin < end, start, rows, IS_SHARD)
         total = 0.0
@@ -82,7 +83,7 @@ def weights_kernel(
             values = tl.load(table + row * stride + columns, mask=here, other=0).to(tl.float32)
             total += tl.sum(values * tl.load(source + columns, mask=here, other=0), axis=0)
         if is_mean != 0:
-            total = tl.where(count > 0, tl.div_rn(total, tl.maximum(count, 1.0)), total)
+            total = mean(total, count)
         tl.store(out + position, total)
 
 

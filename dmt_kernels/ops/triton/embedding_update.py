@@ -42,12 +42,12 @@ def count_kernel(
     bag = tl.program_id(0).to(tl.int64)
     fields = feature_fields(features, bag // samples % num_features)
     begin, end = load_offset(offsets, bag, True, num_ids), load_offset(offsets, bag + 1, True, num_ids)
-    count = tl.zeros([POSITIONS], tl.float32)
+    count = tl.zeros([POSITIONS], tl.int64)
     for first in range(begin, end, POSITIONS):
         position = first + tl.arange(0, POSITIONS)
         _, _, counted = locate(ids, position, position < end, tl.load(fields + 1), tl.load(fields), IS_SHARD)
-        count += tl.where(counted, 1.0, 0.0)
-    tl.store(counts + bag, tl.sum(count, axis=0))
+        count += counted.to(tl.int64)
+    tl.store(counts + bag, tl.sum(count, axis=0).to(tl.float32))
 
 
 @triton.jit

@@ -20,6 +20,7 @@ from dmt_kernels.ops.triton.bags import (
     feature_fields,
     load_offset,
     locate,
+    mean,
     missing_ids,
     record_missing,
     to_bfloat16,
@@ -57,7 +58,7 @@ def pool_tile(
     length = load_offset(offsets, bag + 1, there, num_ids) - begin
     columns = first + tl.arange(0, DEPTH)
     pooled = tl.zeros([SAMPLES, DEPTH], tl.float32)
-    count = tl.zeros([SAMPLES], tl.float32)
+    count = tl.zeros([SAMPLES], tl.int32)
     missing, wild = tl.zeros([SAMPLES], tl.int32), tl.zeros([SAMPLES], tl.int64)
     for step in range(0, tl.max(length, axis=0)):
         position = begin + step
@@ -68,12 +69,12 @@ def pool_tile(
             scale = tl.load(weights + position, mask=found, other=0.0)
             values = tl.where(found[:, None], scale[:, None] * values, 0.0)
         pooled += values
-        count += tl.where(counted, 1.0, 0.0)
+        count += counted.to(tl.int32)
         is_wild = (step < length) & (counted == 0)
         missing += is_wild.to(tl.int32)
         wild = tl.where(is_wild, position + 1, wild)
     if is_mean != 0:
-        pooled = tl.where((count > 0)[:, None], tl.div_rn(pooled, tl.maximum(count, 1.0)[:, None]), pooled)
+        pooled = mean(pooled, count[:, None])
     return pooled, missing, wild
 
 
