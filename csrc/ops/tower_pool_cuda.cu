@@ -21,10 +21,13 @@ cuda::Matrix matrix_of(const Tensor& tensor) {
   return {tensor.const_data_ptr(), tensor.size(0), tensor.size(1), tensor.stride(0), tensor.stride(1)};
 }
 
+// Where the two launches more are made up for, by count. (ops/kept_rows.py has the same number.)
+constexpr int64_t kLeastLibraryRows = 4096;
+
 // Whether a product is so large that torch's, of factors in memory, is worth what it costs to write them there first:
-// measured at 65,536 rows (docs/gpu.md); the least number is where the two launches more are made up for, by count.
+// measured at 65,536 rows (docs/gpu.md).
 bool is_for_library(cuda::Products products, int64_t rows, int64_t columns, int64_t depth) {
-  return products == cuda::Products::bf16 && rows >= 4096 && columns > 0 && depth > 0;
+  return products == cuda::Products::bf16 && rows >= kLeastLibraryRows && columns > 0 && depth > 0;
 }
 
 // a @ b of bfloat16 factors, summed in float: as float, or as bfloat16 where the sums are short enough that nobody adds

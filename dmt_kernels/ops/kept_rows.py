@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dmt_kernels.ops.tower_pool_gradients import ProductDtype
 
-_LEAST_ROWS = 4096  # as in csrc/ops/tower_pool_cuda.cu, whose choice this is
+_LEAST_ROWS = 4096  # kLeastLibraryRows of csrc/ops/tower_pool_cuda.cu, whose choice this is
 
 
 def is_for_library(weight: Tensor, rows: int, product_dtype: ProductDtype) -> bool:
