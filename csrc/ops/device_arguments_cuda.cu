@@ -138,6 +138,11 @@ DeviceBags::DeviceBags(const char* op, const TableArguments& tables, const BagAr
     feature.table = data.data[t];
     feature.stride = data.strides[t];
   }
+  const int64_t pack = dtype_ == cuda::DType::f32 ? cuda::kPackSize<float> : cuda::kPackSize<cuda::BFloat16>;
+  layout_.are_packs = std::all_of(features_.begin(), features_.end(), [&](const cuda::Feature& feature) {
+    return reinterpret_cast<uintptr_t>(feature.table) % 16 == 0 && feature.stride % pack == 0 &&
+           feature.dim % pack == 0 && feature.column % pack == 0;
+  });
   if (reports) layout_.errors = static_cast<cuda::IdErrors*>(errors_.mutable_data_ptr());
 }
 
@@ -174,6 +179,7 @@ void DeviceBags::describe(const cpu::BagLayout& all) {
       .width = all.width,
       .wide_ids = all.wide_ids,
       .is_shard = all.row_starts != nullptr,
+      .are_packs = false,  // there are no tables yet
   };
 }
 

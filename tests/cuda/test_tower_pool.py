@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.cuda.places import places
+from tests.cuda.places import places, simt
 from tests.cuda.test_embedding_bag import arguments
 from tests.ops.bags import bags, random_bags
 
@@ -93,6 +93,22 @@ def test_many_samples(op, monkeypatch, dtype, ring, dims, out_width, samples, op
     weights = None if weights is None else weights[:count]
     given = (tables, ids[:count], offsets, weight, None, weights, *layout, False, torch.bfloat16)
     assert_close(op("tower_pool")(*given), torch.ops.dmt.tower_pool(*given), torch.bfloat16)
+
+
+@pytest.mark.parametrize("odd", ["nothing", "dim", "stride", "start"])
+def test_who_multiplies(op, odd):
+    """Rows that copies of 16 bytes cannot bring to their place are left to torch's product."""
+    if op is not simt:
+        pytest.skip("a GPU gets copies of tables, whose strides and starts are others")
+    first, dim, stride = int(odd == "start"), 15 if odd == "dim" else 16, 25 if odd == "stride" else 24
+    tables = [torch.randn(30, stride).bfloat16()[:, first : first + dim], torch.randn(30, 8).bfloat16()]
+    samples = 4096
+    ids, offsets = torch.randint(30, (2 * samples,)), torch.arange(2 * samples + 1)
+    given = (tables, ids, offsets, torch.randn(16, dim + 8).bfloat16(), None, *[None] * 5, 2, False, torch.bfloat16)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        out = op("tower_pool")(*given)
+    assert any(event.key == "aten::mm" for event in profile.key_averages()) == (odd != "nothing")
+    assert_close(out, torch.ops.dmt.tower_pool(*given), torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -46,7 +46,8 @@ struct Bags {
   int64_t num_samples;
   int64_t width;
   bool wide_ids;
-  bool is_shard;  // ids of other rows are held elsewhere, rather than missing
+  bool is_shard;   // ids of other rows are held elsewhere, rather than missing
+  bool are_packs;  // features' rows are packs, at multiples of 16 bytes, and so are their columns in the pooled matrix
 };
 
 constexpr int64_t kElsewhere = -1;

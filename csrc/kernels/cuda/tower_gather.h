@@ -140,7 +140,8 @@ class Part {
   bool is_free_ = false;  // the slot
 };
 
-// Gathers rows of bfloat16 for all items of the block where nearly all bags have one id: rows are copied into tiles.
+// Gathers rows of bfloat16 for all items of the block where nearly all bags have one id: rows, which are packs
+// (Bags::are_packs) and have no weights, are copied into tiles.
 template <unsigned kSlots>
 class Copier {
  public:
@@ -163,8 +164,8 @@ class Copier {
   }
 
  private:
-  // As long as no bag has more than one id and all else allows it, rows are their own sums and are copied. While a
-  // piece is copied, the next one's ids are on their way, and offsets of the one after it.
+  // As long as no bag has more than one id, rows are their own sums and are copied. While a piece is copied, the next
+  // one's ids are on their way, and offsets of the one after it.
   DMT_MEMBER void copy_pieces() {
     Pieces pieces(bags_, walk_, part_.place(), feature_);
     Piece next;
@@ -188,9 +189,7 @@ class Copier {
       const PieceColumns columns = piece_columns(feature, now.slice);
       feature_ = now.feature;
       const BFloat16* const table = static_cast<const BFloat16*>(feature.table) + columns.in_table;
-      const bool is_copied = bags_.weights == nullptr && columns.in_tile % kPackSize<BFloat16> == 0 &&
-                             columns.count % kPackSize<BFloat16> == 0 && is_aligned(table, feature.stride);
-      if (!__all_sync(kAllLanes, is_copied && !bag.has_more)) return;
+      if (!__all_sync(kAllLanes, !bag.has_more)) return;
       advance();
       part_.wait();
       const int64_t id = id_of(bags_, bag.id);
@@ -212,7 +211,8 @@ class Copier {
     const auto run = run_of<BFloat16>(bags_, feature, columns, piece.bag - row, piece.count + row,
                                       piece.reports && columns.in_table == 0, places_, window_of);
     auto store = into_tile(run, columns, part_.first_row(), part_.tile());
-    pool_in_registers(run, store);
+    // More rows at once, or another path for sums, cost registers that a warp which gathers has not.
+    if (run.count > 0) run.template walk<2, true, false>(window_of(run.group), store);
     __syncwarp();
     has_stored_ = true;
   }

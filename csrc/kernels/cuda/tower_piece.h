@@ -186,15 +186,4 @@ DMT_DEVICE auto into_tile(const PooledRun<T>& run, const PieceColumns& columns, 
   };
 }
 
-// Pools a run's rows by way of registers. More of them at once, or another path for bags without weights, cost
-// registers that a warp which gathers has not.
-template <class T, class Sink>
-DMT_DEVICE void pool_in_registers(const PooledRun<T>& run, Sink& sink) {
-  if (run.count > 0 && run.columns.whole) {
-    run.template walk<2, true, false>(window_of(run.group), sink);
-  } else if (run.count > 0) {
-    run.template walk<1, false, false>(window_of(run.group), sink);
-  }
-}
-
 }  // namespace dmt::cuda

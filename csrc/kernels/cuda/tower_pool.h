@@ -25,8 +25,8 @@ int64_t packed_bytes(const Matrix& weight, Products products);
 void tower_pool(const Bags& bags, DType dtype, const Matrix& weight, const void* bias, Products products, void* scratch,
                 void* out, cudaStream_t stream);
 
-// Whether the kernel for Hopper GPUs takes these: rows of bfloat16, as many ids as bags; or any, for 256 columns of the
-// output at most, where the environment says DMT_TOWER_POOL_RING=1.
+// Whether the kernel for Hopper GPUs takes these: rows of bfloat16 that are packs, as many ids as bags; or any, for 256
+// columns of the output at most, where the environment says DMT_TOWER_POOL_RING=1.
 bool is_for_hopper(const Bags& bags, DType dtype, const Matrix& weight, Products products);
 
 // out [rows, columns] = sums + bias, in `dtype`; bias: [columns] of that dtype, or null. `out` may be `sums`.

@@ -370,9 +370,11 @@ void multiply_bags_by(const Bags& bags, const Matrix& weight, const void* bias, 
 }
 
 // Rows of bfloat16 are copied where there are as many ids as bags, hence in all likelihood one each, and no weights.
+// What copies cannot bring to its place would be pooled by those few warps, one row after the other.
 Gathering gathering_of(const Bags& bags, DType dtype) {
   const bool has_one_each = bags.num_ids == bags.num_blocks * bags.num_features * bags.num_samples;
-  return dtype == DType::bf16 && has_one_each && bags.weights == nullptr ? Gathering::copies : Gathering::pools;
+  const bool is_copied = dtype == DType::bf16 && has_one_each && bags.weights == nullptr && bags.are_packs;
+  return is_copied ? Gathering::copies : Gathering::pools;
 }
 
 // Whether rows that are pooled by a ring are multiplied here, too. No GPU has run that yet: it is for those who ask.
