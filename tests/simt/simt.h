@@ -365,9 +365,7 @@ inline void copy_async(void* shared, const void* global, bool is_there) {
   }
   simt::block->copy({shared, global, is_there});
 }
-inline void copy_async_short(void* shared, const void* global, bool is_there) {
-  copy_async(shared, is_there ? global : shared, is_there);
-}
+inline void copy_async_short(void* shared, const void* global, bool is_there) { copy_async(shared, global, is_there); }
 inline void commit_copies() { simt::block->commit_copies(); }
 template <int kLeft>
 void wait_for_copies() {

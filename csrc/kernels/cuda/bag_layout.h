@@ -50,8 +50,9 @@ struct Bags {
   bool are_packs;  // features' rows are packs, at multiples of 16 bytes, and so are their columns in the pooled matrix
 };
 
-constexpr int64_t kElsewhere = -1;
-constexpr int64_t kMissing = -2;
+// Behind no row, but aligned like one: a copy is given its source also where it reads nothing.
+constexpr int64_t kElsewhere = -16;
+constexpr int64_t kMissing = -32;
 
 DMT_DEVICE int64_t load_id(const Bags& bags, int64_t position) {
   return bags.wide_ids ? static_cast<const int64_t*>(bags.ids)[position]
