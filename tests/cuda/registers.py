@@ -1,8 +1,8 @@
 """Compiles the CUDA library and compares what its kernels use with csrc/kernels/cuda/registers.txt.
 
 Needs nvcc and any torch, but no GPU: ``python tests/cuda/registers.py BUILD_FOLDER``. Each line of the table is a
-kernel, the most registers that any of its instances may use on any architecture, and the most bytes it may spill.
-Beside the library, bench/gpu/ceilings.cu is compiled.
+kernel, or some of its instances, the most registers that any of these may use on any architecture, and the most bytes
+it may spill. Beside the library, bench/gpu/ceilings.cu is compiled.
 """
 
 import importlib.util
@@ -11,10 +11,13 @@ import re
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "csrc" / "kernels" / "cuda" / "registers.txt"
+
+Uses = dict[str, tuple[int, int]]  # registers and bytes spilled, by instance, or by line of the table
 
 
 def compile_kernels(folder: str) -> str:
@@ -45,22 +48,37 @@ def compile_kernels(folder: str) -> str:
     return done.stdout
 
 
-def used(log: str) -> dict[str, tuple[int, int]]:
-    """(registers, bytes spilled) of each kernel of ours: the most of all its instances and architectures."""
+def used(log: str) -> Uses:
+    """What each instance of a kernel of ours uses, as in ``pool<float,Half>``: the most of all architectures."""
     entry = r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers"
-    result: dict[str, tuple[int, int]] = {}
+    result: Uses = {}
     found = re.findall(entry, log, re.DOTALL)
     names = subprocess.run(["c++filt"], input="\n".join(f[0] for f in found), capture_output=True, text=True).stdout
     for name, (_, spilled, registers) in zip(names.splitlines(), found, strict=True):
-        ours = re.search(r"dmt::cuda::\(anonymous namespace\)::(\w+)[(<]", name)
-        if ours and "cub::" not in name:
-            most = result.get(ours[1], (0, 0))
-            result[ours[1]] = (max(most[0], int(registers)), max(most[1], int(spilled)))
+        if "cub::" in name or "dmt::cuda::(anonymous namespace)::" not in name:
+            continue
+        short = re.sub(r"dmt::cuda::(\(anonymous namespace\)::)?|^void | (?=>)|(?<=,) ", "", name)
+        instance = re.match(r"\w+(<.*?>(?=\())?", short)[0]
+        result[instance] = most(result.get(instance, (0, 0)), (int(registers), int(spilled)))
     return result
 
 
-def complaints(kernels: dict[str, tuple[int, int]], table: dict[str, tuple[int, int]]) -> list[str]:
-    """One sentence for every kernel that is not as the table says."""
+def most(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    return max(a[0], b[0]), max(a[1], b[1])
+
+
+def by_line(kernels: Uses, table: Uses) -> Uses:
+    """The most of the instances that each line of the table is the first to name; others by themselves."""
+    result: Uses = {}
+    for name, uses in kernels.items():
+        line = next((line for line in table if fnmatchcase(name, line) or name.startswith(f"{line}<")), name)
+        result[line] = most(result.get(line, (0, 0)), uses)
+    return result
+
+
+def complaints(kernels: Uses, table: Uses) -> list[str]:
+    """One sentence for every line that the kernels are not as."""
+    kernels = by_line(kernels, table)
     result = [f"{name} is in the table, but there is no such kernel" for name in sorted(table.keys() - kernels.keys())]
     for name, (registers, spilled) in sorted(kernels.items()):
         most_registers, most_spilled = table.get(name, (0, 0))
@@ -71,15 +89,15 @@ def complaints(kernels: dict[str, tuple[int, int]], table: dict[str, tuple[int, 
     return result
 
 
-def read_table() -> dict[str, tuple[int, int]]:
+def read_table() -> Uses:
     lines = [line.split() for line in TABLE.read_text().splitlines() if line and not line.startswith("#")]
     return {name: (int(registers), int(spilled)) for name, registers, spilled in lines}
 
 
 def main(folder: str) -> None:
     kernels = used(compile_kernels(folder))
-    for name, (registers, spilled) in sorted(kernels.items()):
-        print(f"{name:<24} {registers:>4} registers {spilled:>4} bytes spilled")
+    for name, (registers, spilled) in sorted(by_line(kernels, read_table()).items()):
+        print(f"{name:<48} {registers:>4} registers {spilled:>4} bytes spilled")
     if wrong := complaints(kernels, read_table()):
         raise SystemExit("\n".join(wrong))
 

@@ -14,8 +14,28 @@ ptxas info    : Used 60 registers, used 1 barriers, 488 bytes cmem[0]
 """
 
 
-def test_the_most_of_all_instances():
-    assert used(LOG.replace("63_GLOBAL__N__0_16_x_cu_0", "12_GLOBAL__N_1")) == {"pool": (63, 12)}
+def log_of(*kernels):
+    return "".join(LOG.replace("63_GLOBAL__N__0_16_x_cu_04poolIfEEvT_", f"12_GLOBAL__N_1{name}") for name in kernels)
+
+
+def test_the_most_of_all_architectures():
+    assert used(log_of("4poolIfEEvT_")) == {"pool<float>": (63, 12)}
+
+
+def test_names_of_instances():
+    names = ["4copyEv", "3addINS0_4HalfELi128EEEvi", "3mixINS1_4RowsIfEEfLNS1_4KindE1EEEvNS1_4RowsIfEE"]
+    assert list(used(log_of(*names))) == ["copy", "add<Half,128>", "mix<Rows<float>,float,(Kind)1>"]
+
+
+def test_an_instance_belongs_to_the_first_line_that_names_it():
+    kernels = {"pool<float,Half>": (63, 8), "pool<Half,Half>": (40, 0), "pool<Half,float>": (41, 0), "pull": (9, 0)}
+    table = {"pool<float,*>": (63, 8), "pool<*,float>": (41, 0), "pool": (40, 0), "pull": (9, 0)}
+    assert complaints(kernels, table) == []
+    kernels["pool<Half,float>"] = (42, 4)
+    assert complaints(kernels, table) == [
+        "pool<*,float> uses 42 registers, the table says 41",
+        "pool<*,float> spills 4 bytes, the table says 0",
+    ]
 
 
 def test_complaints():
