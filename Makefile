@@ -90,7 +90,7 @@ sanitize: $(ENVIRONMENT) ## Test kernels and ops under g++'s address, undefined-
 # The kernels and, in a copy of the package without the engine, the ops that call them.
 sanitize-build: $(ENVIRONMENT)
 	@rm -rf $(SANITIZED)/package
-	@DMT_SANITIZE=address,undefined DMT_BEST_ISA=$(ISA_IN_USE) DMT_COMM=off DMT_TESTS=$(SANITIZED)/address \
+	@DMT_SANITIZE=address,undefined DMT_BEST_ISA="$${DMT_BEST_ISA:-$(ISA_IN_USE)}" DMT_COMM=off DMT_TESTS=$(SANITIZED)/address \
 	  $(PY) setup.py -q build_py -d $(SANITIZED)/package build_ext -b $(SANITIZED)/package
 
 sanitize-kernels: sanitize-build

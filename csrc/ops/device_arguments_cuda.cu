@@ -140,8 +140,8 @@ DeviceBags::DeviceBags(const char* op, const TableArguments& tables, const BagAr
   }
   const int64_t pack = dtype_ == cuda::DType::f32 ? cuda::kPackSize<float> : cuda::kPackSize<cuda::BFloat16>;
   layout_.are_packs = std::all_of(features_.begin(), features_.end(), [&](const cuda::Feature& feature) {
-    return reinterpret_cast<uintptr_t>(feature.table) % 16 == 0 && feature.stride % pack == 0 &&
-           feature.dim % pack == 0 && feature.column % pack == 0;
+    return feature.dim == 0 || (reinterpret_cast<uintptr_t>(feature.table) % 16 == 0 && feature.stride % pack == 0 &&
+                                feature.dim % pack == 0 && feature.column % pack == 0);
   });
   if (reports) layout_.errors = static_cast<cuda::IdErrors*>(errors_.mutable_data_ptr());
 }

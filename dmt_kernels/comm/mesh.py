@@ -58,8 +58,7 @@ def build_mesh(
 
     On CUDA it sets ``NCCL_LAUNCH_ORDER_IMPLICIT=1`` in the environment, unless that is set: this rank's groups share a
     GPU, and so none overtakes another. NCCL reads it once, at the process's first collective; whoever has one before
-    this call sets it himself. It is known from NCCL 2.26 on (torch 2.7): older ones may have a rank wait in one group
-    for another rank that waits in another group, for good.
+    this call sets it himself. NCCL then fails where several threads of a process issue collectives at one time.
 
     Parameters
     ----------
@@ -154,13 +153,12 @@ def _new_group(
 ) -> dist.ProcessGroup:
     mine, ranks_of_mine = None, []
     for ranks in partition:
-        names = ", ".join(map(str, ranks))
         try:
             # What NCCL's watchdog calls the group when it has waited for too long.
-            desc = f"dmt {stage} (ranks {names})"
+            desc = f"dmt {stage} (ranks {_span(ranks)})"
             group = dist.new_group(ranks, timeout=timedelta(seconds=timeout_s), group_desc=desc)
         except RuntimeError as error:
-            who = f"rank {rank} made the group of the {stage} stage among ranks {names}"
+            who = f"rank {rank} made the group of the {stage} stage among ranks {_span(ranks)}"
             raise ExchangeError(f"{who}, and the backend said: {' '.join(str(error).split())}") from error
         if rank in ranks:
             mine, ranks_of_mine = group, ranks
@@ -169,6 +167,13 @@ def _new_group(
     with naming_failures(mine.group_name, "connected"):
         dist.all_reduce(torch.zeros(1, device=device), group=mine)  # now, in order, not under the first step
     return mine
+
+
+def _span(ranks: list[int]) -> str:
+    """Ranks in words; a world of many in few."""
+    if len(ranks) > 2 and ranks == list(range(ranks[0], ranks[-1] + 1)):
+        return f"{ranks[0]} to {ranks[-1]}"
+    return ", ".join(map(str, ranks))
 
 
 def _link(topology: Topology, rank: int, other: int) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -97,8 +98,9 @@ def _on_ranks(config: TrainConfig, work: Callable[..., Any], *args: Any) -> dict
 
 
 def _multiplies_in_bfloat16() -> bool:
-    """Whether torch has products of bfloat16 that are not made element by element, as far as x86 goes."""
-    return torch.backends.cpu.get_cpu_capability() != "AVX2"
+    """Whether torch has more for it than element by element: not on x86 below AVX-512; of other CPUs it is assumed."""
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return not is_x86 or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "DEFAULT", "NO AVX")
 
 
 def _show(figures: dict[str, Any], title: str) -> None:

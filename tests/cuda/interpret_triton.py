@@ -87,7 +87,7 @@ def check_counts_of_many_ids() -> None:
 
 @contextlib.contextmanager
 def counting_from(first: int, shape: tuple[int, ...]) -> Iterator[None]:
-    """Zeros of this shape, which counters alone have in the kernel that is called, are `first` instead."""
+    """Zeros of this shape are `first` instead: in the kernel that is called counters have it, and what is not used."""
     with mock.patch.object(tl, "zeros", lambda of, dtype: tl.full(of, first if tuple(of) == shape else 0, dtype)):
         yield
 

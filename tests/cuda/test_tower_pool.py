@@ -111,6 +111,22 @@ def test_who_multiplies(op, odd):
     assert_close(out, torch.ops.dmt.tower_pool(*given), torch.bfloat16)
 
 
+@pytest.mark.parametrize("stride", [1, 16])
+def test_a_feature_of_no_columns_among_bags_of_one_id(op, stride):
+    """Its rows are nowhere, and of its longer bags nothing is read."""
+    tables = [torch.randn(30, columns).bfloat16() for columns in (16, stride, 8)]
+    tables[1] = tables[1][:, :0] if stride > 1 else torch.empty(30, 0).bfloat16()
+    samples = 4096
+    lengths = torch.ones(3 * samples).long()
+    lengths[samples + 40 : samples + 42] = torch.tensor([2, 0])
+    ids, offsets = torch.randint(30, (3 * samples,)), torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    given = (tables, ids, offsets, torch.randn(16, 24).bfloat16(), None, *[None] * 5, 2, False, torch.bfloat16)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        out = op("tower_pool")(*given)
+    assert op is not simt or not any(event.key == "aten::mm" for event in profile.key_averages())
+    assert_close(out, torch.ops.dmt.tower_pool(*given), torch.bfloat16)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "options",

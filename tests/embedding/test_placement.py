@@ -3,7 +3,6 @@
 import functools
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -168,14 +167,14 @@ def _assert_one_choice(choices: list[tuple[str, str, str, str]]) -> None:
     assert choices[0][0] in ("member", "owner")
 
 
-def _all_on(device: str, rank: int, folder: Path) -> tuple:
+def _all_on(rank: int, device: str, folder: Path) -> tuple:
     return _train_all(rank, device)[0], _slices(rank, folder, device), _choices(rank, device)
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_cuda)])
 def test_placements_on_gpus(device: str, tmp_path: Path) -> None:
     """All of the above, by ranks that are started once."""
-    results = run_ranks(partial(_all_on, device), TOPOLOGY.world, tmp_path / "model", device=device, timeout_s=120)
+    results = run_ranks(_all_on, TOPOLOGY.world, device, tmp_path / "model", device=device, timeout_s=120)
     for (member, *owners), _, _ in results:
         _assert_one_model(member, owners[0])
         _assert_equal_bits(*owners)

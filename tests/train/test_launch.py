@@ -73,10 +73,11 @@ def test_ranks_that_were_given_other_options_say_so():
     assert str(said) == "rank 1 has --dense-lr 0.1, rank 0 has --dense-lr 0.2"
 
 
-def test_rank_0_returns_and_cores_are_shared_out(tmp_path):
-    total, threads = run_ranks(add_ranks, tmp_path, world=WORLD)
-    assert total == sum(range(WORLD))
-    assert threads == max(1, len(os.sched_getaffinity(0)) // WORLD)
+@pytest.mark.parametrize(
+    ("asked", "threads"), [(None, max(1, len(os.sched_getaffinity(0)) // WORLD)), (3, 3)], ids=["shared", "asked"]
+)
+def test_rank_0_returns_and_cores_are_shared_out(tmp_path, asked, threads):
+    assert run_ranks(add_ranks, tmp_path, world=WORLD, threads=asked) == (sum(range(WORLD)), threads)
     assert len(noted_pids(tmp_path)) == WORLD
 
 

@@ -33,7 +33,9 @@ Isa choose_isa() {
   for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
     if (isa <= best && std::strcmp(wanted, isa_name(isa)) == 0) return isa;
   }
-  std::fprintf(stderr, "dmt_kernels: DMT_CPU_ISA=%s is none of the instruction sets that this CPU runs; using %s\n",
+  std::fprintf(stderr,
+               "dmt_kernels: DMT_CPU_ISA=%s is none of the instruction sets that this CPU runs and this build has; "
+               "using %s\n",
                wanted, isa_name(best));
   return best;
 }

@@ -17,7 +17,8 @@ enum class Isa { baseline, avx2, avx512, avx512bf16 };
 
 #define DMT_EXPORT __attribute__((visibility("default")))  // dmt_kernels._C reports the choice
 
-// The instruction set in use: the best one that the CPU has, or the lower one named by DMT_CPU_ISA. Decided once.
+// The instruction set in use: the best one of the CPU and of this build, or the lower one named by DMT_CPU_ISA. Decided
+// once.
 DMT_EXPORT Isa isa_in_use();
 
 DMT_EXPORT const char* isa_name(Isa isa);
@@ -30,7 +31,9 @@ DMT_EXPORT const char* isa_name(Isa isa);
 #define DMT_ISAS_1(X, ...) DMT_ISAS_0(X, __VA_ARGS__) X(avx2, __VA_ARGS__)
 #define DMT_ISAS_2(X, ...) DMT_ISAS_1(X, __VA_ARGS__) X(avx512, __VA_ARGS__)
 #define DMT_ISAS_3(X, ...) DMT_ISAS_2(X, __VA_ARGS__) X(avx512bf16, __VA_ARGS__)
-#if DMT_BEST_ISA == 0
+#if !defined(DMT_BEST_ISA)
+#error "DMT_BEST_ISA is missing: it is the build's, in CMakeLists.txt"
+#elif DMT_BEST_ISA == 0
 #define DMT_FOR_ISAS DMT_ISAS_0
 #elif DMT_BEST_ISA == 1
 #define DMT_FOR_ISAS DMT_ISAS_1

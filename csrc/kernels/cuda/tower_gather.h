@@ -212,7 +212,11 @@ class Copier {
                                       piece.reports && columns.in_table == 0, places_, window_of);
     auto store = into_tile(run, columns, part_.first_row(), part_.tile());
     // More rows at once, or another path for sums, cost registers that a warp which gathers has not.
-    if (run.count > 0) run.template walk<2, true, false>(window_of(run.group), store);
+    if (run.count > 0 && run.columns.whole) {
+      run.template walk<2, true, false>(window_of(run.group), store);
+    } else if (run.count > 0) {  // a feature of no columns, whose ids are looked at nevertheless
+      run.template walk<1, false, false>(window_of(run.group), store);
+    }
     __syncwarp();
     has_stored_ = true;
   }
