@@ -1,9 +1,7 @@
 """tower_pool against the two steps it fuses, forward and backward."""
 
 import math
-import re
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -12,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmt_kernels.ops import embedding_bag, kept_rows, tower_pool
+from dmt_kernels.ops import embedding_bag, tower_pool
 from dmt_kernels.ops.kept_rows import rounded_product
 from dmt_kernels.ops.reference.tower_pool import tower_pool as oracle
 from tests.devices import on_cuda, on_devices, there
@@ -206,12 +204,6 @@ def test_rows_are_kept_by_gpus_that_train():
     assert not MODULE._keeps(tables, offsets[:-1], weight, *rest)
     for products in (None, "tf32"):
         assert not MODULE._keeps(tables, offsets, weight, *rest[:-1], products)
-
-
-def test_rows_are_kept_where_products_are_left_to_torch():
-    """Both sides make this choice, and neither asks the other."""
-    source = Path(__file__).parents[2] / "csrc" / "ops" / "tower_pool_cuda.cu"
-    assert re.findall(r"kLeastLibraryRows = (\d+);", source.read_text()) == [str(kept_rows._LEAST_ROWS)]
 
 
 def test_what_does_not_fit_is_left_to_the_op():
