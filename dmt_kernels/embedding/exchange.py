@@ -5,7 +5,7 @@ Letters: ``W`` ranks, ``T`` towers, ``R`` members, ``F`` features, ``B`` samples
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -113,6 +113,27 @@ class EmbeddingExchange(nn.Module):
     def finish(self, in_flight: Any) -> Tensor:
         """End it: ``[B, sum(C_t)]``."""
         raise NotImplementedError  # as above
+
+    def finish_into(self, in_flight: Any, over_arch: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """End it in an over-arch that treats samples alone: its work on some runs while others are on their way.
+
+        Parameters
+        ----------
+        in_flight : object
+            What :meth:`start` has returned.
+        over_arch : callable
+            Called with embeddings ``[b, sum(C_t)]`` and the same samples of `rows`, for all samples at once or, in
+            order, for one chunk after the other; returns a tensor of ``b`` rows. What depends on the other samples of
+            a batch (batch normalization, say) would see those of its chunk.
+        rows : Tensor
+            ``[B, ...]`` each.
+
+        Returns
+        -------
+        Tensor
+            What `over_arch` returned, one chunk below the other: ``[B, ...]``.
+        """
+        return over_arch(self.finish(in_flight), *rows)
 
     def prefetch(self, sparse: Jagged) -> None:
         """Send the ids of a batch to come on their way, ahead of the forward pass that is given this very object.

@@ -53,8 +53,8 @@ class FlatFlight(Flight):
         self.has_kept = any(layout.kept_width for layout in layouts)
         # Then what arrives is what is delivered, column by column.
         self.in_order = not self.has_kept and all(layout.is_side_by_side for layout in layouts)
-        self._arrived: list[_Blocks] = []  # of every chunk
-        self._kept_grads: list[Tensor] = []  # of every chunk, first from the peers, then of the whole tower
+        self._arrived: dict[int, _Blocks] = {}  # of every chunk that is not delivered
+        self._kept_grads: dict[int, Tensor] = {}  # of every chunk, first from the peers, then of the whole tower
 
     def expect(self, chunk: int) -> None:
         """Begin the stage, and that of the peers for kept columns."""
@@ -63,7 +63,7 @@ class FlatFlight(Flight):
             self._tickets["flat", chunk] = self.flat.expect(arriving.sent, self.rank)
         if self.has_kept:
             self._tickets["kept", chunk] = self.peer.expect(arriving.kept, self.t)
-        self._arrived.append(arriving)
+        self._arrived[chunk] = arriving
 
     def lookup(self, chunk: int) -> list[Tensor]:
         """Look up what each rank gets, ``[b, D_r]``; the kept columns with it."""
@@ -89,15 +89,10 @@ class FlatFlight(Flight):
         """Wait, and put columns in order."""
         self._wait("flat", chunk)
         self._wait("kept", chunk)
+        arrived = self._arrived.pop(chunk)
         if not self.in_order:
-            towers = zip(self.layouts, self._arrived[chunk].by_tower, strict=True)
+            towers = zip(self.layouts, arrived.by_tower, strict=True)
             self.out[self.rows_of(chunk)] = torch.cat([layout.assemble(blocks) for layout, blocks in towers], dim=1)
-
-    def arrive(self) -> Tensor:
-        """As of every flight; the blocks that arrived are, or were put into, the result."""
-        out = super().arrive()
-        self._arrived.clear()
-        return out
 
     def send_back(self, chunk: int, grad: Tensor) -> None:
         """Start the gradients on their way back."""
@@ -114,7 +109,7 @@ class FlatFlight(Flight):
         if self.has_kept:
             mine = grad.new_empty(len(self.layouts), self.chunk_samples, self.own.kept_width)
             mine[self.t].copy_(leaving.kept[self.t])
-            self._kept_grads.append(mine)
+            self._kept_grads[chunk] = mine
             self._tickets["kept", chunk] = self.peer.start_back(leaving.kept, mine.unbind(0), self.t, draw)
 
     def decompress(self, chunk: int) -> None:

@@ -4,24 +4,28 @@ A batch is cut into chunks of ``b`` samples. While a chunk is on the wire, the n
 compressed; the backward pass is the same schedule reversed, and ends in one update of the tables from one buffer that
 the chunks have filled. :func:`depart` starts a batch and :func:`arrive` ends it, so that whatever the model does in
 between runs under the last messages, in the backward pass too: autograd runs the latest node first.
+:func:`arrive_by_chunk` ends it in pieces, so that the model's work on one runs under the messages of the next ones; its
+gradient leaves as soon as the model has it, while the model goes back through the piece before.
 
 ::
 
-    depart   chunk 0  lookup, first stage ─┐
-             chunk 1  lookup, first stage  │ wait 0, tower module, peer stage ─┐
-             ...                                                               │
-    arrive                                                   wait 0, 1, ... ◄──┘
+    depart   chunk 0  lookup, first stage, wait 0, tower module, peer stage ─┐
+             chunk 1  lookup, first stage ─┐                                 │
+             chunk 2  lookup, first stage  │ wait 1, tower module, peer stage┤
+             ...                                                             │
+    arrive                                                 wait 0, 1, ... ◄──┘
     ------------------------------------ the model's loss -------------------------------------------------------
-    arrive'  peer stage of all chunks ─┐
-    depart'  chunk 0  wait, tower module's backward, first stage ─┐
-             chunk 1  wait, ...                                   │ its parameters' gradients
-             ...                                wait 0, 1, ... ◄──┘
+    arrive'  peer stage of chunks n - 1, ..., 1, 0 ─┐
+    depart'  chunk n - 1  wait, tower module's backward, first stage ─┐
+             chunk n - 2  wait, ...                                   │ its parameters' gradients
+             ...                                 wait n - 1, ..., 0 ◄─┘
     look up' update of the tables
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,9 +85,12 @@ class Flight(ABC):
         device = self.received.bags.ids.device
         self._pool, self._number, self._has_ended = cargo.pool, cargo.number, False
         self._tickets: dict[tuple[str, int], Ticket] = {}  # of stages that are not waited for yet
+        self._out_width = out_width
         self.buffers = cargo.pool.take(self.shards.dtype, device)
         self.out = torch.empty(cargo.samples, out_width, dtype=self.shards.dtype, device=device)
         self.grad: Tensor | None = None  # [n * W * b, D_r] of the pooled rows, chunk by chunk
+        self._unreturned = self.chunks  # chunks of which no gradient has left: the last one's is the first to leave
+        self._early: dict[int, Tensor] = {}  # gradients of chunks, [b, sum(C_t)], that wait for those of later ones
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -127,41 +134,57 @@ class Flight(ABC):
             self.expect(chunk)
         for chunk in range(self.chunks):
             self.send(chunk, self.lookup(chunk))
-            if chunk:
-                self.compress(chunk - 1)
-        self.compress(self.chunks - 1)
+            if chunk != 1:  # the first one at once: until it leaves, the last stage's links are idle
+                self.compress(max(chunk - 1, 0))
+        if self.chunks > 1:
+            self.compress(self.chunks - 1)
 
-    def arrive(self) -> Tensor:
-        """Wait for the embeddings, ``[B, sum(C_t)]``."""
-        for chunk in range(self.chunks):
+    def arrive(self, chunks: range) -> Tensor:
+        """Wait for the embeddings of consecutive chunks, ``[len(chunks) * b, sum(C_t)]``."""
+        for chunk in chunks:
             self.deliver(chunk)
-        # Not kept: autograd ties the result to this flight, and the collector does not see that way.
-        out, self.out = self.out, self.out.new_empty(0)
-        return out
+        out = self.out
+        if chunks.stop == self.chunks:
+            # Not kept: autograd ties the result to this flight, and the collector does not see that way.
+            self.out = self.out.new_empty(0)
+        if len(chunks) == self.chunks:
+            return out
+        b = self.chunk_samples
+        # No view for autograd: others' rows may still be written, and these by the model.
+        return out[chunks.start * b : chunks.stop * b].data
 
     def end(self) -> None:
         """Give memory back: nobody will ask for a gradient, or for another one."""
         self._has_ended = True
         self._pool.give_back(self.buffers)
 
-    def depart_backward(self, grad: Tensor) -> None:
-        """Start the gradients of the embeddings on their way back."""
-        if self._has_ended or self.grad is not None:
+    def depart_backward(self, chunks: range, grad: Tensor) -> None:
+        """Start the gradients of what :meth:`arrive` gave for the same chunks on their way back.
+
+        They leave from the last chunk to the first, on all ranks alike, in whichever order they come here.
+        """
+        if self._has_ended or chunks.stop > self._unreturned or not self._early.keys().isdisjoint(chunks):
             raise RuntimeError("a batch has one backward pass, which updates its tables; look it up again for another")
         if grad.shape[1] > 1 and grad.stride(1) != 1:  # of a sum over columns, say
             grad = grad.contiguous()
-        rows = self.chunks * len(self.block_order) * self.chunk_samples
-        self.grad = self.buffers.take("grad", rows, self.shards.width)
-        for chunk in range(self.chunks):
-            self.send_back(chunk, grad[self.rows_of(chunk)])
+        if self.grad is None:
+            rows = self.chunks * len(self.block_order) * self.chunk_samples
+            self.grad = self.buffers.take("grad", rows, self.shards.width)
+        self._early |= zip(chunks, grad.unflatten(0, (len(chunks), self.chunk_samples)), strict=True)
+        while (chunk := self._unreturned - 1) in self._early:
+            self.send_back(chunk, self._early.pop(chunk))
+            self._unreturned = chunk
 
     def arrive_backward(self) -> tuple[Tensor | None, ...]:
         """Bring them to the tables' owners and return the gradients of ``inputs``."""
-        for chunk in range(self.chunks):
+        assert self.grad is not None
+        for chunk in set(range(self._unreturned)) - self._early.keys():  # the loss does not depend on them
+            self.depart_backward(range(chunk, chunk + 1), self.grad.new_zeros(self.chunk_samples, self._out_width))
+        for chunk in reversed(range(self.chunks)):
             self.decompress(chunk)
-            if chunk:
-                self.collect(chunk - 1)
-        self.collect(self.chunks - 1)
+            if chunk + 1 < self.chunks:
+                self.collect(chunk + 1)
+        self.collect(0)
         return self.input_grads()
 
     def update(self) -> None:
@@ -234,9 +257,20 @@ def depart(flight: Flight) -> InFlight:
 
 def arrive(in_flight: InFlight) -> Tensor:
     """End a batch: ``[B, sum(C_t)]``, differentiable once."""
-    out = _Arrive.apply(in_flight.token, in_flight.flight)
-    if not in_flight.token.requires_grad:
-        in_flight.flight.end()
+    return _arrive(in_flight, range(in_flight.flight.chunks))
+
+
+def arrive_by_chunk(in_flight: InFlight) -> Iterator[Tensor]:
+    """End a batch in pieces, ``[b, sum(C_t)]``, each of them when it is asked for; all of them have to be."""
+    for chunk in range(in_flight.flight.chunks):
+        yield _arrive(in_flight, range(chunk, chunk + 1))
+
+
+def _arrive(in_flight: InFlight, chunks: range) -> Tensor:
+    flight, token = in_flight.flight, in_flight.token
+    out = _Arrive.apply(token, flight, chunks)
+    if not token.requires_grad and chunks.stop == flight.chunks:
+        flight.end()
     return out
 
 
@@ -268,11 +302,11 @@ class _Depart(torch.autograd.Function):
 
 class _Arrive(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, token: Tensor, flight: Flight) -> Tensor:
-        ctx.flight = flight
-        return flight.arrive()
+    def forward(ctx: Any, token: Tensor, flight: Flight, chunks: range) -> Tensor:
+        ctx.flight, ctx.chunks = flight, chunks
+        return flight.arrive(chunks)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        ctx.flight.depart_backward(grad)
-        return grad.new_zeros(()), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        ctx.flight.depart_backward(ctx.chunks, grad)
+        return grad.new_zeros(()), None, None

@@ -47,7 +47,7 @@ class OwnerFlight(PeerFlight):
         self._rows = [self.towers * self.chunk_samples * owns for owns in self._owns]
         self._partial: list[list[Tensor]] = []  # of every chunk: [T*b, C_t] of every owner
         self._records = torch.is_grad_enabled()
-        self._kept: list[Tensor] = []  # of chunks not collected yet: pooled rows [W*b, D_r], if kept
+        self._kept: dict[int, Tensor] = {}  # of chunks not collected yet: pooled rows [W*b, D_r], if kept
         self._weight_grad: Tensor | None = None  # of the chunks so far, of kept rows
 
     @cached_property
@@ -82,7 +82,7 @@ class OwnerFlight(PeerFlight):
         weight, *bias = (value.detach() for value in self.inputs)
         bags = self.received.chunks[chunk]
         if self._keeps:
-            self._kept.append(self.shards.lookup_as(torch.bfloat16, bags, self.block_order))
+            self._kept[chunk] = self.shards.lookup_as(torch.bfloat16, bags, self.block_order)
             sums = rounded_product(self._kept[chunk], weight.bfloat16().t(), self.shards.dtype, *bias)
         else:
             sums = self.shards.tower_pool(bags, self.block_order, weight, *bias, product_dtype=self._product_dtype)
@@ -119,7 +119,7 @@ class OwnerFlight(PeerFlight):
         grad = self._tower_grads(chunk).flatten(0, 1)
         if self._keeps:
             grad = grad.bfloat16()  # for both products
-            weight_grad = rounded_product(grad.t(), self._kept.pop(0), torch.float32)
+            weight_grad = rounded_product(grad.t(), self._kept.pop(chunk), torch.float32)
             self._weight_grad = weight_grad if self._weight_grad is None else self._weight_grad.add_(weight_grad)
         self.pooled_grad(chunk).copy_(ops.tower_pool_pooled_backward(grad, weight, product_dtype=self._product_dtype))
 

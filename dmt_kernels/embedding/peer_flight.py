@@ -54,7 +54,7 @@ class PeerFlight(Flight):
         self.t, self.member = road.place
         self.members, self.towers = len(self.layout.members), len(self.out_widths)
         self.own, self.width = self.layout.members[self.member], self.out_widths[self.t]
-        self._grads: list[Tensor] = []  # of every chunk: [T*b, C_t], of what the tower has compressed
+        self._grads: dict[int, Tensor] = {}  # of every chunk: [T*b, C_t], of what the tower has compressed
 
     def compressed(self, chunk: int) -> Tensor:
         """Memory of what the tower has made of a chunk, ``[T, b, C_t]``."""
@@ -76,7 +76,7 @@ class PeerFlight(Flight):
     def send_back(self, chunk: int, grad: Tensor) -> None:
         """Start the peer stage's gradient."""
         arriving = self.returning(chunk)
-        self._grads.append(arriving.flatten(0, 1))
+        self._grads[chunk] = arriving.flatten(0, 1)
         sent = grad.split(self.out_widths, dim=1)
         self._tickets["peer", chunk] = self.peer.start_back(sent, arriving.unbind(0), self.t, self._draw(chunk))
         arriving[self.t].copy_(sent[self.t])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from dmt_kernels.embedding.buffers import BufferPool
 from dmt_kernels.embedding.chunk_choice import ChunkChoice, Chunks
 from dmt_kernels.embedding.exchange import EmbeddingExchange
 from dmt_kernels.embedding.flat_flight import FlatFlight
-from dmt_kernels.embedding.flight import Cargo, Flight, InFlight, arrive, depart
+from dmt_kernels.embedding.flight import Cargo, Flight, InFlight, arrive, arrive_by_chunk, depart
 from dmt_kernels.embedding.owner_flight import OwnerFlight
 from dmt_kernels.embedding.peer_flight import TowerRoad
 from dmt_kernels.embedding.placement import obstacle_to_owners, quickest, slice_of
@@ -122,6 +122,12 @@ class WiredExchange(EmbeddingExchange):
 
     def finish(self, in_flight: InFlight) -> Tensor:  # noqa: D102
         return arrive(in_flight)
+
+    def finish_into(self, in_flight: InFlight, over_arch: Callable[..., Tensor], *rows: Tensor) -> Tensor:  # noqa: D102
+        if (chunks := in_flight.flight.chunks) == 1:
+            return super().finish_into(in_flight, over_arch, *rows)
+        parts = zip(arrive_by_chunk(in_flight), *(columns.chunk(chunks) for columns in rows), strict=True)
+        return torch.cat([over_arch(*part) for part in parts])
 
     @property
     @abstractmethod
@@ -242,7 +248,8 @@ class SpttExchange(WiredExchange):
             with torch.enable_grad():  # so that it keeps what the way back needs
                 flight = self._flight_by(placement, cargo)
                 flight.depart()
-            flight.depart_backward(flight.arrive())  # any gradient will do
+            chunks = range(flight.chunks)
+            flight.depart_backward(chunks, flight.arrive(chunks))  # any gradient will do
             grads = flight.arrive_backward()
             if placement == "member":
                 all_reduce_flat([grad for grad in grads if grad is not None], self.mesh.tower_dense)

@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from dmt_kernels.embedding import EmbeddingExchange
 from dmt_kernels.models.expansion import Expansion
 from dmt_kernels.models.mlp import MLP
 from dmt_kernels.spec import Jagged
@@ -73,5 +74,10 @@ class DCN(nn.Module):
 
     def forward(self, dense: Tensor, sparse: Jagged) -> Tensor:
         """Return logits ``[B]`` for ``dense`` ``[B, K]`` and the bags of all features."""
-        x = torch.cat([dense, self.expand(self.exchange(sparse))], dim=1)
+        if not isinstance(self.exchange, EmbeddingExchange):
+            return self._logits(self.exchange(sparse), dense)
+        return self.exchange.finish_into(self.exchange.start(sparse), self._logits, dense)
+
+    def _logits(self, embeddings: Tensor, dense: Tensor) -> Tensor:
+        x = torch.cat([dense, self.expand(embeddings)], dim=1)
         return self.deep(self.cross(x)).squeeze(1)

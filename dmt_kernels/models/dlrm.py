@@ -84,14 +84,18 @@ class DLRM(nn.Module):
 
     def forward(self, dense: Tensor, sparse: Jagged) -> Tensor:
         """Return logits ``[B]`` for ``dense`` ``[B, K]`` and the bags of all features."""
-        dense_part, embeddings = self._dense_and_sparse(dense, sparse)
-        if dense_part is None:
-            return self.top(self.interaction(embeddings.unflatten(1, (-1, self.out_dim)))).squeeze(1)
-        return self.top(self.interaction.behind(dense_part, embeddings, self.out_dim)).squeeze(1)
-
-    def _dense_and_sparse(self, dense: Tensor, sparse: Jagged) -> tuple[Tensor | None, Tensor]:
-        if self.bottom is None or not isinstance(self.exchange, EmbeddingExchange):
-            return None if self.bottom is None else self.bottom(dense), self.expand(self.exchange(sparse))
+        if not isinstance(self.exchange, EmbeddingExchange):
+            return self._logits(self.exchange(sparse), *self._dense_feature(dense))
         in_flight = self.exchange.start(sparse)
-        dense_part = self.bottom(dense)  # under the exchange's last messages; and so is its backward
-        return dense_part, self.expand(self.exchange.finish(in_flight))
+        dense_feature = self._dense_feature(dense)  # under the exchange's messages; and so is its backward
+        return self.exchange.finish_into(in_flight, self._logits, *dense_feature)
+
+    def _dense_feature(self, dense: Tensor) -> tuple[Tensor, ...]:
+        """The dense input's feature ``[B, out_dim]``, if there is one."""
+        return () if self.bottom is None else (self.bottom(dense),)
+
+    def _logits(self, embeddings: Tensor, dense_feature: Tensor | None = None) -> Tensor:
+        embeddings = self.expand(embeddings)
+        if dense_feature is None:
+            return self.top(self.interaction(embeddings.unflatten(1, (-1, self.out_dim)))).squeeze(1)
+        return self.top(self.interaction.behind(dense_feature, embeddings, self.out_dim)).squeeze(1)

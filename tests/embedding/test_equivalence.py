@@ -76,8 +76,15 @@ def _optimizer_worlds() -> list[World]:
 
 
 def _plain_world(topology: Topology, splits: str, tower: str | None, chunks: int) -> World:
-    weighted = splits == "every-split"
-    return World(topology, SPLITS[splits], dtype=torch.float64, tower=tower, chunks=chunks, weighted=weighted)
+    return World(
+        topology,
+        SPLITS[splits],
+        dtype=torch.float64,
+        tower=tower,
+        chunks=chunks,
+        weighted=splits == "every-split",
+        by_chunk=chunks > 2,  # two are enough to see that a whole batch of chunks is right, too
+    )
 
 
 # Splits and chunks of a linear tower module that stands at the owners of tables.
@@ -206,10 +213,10 @@ ON_GPUS: dict[Topology, tuple[list[World], list[World]]] = {
         [
             World(Topology(2, 2), SPLITS["every-split"], chunks=2),
             World(Topology(2, 2), tower="linear"),
-            World(Topology(2, 2), SPLITS["every-split"], tower="linear", chunks=4, weighted=True),
+            World(Topology(2, 2), SPLITS["every-split"], tower="linear", chunks=4, weighted=True, by_chunk=True),
             World(Topology(2, 2), SPLITS["every-split"], tower="cross", chunks=3),
             World(Topology(2, 2), tower="linear", placement="owner"),
-            World(Topology(2, 2), SPLITS["columns"], tower="linear", placement="owner", chunks=2),
+            World(Topology(2, 2), SPLITS["columns"], tower="linear", placement="owner", chunks=2, by_chunk=True),
         ],
     ),
     # Blocks of a rank in the middle, which leave a gap where its own one is; and no peers, or no members.

@@ -53,10 +53,14 @@ def _ways(rank: int) -> None:
             exchange(sparse)
             out.sum().backward()
         unused = exchange(sparse)
-        del out, unused
+        by_chunk = exchange.finish_into(exchange.start(sparse), torch.sin)
+        by_chunk.sum().backward()
+        with torch.no_grad():
+            exchange.finish_into(exchange.start(sparse), torch.sin)
+        del out, unused, by_chunk
         gc.collect()
-        assert len(flights) == 4
-        assert [flight() for flight in flights] == [None] * 4, kind
+        assert len(flights) == 6
+        assert [flight() for flight in flights] == [None] * 6, kind
 
 
 def seeded(seed: int, make, *sizes) -> nn.Module:

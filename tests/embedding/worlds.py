@@ -41,6 +41,7 @@ class World:
     payloads: Payloads | None = None
     placement: str = "member"
     device: str = "cpu"  # of the ranks
+    by_chunk: bool = False  # the over-arch has one chunk after the other
 
     def plan(self) -> Plan:
         return place(TABLES, partition_features(TABLES, self.topology.towers), self.topology, dict(self.splits))
@@ -143,9 +144,21 @@ def train(world: World, kind: str, rank: int | None) -> dict[str, Tensor]:
     outputs = []
     for step in range(STEPS):
         ids, weights, target = global_batch(world, exchange.features, step)
-        embeddings = exchange(to(world.device, jagged(world, ids, weights, mine.start, mine.stop)))
-        outputs.append(embeddings.detach().clone())
-        loss = ((over_arch(embeddings).squeeze(1) - target[mine].to(world.device)) ** 2).sum() / samples
+        seen: list[Tensor] = []
+
+        def errors(embeddings: Tensor, target: Tensor, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(embeddings.detach().clone())
+            return over_arch(embeddings).squeeze(1) - target
+
+        sparse = to(world.device, jagged(world, ids, weights, mine.start, mine.stop))
+        aims = target[mine].to(world.device)
+        if world.by_chunk:
+            off = exchange.finish_into(exchange.start(sparse), errors, aims)
+        else:
+            off = errors(exchange(sparse), aims)
+        assert rank is None or (len(seen) > 1) == world.by_chunk
+        outputs.append(torch.cat(seen))
+        loss = (off**2).sum() / samples
         dense.zero_grad()
         loss.backward()
         if mesh is not None:
