@@ -42,24 +42,25 @@ def _compare(
         what = f"losses, ranks and one process, {variant.name}"
         agree(what, mine["losses"], _losses_of_one_process(variant, problem))
     elif variant.exact:
-        agree(losses, mine["losses"], its["losses"], exact=_same_bits(variant, twin))
+        agree(losses, mine["losses"], its["losses"], exact=same_bits(variant, twin))
     else:
         bound = HALF if variant.peer and not variant.amp else output_bound(variant, problem)
         agree_within(losses, mine["losses"], its["losses"], bound)
     if variant.peer is not None or variant is twin:
         return
     if variant.exact:
-        agree(f"first {outputs}", mine["before"], its["before"], exact=_same_bits(variant, twin))
+        agree(f"first {outputs}", mine["before"], its["before"], exact=same_bits(variant, twin))
     else:
         agree_within(f"first {outputs}", mine["before"], its["before"], output_bound(variant, problem))
-    if variant.exact and _same_bits(variant, twin):
+    if variant.exact and same_bits(variant, twin):
         # Only these: Adam makes a whole step of what rounding leaves of a small gradient.
         agree(f"{outputs} after training", mine["after"], its["after"], exact=True)
 
 
-def _same_bits(variant: Variant, twin: Variant) -> bool:
-    """Whether ours makes the same sums in the same order: a tower module sums chunk by chunk, and where it stands."""
-    return variant.peer is None and (variant.options == twin.options or not variant.tower_module)
+def same_bits(variant: Variant, twin: Variant) -> bool:
+    """Whether ours makes the same sums in the same order: modules sum chunk by chunk, a tower's where it stands."""
+    sums = variant.tower_module or variant.over_arch
+    return variant.peer is None and (variant.options == twin.options or not sums)
 
 
 @functools.cache

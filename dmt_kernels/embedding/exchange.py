@@ -132,6 +132,11 @@ class EmbeddingExchange(nn.Module):
         -------
         Tensor
             What `over_arch` returned, one chunk below the other: ``[B, ...]``.
+
+        Raises
+        ------
+        RuntimeError
+            If `rows` are not as many as the samples.
         """
         return over_arch(self.finish(in_flight), *rows)
 

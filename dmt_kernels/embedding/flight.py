@@ -1,11 +1,13 @@
 """One batch on its way: which chunk is at which stage, forward and backward.
 
 A batch is cut into chunks of ``b`` samples. While a chunk is on the wire, the next one is looked up, and the one before
-compressed; the backward pass is the same schedule reversed, and ends in one update of the tables from one buffer that
-the chunks have filled. :func:`depart` starts a batch and :func:`arrive` ends it, so that whatever the model does in
-between runs under the last messages, in the backward pass too: autograd runs the latest node first.
-:func:`arrive_by_chunk` ends it in pieces, so that the model's work on one runs under the messages of the next ones; its
-gradient leaves as soon as the model has it, while the model goes back through the piece before.
+compressed; but the first one is at once, since the last stage's links are idle until it leaves. The backward pass is
+the same schedule reversed, and ends in one update of the tables from one buffer that the chunks have filled.
+
+:func:`depart` starts a batch and :func:`arrive` ends it, so that whatever the model does in between runs under the last
+messages, in the backward pass too: autograd runs the latest node first. :func:`arrive_by_chunk` ends it in pieces, so
+that the model's work on one runs under the messages of the next ones; its gradient leaves as soon as the model has it,
+while the model goes back through the piece before.
 
 ::
 
@@ -83,7 +85,7 @@ class Flight(ABC):
         self.chunks = len(self.received.chunks)
         self.chunk_samples = cargo.samples // self.chunks  # b
         device = self.received.bags.ids.device
-        self._pool, self._number, self._has_ended = cargo.pool, cargo.number, False
+        self._pool, self._number = cargo.pool, cargo.number
         self._tickets: dict[tuple[str, int], Ticket] = {}  # of stages that are not waited for yet
         self._out_width = out_width
         self.buffers = cargo.pool.take(self.shards.dtype, device)
@@ -132,10 +134,12 @@ class Flight(ABC):
         """Look all chunks up and start all messages."""
         for chunk in range(self.chunks):
             self.expect(chunk)
-        for chunk in range(self.chunks):
+        self.send(0, self.lookup(0))
+        self.compress(0)
+        for chunk in range(1, self.chunks):
             self.send(chunk, self.lookup(chunk))
-            if chunk != 1:  # the first one at once: until it leaves, the last stage's links are idle
-                self.compress(max(chunk - 1, 0))
+            if chunk > 1:
+                self.compress(chunk - 1)
         if self.chunks > 1:
             self.compress(self.chunks - 1)
 
@@ -143,19 +147,16 @@ class Flight(ABC):
         """Wait for the embeddings of consecutive chunks, ``[len(chunks) * b, sum(C_t)]``."""
         for chunk in chunks:
             self.deliver(chunk)
-        out = self.out
+        b = self.chunk_samples
+        # No view for autograd: others' rows may still be written, and these by the model.
+        out = self.out[chunks.start * b : chunks.stop * b].data
         if chunks.stop == self.chunks:
             # Not kept: autograd ties the result to this flight, and the collector does not see that way.
             self.out = self.out.new_empty(0)
-        if len(chunks) == self.chunks:
-            return out
-        b = self.chunk_samples
-        # No view for autograd: others' rows may still be written, and these by the model.
-        return out[chunks.start * b : chunks.stop * b].data
+        return out
 
     def end(self) -> None:
         """Give memory back: nobody will ask for a gradient, or for another one."""
-        self._has_ended = True
         self._pool.give_back(self.buffers)
 
     def depart_backward(self, chunks: range, grad: Tensor) -> None:
@@ -163,7 +164,7 @@ class Flight(ABC):
 
         They leave from the last chunk to the first, on all ranks alike, in whichever order they come here.
         """
-        if self._has_ended or chunks.stop > self._unreturned or not self._early.keys().isdisjoint(chunks):
+        if chunks.stop > self._unreturned:
             raise RuntimeError("a batch has one backward pass, which updates its tables; look it up again for another")
         if grad.shape[1] > 1 and grad.stride(1) != 1:  # of a sum over columns, say
             grad = grad.contiguous()
@@ -239,7 +240,7 @@ class Flight(ABC):
 
 @dataclass(frozen=True)
 class InFlight:
-    """What :func:`depart` returns and :func:`arrive` takes."""
+    """What :func:`depart` returns, and :func:`arrive` or :func:`arrive_by_chunk` takes."""
 
     flight: Flight
     token: Tensor

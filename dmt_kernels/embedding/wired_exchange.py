@@ -126,8 +126,12 @@ class WiredExchange(EmbeddingExchange):
     def finish_into(self, in_flight: InFlight, over_arch: Callable[..., Tensor], *rows: Tensor) -> Tensor:  # noqa: D102
         if (chunks := in_flight.flight.chunks) == 1:
             return super().finish_into(in_flight, over_arch, *rows)
-        parts = zip(arrive_by_chunk(in_flight), *(columns.chunk(chunks) for columns in rows), strict=True)
-        return torch.cat([over_arch(*part) for part in parts])
+        by_chunk = [part.unflatten(0, (chunks, in_flight.flight.chunk_samples)).unbind(0) for part in rows]
+        outputs = []
+        for part in zip(arrive_by_chunk(in_flight), *by_chunk, strict=True):
+            torch.clear_autocast_cache()  # or chunks would share narrow copies of weights, and add gradients up there
+            outputs.append(over_arch(*part))
+        return torch.cat(outputs)
 
     @property
     @abstractmethod

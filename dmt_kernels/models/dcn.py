@@ -18,7 +18,8 @@ class DCN(nn.Module):
 
     Dense input and embeddings are crossed, then go through an MLP. What towers compressed may first be mapped to as
     many columns as the flat model has, so that as many crosses are left. Whether the model is flat or multi-tower is
-    the exchange's business; with pass-through towers it is the flat DCN.
+    the exchange's business; with pass-through towers it is the flat DCN. Everything behind the exchange runs once for
+    each of its chunks (:meth:`~dmt_kernels.embedding.EmbeddingExchange.finish_into`).
 
     Parameters
     ----------

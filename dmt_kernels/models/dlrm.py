@@ -17,7 +17,9 @@ class DLRM(nn.Module):
     """Deep learning recommendation model (Naumov et al., arXiv 1906.00091) over any exchange.
 
     Whether the model is flat or multi-tower is the exchange's business: what arrives is ``[B, sum(out_widths)]``, read
-    as features of ``out_dim``, or mapped to such. With pass-through towers the model is the flat DLRM.
+    as features of ``out_dim``, or mapped to such. With pass-through towers the model is the flat DLRM. Everything
+    behind the exchange runs once for each of its chunks
+    (:meth:`~dmt_kernels.embedding.EmbeddingExchange.finish_into`).
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ from bench.agreement import Disagreement
 from bench.cluster import __main__ as command
 from bench.cluster import network, show
 from bench.cluster.__main__ import main
-from bench.cluster.check import agree_within, output_bound
+from bench.cluster.check import agree_within, output_bound, same_bits
 from bench.cluster.floor import least_bytes, payload_seconds, wire_seconds
 from bench.cluster.network import PACKET_BYTES, PACKET_PAYLOAD, parse_rate, show_rate
 from bench.cluster.problem import Problem
@@ -121,6 +121,14 @@ def test_every_contender_has_a_twin_of_ours_and_ratios_name_contenders():
     with pytest.raises(InputError, match="no contender 'nobody'"):
         parse_names("flat;nobody")
     assert {"TorchRec flat", "TorchRec towers, bare"} <= {second for _, second in RATIOS} & set(names)
+
+
+def test_only_what_sums_in_one_order_is_held_to_the_bit():
+    named = {variant.name: variant for variant in VARIANTS}
+    for name in ("sptt", "flat, loopback", "dmt, loopback"):
+        assert same_bits(named[name], twin_of(named[name], VARIANTS)), name
+    for name in ("flat, 2 chunks", "flat, auto chunks", "dmt, 4 chunks", "dmt, bare, auto chunks", "dmt, owner"):
+        assert not same_bits(named[name], twin_of(named[name], VARIANTS)), name
 
 
 @pytest.mark.parametrize("dim, mapped", [(64, 16), (8, 8)])

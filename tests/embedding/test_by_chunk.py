@@ -1,15 +1,18 @@
 """An over-arch that has a batch by chunks: in which order it works, and what becomes of odd gradients."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmt_kernels.comm import Mesh
 from dmt_kernels.embedding import EmbeddingExchange
-from dmt_kernels.embedding.peer_flight import PeerFlight
-from dmt_kernels.spec import Topology
+from dmt_kernels.embedding.sptt_flight import SpttFlight
+from dmt_kernels.models import DCN, DLRM
+from dmt_kernels.spec import Batch, Topology
+from dmt_kernels.train.step import TrainStep
 from tests.embedding.worlds import SAMPLES, World, build, global_batch, jagged, mesh_of
 from tests.ranks import run_ranks
 
@@ -20,44 +23,122 @@ WORLDS = {
     "owner": World(TOPOLOGY, tower="linear", chunks=CHUNKS, placement="owner"),
 }
 
-OverArch = Callable[[Tensor], Tensor]
+OverArch = Callable[..., Tensor]
 
 
-def _stepped(kind: str, rank: int, over_arch: Callable[[Mesh], OverArch]) -> tuple[EmbeddingExchange, Tensor]:
-    """An exchange after one step under an over-arch, and the result of that."""
+def _stepped(kind: str, rank: int, over_arch: Callable[[Mesh], OverArch], *rows: Tensor) -> EmbeddingExchange:
+    """An exchange after one step under an over-arch."""
     world = WORLDS[kind]
     exchange, mesh = build(world, "flat" if kind == "flat" else "sptt", rank), mesh_of(TOPOLOGY, "cpu")
     ids, weights, _ = global_batch(world, exchange.features, 0)
     sparse = jagged(world, ids, weights, rank * SAMPLES, (rank + 1) * SAMPLES)
-    result = exchange.finish_into(exchange.start(sparse), over_arch(mesh))
-    result.sum().backward()
-    return exchange, result
+    exchange.finish_into(exchange.start(sparse), over_arch(mesh), *rows).sum().backward()
+    return exchange
 
 
-def _order(rank: int) -> list[str]:
+SCHEDULE = ("lookup", "compress", "deliver", "send_back", "decompress", "collect")
+
+
+def _order(rank: int, kind: str) -> list[str]:
+    """What a step of a model does, chunk by chunk, in its order."""
     seen: list[str] = []
 
-    def over_arch(embeddings: Tensor) -> Tensor:
-        chunk = sum(word.startswith("over-arch ") for word in seen)
-        seen.append(f"over-arch {chunk}")
-        embeddings.register_hook(lambda _: seen.append(f"over-arch' {chunk}"))
-        return embeddings.sin()
-
     def noting(word: str) -> Callable[..., object]:
-        method = getattr(PeerFlight, word)
+        method = getattr(SpttFlight, word)
         return lambda self, chunk, *rest: (seen.append(f"{word} {chunk}"), method(self, chunk, *rest))[1]
 
+    def note_model(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        chunk = sum(word.startswith("model ") for word in seen)
+        seen.append(f"model {chunk}")
+        inputs[0].register_hook(lambda _: seen.append(f"model' {chunk}"))
+
     with pytest.MonkeyPatch.context() as patch:
-        for word in ("deliver", "send_back"):
-            patch.setattr(PeerFlight, word, noting(word))
-        _stepped("sptt", rank, lambda _: over_arch)
+        for word in SCHEDULE:
+            patch.setattr(SpttFlight, word, noting(word))
+        model, step, batch = _model_and_step(kind, rank, CHUNKS)
+        (model.top if kind == "dlrm" else model.cross).register_forward_pre_hook(note_model)
+        step(batch)
     return seen
 
 
-def test_what_has_arrived_is_worked_on_first_and_leaves_first() -> None:
-    there = [word for chunk in range(CHUNKS) for word in (f"deliver {chunk}", f"over-arch {chunk}")]
-    back = [word for chunk in reversed(range(CHUNKS)) for word in (f"over-arch' {chunk}", f"send_back {chunk}")]
-    assert run_ranks(_order, TOPOLOGY.world) == [there + back] * TOPOLOGY.world
+def _model_and_step(kind: str, rank: int, chunks: int, **options: bool) -> tuple[nn.Module, TrainStep, Batch]:
+    world = World(TOPOLOGY, dtype=torch.float64, tower="linear", chunks=chunks)
+    exchange = build(world, "sptt", rank)
+    make = {"dlrm": partial(DLRM, out_dim=1, bottom=(4,), top=(5,)), "dcn": partial(DCN, deep=(5,))}[kind]
+    model = make(exchange, dense_width=3, **options).to(world.dtype)
+    ids, weights, target = global_batch(world, exchange.features, 0)
+    mine = slice(rank * SAMPLES, (rank + 1) * SAMPLES)
+    dense = torch.linspace(-1, 1, SAMPLES * 3).view(SAMPLES, 3)
+    sparse = jagged(world, ids, weights, mine.start, mine.stop)
+    batch = Batch(dense, sparse, target[mine].round(), torch.ones(SAMPLES), SAMPLES * TOPOLOGY.world)
+    return model, TrainStep(model, mesh_of(TOPOLOGY, "cpu"), optimizer="adagrad", lr=0.1), batch
+
+
+@pytest.mark.parametrize("kind", ["dlrm", "dcn"])
+def test_what_has_arrived_is_worked_on_first_and_leaves_first(kind: str) -> None:
+    assert CHUNKS == 3
+    depart = "lookup 0, compress 0, lookup 1, lookup 2, compress 1, compress 2"
+    there = ", ".join(f"deliver {chunk}, model {chunk}" for chunk in range(3))
+    back = ", ".join(f"model' {chunk}, send_back {chunk}" for chunk in (2, 1, 0))
+    home = "decompress 2, decompress 1, collect 2, decompress 0, collect 1, collect 0"
+    expected = ", ".join((depart, there, back, home)).split(", ")
+    assert run_ranks(_order, TOPOLOGY.world, kind) == [expected] * TOPOLOGY.world
+
+
+def _off(rank: int) -> list[tuple[str, float]]:
+    """How far two steps of models are from what they are in one chunk, in float64."""
+    off = []
+    for kind, expand in (("dlrm", False), ("dlrm", True), ("dcn", False), ("dcn", True)):
+        results = []
+        for chunks in (1, CHUNKS, SAMPLES):
+            model, step, batch = _model_and_step(kind, rank, chunks, expand=expand)
+            losses = torch.stack([step(batch), step(batch)])
+            results.append(torch.cat([losses, *(value.flatten().double() for value in model.state_dict().values())]))
+        off += [(f"{kind} {expand}", (other - results[0]).abs().max().item()) for other in results[1:]]
+    return off
+
+
+def test_models_are_the_same_in_any_number_of_chunks() -> None:
+    for rank in run_ranks(_off, TOPOLOGY.world):
+        assert all(off < 1e-12 for _, off in rank), rank
+
+
+def _narrow(rank: int) -> tuple[Tensor, Tensor]:
+    """The gradient of a layer under autocast, of all chunks at once and added up in float32."""
+    world = World(TOPOLOGY, chunks=SAMPLES)
+    exchange, chunks = build(world, "sptt", rank), []
+    layer = nn.Linear(sum(exchange.out_widths), 7, bias=False)
+    ids, weights, _ = global_batch(world, exchange.features, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        in_flight = exchange.start(jagged(world, ids, weights, rank * SAMPLES, (rank + 1) * SAMPLES))
+        result = exchange.finish_into(in_flight, lambda x: chunks.append(layer(x)) or chunks[-1])
+        scale = torch.linspace(-1, 1, result.numel()).view_as(result).sin()
+        parts = [
+            torch.autograd.grad((chunk * part).sum(), layer.weight, retain_graph=True)[0]
+            for chunk, part in zip(chunks, scale.split(1), strict=True)
+        ]
+        (result * scale).sum().backward()
+    return layer.weight.grad, torch.stack(parts).sum(0)
+
+
+def test_gradients_of_chunks_are_added_up_in_float_under_autocast() -> None:
+    for grad, expected in run_ranks(_narrow, TOPOLOGY.world):
+        torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-6)
+
+
+def _unlike_rows(rank: int) -> list[str]:
+    """What rows are told that are not as many as the samples."""
+    said = []
+    for rows in (SAMPLES - 1, SAMPLES // 2, SAMPLES + 3):
+        with pytest.raises(RuntimeError) as error:
+            _stepped("flat", rank, lambda _: lambda embeddings, more: embeddings + more.sum(), torch.ones(rows))
+        said.append(str(error.value))
+    return said
+
+
+def test_rows_that_are_not_the_samples_are_refused() -> None:
+    for said in run_ranks(_unlike_rows, TOPOLOGY.world):
+        assert all("unflatten" in message for message in said)
 
 
 def _plain(mesh: Mesh) -> OverArch:
@@ -112,7 +193,7 @@ def _agree(rank: int) -> list[tuple[str, str]]:
         for name, twins in ODD.items():
             states = []
             for over_arch in twins:
-                exchange, _ = _stepped(kind, rank, over_arch)
+                exchange = _stepped(kind, rank, over_arch)
                 grads = {f"{key}'": p.grad for key, p in exchange.named_parameters() if p.grad is not None}
                 states.append(exchange.state_dict() | grads)
             odd, plain = states
@@ -125,7 +206,7 @@ def test_chunks_leave_in_one_order_whichever_gradient_comes_first_or_not_at_all(
     assert run_ranks(_agree, TOPOLOGY.world) == [[]] * TOPOLOGY.world
 
 
-def _twice(rank: int, first: int, last: int) -> str:
+def _twice(rank: int) -> str:
     """Two backward passes, each through some of the chunks."""
     chunks: list[Tensor] = []
     world = WORLDS["sptt"]
@@ -133,12 +214,11 @@ def _twice(rank: int, first: int, last: int) -> str:
     ids, weights, _ = global_batch(world, exchange.features, 0)
     sparse = jagged(world, ids, weights, rank * SAMPLES, (rank + 1) * SAMPLES)
     exchange.finish_into(exchange.start(sparse), lambda embeddings: chunks.append(embeddings) or embeddings)
-    chunks[first].sum().backward(retain_graph=True)
+    chunks[0].sum().backward()
     with pytest.raises(RuntimeError) as error:
-        chunks[last].sum().backward()
+        chunks[2].sum().backward()
     return str(error.value)
 
 
-@pytest.mark.parametrize(("first", "last"), [(0, 2), (2, 0), (1, 1)])
-def test_a_batch_has_one_backward_pass_for_all_its_chunks(first: int, last: int) -> None:
-    assert all("one backward pass" in message for message in run_ranks(_twice, TOPOLOGY.world, first, last))
+def test_a_batch_has_one_backward_pass_for_all_its_chunks() -> None:
+    assert all("one backward pass" in message for message in run_ranks(_twice, TOPOLOGY.world))

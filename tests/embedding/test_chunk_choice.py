@@ -1,4 +1,4 @@
-"""``chunks="auto"``: the fastest of a live trial, the same on all ranks, and no other results."""
+"""``chunks="auto"``: the fastest of a live trial, the same on all ranks, and other results by rounding alone."""
 
 import pytest
 import torch

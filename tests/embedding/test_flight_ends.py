@@ -57,6 +57,7 @@ def _ways(rank: int) -> None:
         by_chunk.sum().backward()
         with torch.no_grad():
             exchange.finish_into(exchange.start(sparse), torch.sin)
+        assert exchange._memory._free, "the memory is there for the next batch"
         del out, unused, by_chunk
         gc.collect()
         assert len(flights) == 6
