@@ -44,6 +44,9 @@ class EmbeddingExchange(nn.Module):
 
     Attributes
     ----------
+    batches : int
+        Started so far, to train or to evaluate. What a batch draws at random, to round gradients stochastically,
+        depends on it: whoever goes on with a training in a new process sets it.
     placement : str
         ``owner`` if tower modules stand in slices at the owners of tables: then ``tower_slices`` has this rank's
         parameters, and their gradients are whole. Otherwise ``member``: ``tower_modules`` has them.
@@ -56,6 +59,7 @@ class EmbeddingExchange(nn.Module):
         bounds_code(bounds)  # refuses what is none
         self.plan = plan
         self.bounds = bounds
+        self.batches = 0
         self.bad_ids = 0  # ids outside their tables that ``warn`` has let pass
         self.features = plan.partition.features
         self.positions = {feature: i for i, feature in enumerate(self.features)}
@@ -165,6 +169,11 @@ class EmbeddingExchange(nn.Module):
     def load_whole_state(self, state: Mapping[str, Tensor]) -> None:
         """Take what :meth:`whole_state` has returned, here or of an exchange with another placement."""
         self.load_state_dict(state)
+
+    def _count(self) -> int:
+        """The number of a batch that starts."""
+        self.batches += 1
+        return self.batches - 1
 
     def _samples(self, sparse: Jagged) -> int:
         features = len(self.features)

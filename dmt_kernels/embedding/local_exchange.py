@@ -62,7 +62,7 @@ class LocalExchange(EmbeddingExchange):
         for t, layout in enumerate(self.layouts):
             tower = layout.assemble([next(pieces) for _ in (*layout.members, "kept")])
             outputs.append(self.tower_modules[str(t)](tower).to(tower.dtype) if self.tower_modules else tower)
-        return torch.cat(self._payload(outputs), dim=1)
+        return torch.cat(self._payload(outputs, self._count()), dim=1)
 
     def finish(self, in_flight: Tensor) -> Tensor:  # noqa: D102
         return in_flight

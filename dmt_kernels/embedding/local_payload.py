@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,11 +32,12 @@ class LocalPayload:
     def __init__(self, topology: Topology, payloads: Payloads, seed: int) -> None:
         self.topology, self.payloads = topology, payloads
         self.seeds = [derive_seed(seed, "payloads", g) for g in range(topology.world)] if payloads.stochastic else None
-        self._batches = itertools.count()
 
-    def __call__(self, outputs: list[Tensor]) -> list[Tensor]:
-        """Send and receive what the towers have made of a batch, ``[B, C_t]`` each; so do their gradients."""
-        number = next(self._batches)
+    def __call__(self, outputs: list[Tensor], number: int) -> list[Tensor]:
+        """Send and receive what the towers have made of a batch, ``[B, C_t]`` each; so do their gradients.
+
+        No two batches have the same number, by which they draw.
+        """
         if self.payloads.peer is self.payloads.peer_backward is WireFormat.FP32:
             return outputs
         return [_PeerStage.apply(output, tower, self, number) for tower, output in enumerate(outputs)]

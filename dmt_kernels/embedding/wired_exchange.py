@@ -6,7 +6,6 @@ written and in the stages that carry them (:mod:`~dmt_kernels.embedding.flight`)
 
 from __future__ import annotations
 
-import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -90,7 +89,6 @@ class WiredExchange(EmbeddingExchange):
         )
         self._routes = IdRoutes(tuple(self._rows), looked_up, mesh.rank, mesh.ids.group_name)
         self._ahead: tuple[Jagged, IdExchange] | None = None  # a batch whose ids are on their way
-        self._flights = itertools.count()
         self._memory = BufferPool()
 
     def prefetch(self, sparse: Jagged) -> None:  # noqa: D102  (the base class has the words)
@@ -116,7 +114,7 @@ class WiredExchange(EmbeddingExchange):
         self._chunk_choice = ChunkChoice(chunks, self.mesh)
 
     def start(self, sparse: Jagged) -> InFlight:  # noqa: D102
-        received, samples, number = self._receive_ids(sparse), self._samples(sparse), next(self._flights)
+        received, samples, number = self._receive_ids(sparse), self._samples(sparse), self._count()
         self._chunk_choice.depart(len(received.chunks), trains=torch.is_grad_enabled())
         return depart(self._flight(Cargo(self.shards, received, samples, self.block_order, self._memory, number)))
 

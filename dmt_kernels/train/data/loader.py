@@ -76,7 +76,7 @@ class Loader:
         self._dataset, self._split = dataset, split
         self._order = [position[name] for name in feature_order]
         self._global_batch, self._rank, self._share = global_batch, rank, global_batch // world
-        self._seed, self._shuffle, self._epoch = seed, shuffle, 0
+        self._seed, self._shuffle, self._epoch, self._first = seed, shuffle, 0, 0
         self._device = torch.device(device)
         self._workers, self._prefetch = workers, prefetch
         self._rows = dataset.rows(split)
@@ -90,21 +90,21 @@ class Loader:
         """Real rows in an epoch, over all ranks."""
         return self._rows
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration follows."""
-        self._epoch = epoch
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Choose the epoch whose order the next iterations follow, and the first of its batches that they yield."""
+        self._epoch, self._first = epoch, first
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield one epoch."""
+        """Yield one epoch, or what is left of it."""
         order = ShuffledOrder(self._rows, self._seed, self._epoch) if self._shuffle else SequentialOrder()
         if not self._workers:
-            for step in range(len(self)):
+            for step in range(self._first, len(self)):
                 yield self._to_device(self._make(order, step))
             return
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="dmt-loader")
         try:
             ahead: deque[Future[Batch]] = deque()
-            for step in range(len(self)):
+            for step in range(self._first, len(self)):
                 while len(ahead) < self._workers * self._prefetch and step + len(ahead) < len(self):
                     ahead.append(pool.submit(self._make, order, step + len(ahead)))
                 yield self._to_device(ahead.popleft().result())

@@ -86,6 +86,17 @@ def test_epochs_visit_every_row_once_in_another_order(dataset):
     assert sorted(first) == sorted(second) == sorted(straight)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_may_begin_later(workers, dataset):
+    loader = Loader(
+        dataset, "train", global_batch=64, feature_order=names(dataset), seed=5, shuffle=True, workers=workers
+    )
+    whole = list(loader)
+    for first in (1, len(loader) - 1, len(loader)):
+        loader.set_epoch(0, first)
+        assert samples(loader) == samples(whole[first:])
+
+
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_background_threads_change_nothing(dataset, workers):
     options = {"global_batch": 64, "feature_order": names(dataset), "shuffle": True}
