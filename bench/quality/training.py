@@ -31,9 +31,9 @@ class FollowedTrainer(Trainer):
         self.curve: list[dict[str, Any]] = []
         self._seconds = 0.0
 
-    def _train_epoch(self, epoch: int) -> None:
+    def _train_epoch(self) -> None:
         began = time.process_time()
-        super()._train_epoch(epoch)
+        super()._train_epoch()
         self._seconds += time.process_time() - began
 
     def _log(self, line: dict[str, Any]) -> None:

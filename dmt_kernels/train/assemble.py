@@ -20,7 +20,7 @@ from dmt_kernels.embedding.chunk_choice import Chunks
 from dmt_kernels.embedding.placement import obstacle_to_owners
 from dmt_kernels.models import DCN, DLRM, expanded_dim
 from dmt_kernels.planner import STRATEGIES, partition_features, place
-from dmt_kernels.spec import InputError, Partition, Plan, Table, Topology, tables_by_feature
+from dmt_kernels.spec import ExchangeError, InputError, Partition, Plan, Table, Topology, tables_by_feature
 from dmt_kernels.towers import (
     TowerModule,
     build_tower_module,
@@ -41,6 +41,10 @@ class Setup:
     config: TrainConfig
     dataset: Dataset
     plan: Plan
+
+    def placed(self, placement: str) -> "Setup":
+        """The same with its tower modules placed."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, placement=placement))
 
     def facts(self) -> Iterator[tuple[str, object]]:
         """What all ranks must have been told alike, besides the plan; files may lie elsewhere on another host."""
@@ -107,12 +111,16 @@ def set_up(config: TrainConfig) -> Setup:
 
 def save_layout(setup: Setup, path: Path) -> None:
     """Write tables and towers as JSON, in the form that ``--tables`` and ``--partition`` read."""
-    layout = {
+    path.write_text(json.dumps(layout_of(setup), indent=1) + "\n")
+
+
+def layout_of(setup: Setup) -> dict[str, object]:
+    """Tables and towers, and how many dense features there are."""
+    return {
         "tables": [dataclasses.asdict(table) for table in setup.plan.tables],
         **setup.plan.partition.layout(),
         "dense_width": setup.dataset.dense_width,
     }
-    path.write_text(json.dumps(layout, indent=1) + "\n")
 
 
 def choose_device(config: TrainConfig) -> torch.device:
@@ -139,14 +147,29 @@ def choose_device(config: TrainConfig) -> torch.device:
 
 
 def connect(config: TrainConfig) -> Mesh | None:
-    """Join the other ranks of this run; None for ``--local``, which is alone."""
+    """Join the other ranks of this run; None for ``--local``, which is alone.
+
+    Raises
+    ------
+    ExchangeError
+        They cannot be found, and torchrun has left the addresses of earlier ones where it tells them.
+    """
     device = choose_device(config)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if config.local:
         return None
     timeout = timedelta(seconds=config.timeout)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    except RuntimeError as error:
+        restarts, shares = os.environ.get("TORCHELASTIC_RESTART_COUNT"), os.environ.get("TORCHELASTIC_USE_AGENT_STORE")
+        if restarts in (None, "0") or shares != "True":
+            raise
+        raise ExchangeError(  # pytorch/pytorch#135712
+            "ranks that torchrun has restarted may find the addresses of those before them: start torchrun with "
+            f"TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment ({error})"
+        ) from error
     return build_mesh(config.towers, config.members, device=device, timeout_s=config.timeout)
 
 

@@ -30,7 +30,9 @@ class AveragedWeights:
 
     def __init__(self, model: nn.Module, decay: float, steps: int) -> None:
         exchange: Any = model.exchange
-        weights = [*model.parameters(), *exchange.shards.tables.buffers()]
+        tables = dict(exchange.shards.tables.named_buffers())
+        self._tables = [f"exchange.shards.tables.{name}" for name in tables]
+        weights = [*model.parameters(), *tables.values()]
         self._weights = nn.ParameterList(nn.Parameter(weight.detach(), requires_grad=False) for weight in weights)
         self._every = max(1, round(min(1 / (1 - decay), steps) / PER_HORIZON))
         self._decay = decay**self._every
@@ -44,6 +46,15 @@ class AveragedWeights:
             before = self._steps // self._every - 1  # snapshots
             self._average.multi_avg_fn = get_ema_multi_avg_fn(min(self._decay, before / (before + 1)))
             self._average.update_parameters(self._weights)
+
+    def by_name(self, parameters: list[str]) -> dict[str, torch.Tensor]:
+        """The average, while it is outside, by the names of the model's parameters and those of tables."""
+        return dict(zip([*parameters, *self._tables], self._average.module.parameters(), strict=True))
+
+    def go_on(self, steps: int) -> None:
+        """Take what :meth:`by_name` returned, whose values have been replaced, for the average of so many steps."""
+        self._steps = steps
+        self._average.n_averaged.fill_(steps // self._every)
 
     @contextlib.contextmanager
     def set_aside(self) -> Iterator[None]:

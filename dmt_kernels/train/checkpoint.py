@@ -29,11 +29,7 @@ def save(model: nn.Module, folder: Path, mesh: Mesh | None) -> None:
     On several hosts ``folder`` must be on a file system they share.
     """
     unfinished = folder.with_name(folder.name + ".unfinished")
-    if mesh is None or mesh.rank == 0:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    _wait(mesh)
-    with _no_warning():
-        dcp.save(_whole_state(model), checkpoint_id=unfinished, process_group=_group(mesh), no_dist=mesh is None)
+    write(whole_state(model), unfinished, mesh)
     if mesh is None or mesh.rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
@@ -50,28 +46,66 @@ def load(model: nn.Module, folder: Path, mesh: Mesh | None) -> None:
     InputError
         If the folder does not hold the model.
     """
-    if not (folder / ".metadata").is_file():
+    if not is_complete(folder):
         raise InputError(f"{folder} holds no finished model")
-    state = _whole_state(model)
-    if STEP not in dcp.FileSystemReader(folder).read_metadata().state_dict_metadata:
+    state = whole_state(model)
+    if STEP not in stored(folder):
         state.pop(STEP, None)
+    read(state, folder, mesh)
+    load_whole_state(model, state)
+
+
+def write(state: dict[str, Tensor], folder: Path, mesh: Mesh | None) -> None:
+    """Write tensors to a folder, in place of what it held; all ranks call it together.
+
+    Every rank gives what it holds. What several give under one name is the same, and written once.
+    """
+    if mesh is None or mesh.rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    _wait(mesh)
+    with _no_warning():
+        dcp.save(state, checkpoint_id=folder, process_group=_group(mesh), no_dist=mesh is None)
+
+
+def read(state: dict[str, Tensor], folder: Path, mesh: Mesh | None) -> None:
+    """Read, in place, tensors that :func:`write` wrote under these names; all ranks call it together.
+
+    Raises
+    ------
+    InputError
+        If one is missing or has another shape.
+    """
     try:
         with _no_warning():
             dcp.load(state, checkpoint_id=folder, process_group=_group(mesh), no_dist=mesh is None)
     except CheckpointException as error:  # no Exception, so nobody else would catch it
         failure, _ = next(iter(error.failures.values()))
         raise InputError(f"{folder} cannot be read into this model: {failure}") from error
-    exchange: Any = model.exchange
-    of_exchange, rest = _split(state)
-    exchange.load_whole_state(of_exchange)
-    model.load_state_dict({**model.state_dict(), **rest})
 
 
-def _whole_state(model: nn.Module) -> dict[str, Tensor]:
+def is_complete(folder: Path) -> bool:
+    """Whether :func:`write` has come to its end: this file is the last one."""
+    return (folder / ".metadata").is_file()
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """What a complete folder holds: of every tensor, by name, its ``size`` and, in ``properties``, its ``dtype``."""
+    return dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
     """The model's state with whole tower modules; collective over towers."""
     exchange: Any = model.exchange
     _, rest = _split(model.state_dict())
     return rest | {EXCHANGE + name: value for name, value in exchange.whole_state().items()}
+
+
+def load_whole_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Take what :func:`whole_state` has returned."""
+    exchange: Any = model.exchange
+    of_exchange, rest = _split(state)
+    exchange.load_whole_state(of_exchange)
+    model.load_state_dict({**model.state_dict(), **rest})
 
 
 def _split(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

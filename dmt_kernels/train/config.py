@@ -52,6 +52,8 @@ class TrainConfig:
     data: str = _option("synthetic", "where the click log comes from", metavar=SOURCES)
     out: str | None = _option(None, "folder for metrics, model and summary (none: nothing is written)", metavar="DIR")
     overwrite: bool = _option(False, "empty DIR first if it holds an earlier run")
+    save_every: int | None = _option(None, "steps after which DIR gets a state to go on from", metavar="N")
+    resume: bool = _option(False, "go on from the latest state in DIR, or begin if there is none")
     model: str = _option("dlrm", "over-arch", ("dlrm", "dcn"))
     exchange: str = _option("sptt", "road the embeddings take", ("flat", "sptt"))
     tower_module: str = _option("none", "what stands between the two stages", ("none", "dlrm", "dcn"))
@@ -119,6 +121,11 @@ class TrainConfig:
         for name in ("compression", "dense_lr", "tower_lr"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise InputError(f"{flag(name)} {getattr(self, name):g} is not a positive number")
+        for name in ("save_every", "resume"):
+            if getattr(self, name) and self.out is None:
+                raise InputError(f"{flag(name)} needs --out")
+        if self.resume and self.overwrite:
+            raise InputError("--resume and --overwrite exclude each other")
         if self.average_weights is not None and not 0 < self.average_weights < 1:
             raise InputError(f"--average-weights {self.average_weights:g} is not between 0 and 1")
         if self.amp and self.dtype == "float64":

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from dmt_kernels.comm import Mesh, check_agreement, traffic
 from dmt_kernels.ops.groups import naming_failures
 from dmt_kernels.spec import Batch, InputError
-from dmt_kernels.train import checkpoint
+from dmt_kernels.train import checkpoint, resume
 from dmt_kernels.train.assemble import Setup, build_model, connect, make_loader, save_layout, set_up_training
 from dmt_kernels.train.averaging import AveragedWeights
 from dmt_kernels.train.config import TrainConfig
@@ -22,6 +22,7 @@ from dmt_kernels.train.metrics import Scores
 from dmt_kernels.train.output import RunFolder
 from dmt_kernels.train.predict import evaluate
 from dmt_kernels.train.progress import TrainProgress
+from dmt_kernels.train.resume import Progress
 from dmt_kernels.train.step import TrainStep
 from dmt_kernels.train.summary import count_parameters, embedding_parameters, loader_samples_per_s, traffic_per_step
 from dmt_kernels.train.timing import StepTimer
@@ -36,13 +37,16 @@ class Trainer:
         Data and plan.
     mesh : Mesh or None
         The ranks; None for one process.
+    since : Progress or None
+        Where the run in the folder goes on; None: a new run.
     """
 
-    def __init__(self, setup: Setup, mesh: Mesh | None) -> None:
-        self.setup, self.config, self.mesh = setup, setup.config, mesh
+    def __init__(self, setup: Setup, mesh: Mesh | None, since: Progress | None = None) -> None:
+        self.setup, self.config, self.mesh, self.since = setup, setup.config, mesh, since
         self.leads = mesh is None or mesh.rank == 0
         self.folder = None if self.config.out is None else RunFolder(self.config.out)
-        self.model = build_model(setup, mesh)
+        self.model = build_model(setup if since is None else setup.placed(since.placement), mesh)
+        self.exchange: Any = self.model.exchange
         self.train_step = TrainStep(self.model, mesh, **self.config.dense_training())
         device = next(self.model.parameters()).device
         self.loaders = {
@@ -53,38 +57,46 @@ class Trainer:
         self.steps = self.config.steps or (self.config.epochs or 1) * len(self.loaders["train"])
         decay = self.config.average_weights
         self.average = None if decay is None else AveragedWeights(self.model, decay, self.steps)
-        self.step = 0
         self.sent: Counter[tuple[str, str]] = Counter()
+        self.step, self.epoch, self.epoch_step = 0, 0, 0
+        self.losses: list[torch.Tensor] = []  # that no line of metrics has yet
+        self.best: Scores | None = None
+        self.best_epoch = 0
+        if since is not None:
+            self._go_on(since)
 
     def run(self) -> dict[str, Any]:
         """Train, evaluate and return the summary."""
         if self.folder is not None and self.leads:
-            self.folder.clear()
+            if self.since is None:
+                self.folder.clear()
+            else:
+                self.folder.cut_metrics(self.step)
             self.config.save(self.folder.config)
             save_layout(self.setup, self.folder.layout)
-        best: Scores | None = None
-        best_epoch, epoch = 0, 0
         gc.freeze()  # or the collector walks through all of torch now and then, some 5 % of a step
         with TrainProgress(self.title, self.steps, show=self.leads) as self.progress:
-            while self.step < self.steps:
+            if self.since is not None:
+                self.progress.step(self.step, "goes on")
+            while self.step < self.steps or self.epoch_step:
                 with contextlib.nullcontext() if self.average is None else self.average.set_aside():
-                    self._train_epoch(epoch)
-                epoch += 1
+                    self._train_epoch()
+                self.epoch, self.epoch_step, self.losses = self.epoch + 1, 0, []
                 valid = evaluate(self.model, self.loaders["valid"], self.mesh, amp=self.config.amp)
-                self._log({"epoch": epoch, "step": self.step, "valid_auc": valid.auc, "valid_logloss": valid.logloss})
-                self.progress.step(self.step, f"epoch {epoch} valid AUC {_number(valid.auc)}")
-                if self.config.early_stop is None or valid.beats(best):
-                    best, best_epoch = valid, epoch
+                scores = {"valid_auc": valid.auc, "valid_logloss": valid.logloss}
+                self._log({"epoch": self.epoch, "step": self.step, **scores})
+                self.progress.step(self.step, f"epoch {self.epoch} valid AUC {_number(valid.auc)}")
+                if self.config.early_stop is None or valid.beats(self.best):
+                    self.best, self.best_epoch = valid, self.epoch
                     if self.config.early_stop is not None:
                         self._keep()
-                elif epoch - best_epoch >= self.config.early_stop:
+                elif self.epoch - self.best_epoch >= self.config.early_stop:
                     break
-        assert best is not None
         if self.config.early_stop is None:
             self._save()
-        elif best_epoch != epoch:
+        elif self.best_epoch != self.epoch:
             self._return_to_kept()
-        summary = self._summary(best, best_epoch, epoch)
+        summary = self._summary()
         if self.folder is not None and self.leads:
             self.folder.write_summary(summary)
         return summary
@@ -95,39 +107,68 @@ class Trainer:
         module = "" if self.config.tower_module == "none" else f" + {self.config.tower_module} towers"
         return f"{self.config.model} {self.config.exchange}{module}"
 
-    def _train_epoch(self, epoch: int) -> None:
-        losses: list[torch.Tensor] = []
+    def _go_on(self, since: Progress) -> None:
+        """Take the state that the folder has of the run."""
+        assert self.folder is not None
+        with contextlib.nullcontext() if self.average is None else self.average.set_aside():
+            resume.load(self.folder, self.train_step, self.average, self.mesh)
+            if self.average is not None:
+                self.average.go_on(since.step)  # from here on there is an average to be put outside
+        self.step, self.epoch, self.epoch_step = since.step, since.epoch, since.epoch_step
+        self.losses = [torch.tensor(loss, dtype=self.config.torch_dtype()) for loss in since.losses]
+        self.exchange.batches = since.batches
+        self.best, self.best_epoch = since.best, since.best_epoch
+
+    def _train_epoch(self) -> None:
         samples, began = 0, time.perf_counter()
         traffic.reset()
         self.timer.restart()
-        for batch, next_batch in self._batches(epoch):
-            losses.append(self.train_step(batch, next_batch))
+        for batch, next_batch in self._batches():
+            self.losses.append(self.train_step(batch, next_batch))
             if self.average is not None:
                 self.average.step()
             samples += batch.global_samples
             self.timer.step(batch.global_samples)
-            self.step += 1
+            self.step, self.epoch_step = self.step + 1, self.epoch_step + 1
             self.progress.step(self.step)
             if self.step % self.config.log_every == 0 or self.step == self.steps:
-                loss = torch.stack(losses).mean().item()  # waits for the device, hence not every step
+                loss = torch.stack(self.losses).mean().item()  # waits for the device, hence not every step
                 self.train_step.missing_ids.wait()
                 rate = samples / (time.perf_counter() - began)
-                self._log({"epoch": epoch + 1, "step": self.step, "loss": loss, "samples_per_s": rate})
+                self._log({"epoch": self.epoch + 1, "step": self.step, "loss": loss, "samples_per_s": rate})
                 self.progress.step(self.step, f"loss {loss:.4f}")
-                losses, samples, began = [], 0, time.perf_counter()
+                self.losses, samples, began = [], 0, time.perf_counter()
+            if self.config.save_every is not None and self.step % self.config.save_every == 0:
+                self._save_state()
+                self.timer.restart()
         self.train_step.missing_ids.wait()  # or an epoch would be scored and kept that has left out batches
         self.sent.update(traffic.sent_bytes())
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Batch, Batch | None]]:
-        """The batches of an epoch, or of what is left of the run, each with the one after it."""
+    def _batches(self) -> Iterator[tuple[Batch, Batch | None]]:
+        """What is left of the epoch's batches, or of the run's, each with the one after it."""
         loader = self.loaders["train"]
-        loader.set_epoch(epoch)
+        loader.set_epoch(self.epoch, self.epoch_step)
         ahead = itertools.islice(loader, self.steps - self.step)
         batch = next(ahead, None)
         while batch is not None:
             next_batch = next(ahead, None)
             yield batch, next_batch
             batch = next_batch
+
+    def _save_state(self) -> None:
+        assert self.folder is not None
+        self.train_step.missing_ids.wait()  # or what is left out so far would stay so
+        progress = Progress(
+            step=self.step,
+            epoch=self.epoch,
+            epoch_step=self.epoch_step,
+            losses=tuple(loss.item() for loss in self.losses),
+            batches=self.exchange.batches,
+            placement=self.exchange.placement,
+            best=self.best,
+            best_epoch=self.best_epoch,
+        )
+        resume.save(self.folder, self.train_step, self.average, progress, self.mesh)
 
     def _keep(self) -> None:
         """Keep the model as it is: in its folder, or in memory where there is none."""
@@ -150,8 +191,9 @@ class Trainer:
         if self.folder is not None and self.leads:
             self.folder.append_metrics(line)
 
-    def _summary(self, valid: Scores, best_epoch: int, epochs: int) -> dict[str, Any]:
-        test = valid
+    def _summary(self) -> dict[str, Any]:
+        assert self.best is not None
+        valid = test = self.best
         if self.loaders["test"].samples:
             test = evaluate(self.model, self.loaders["test"], self.mesh, amp=self.config.amp)
         step_ms, samples_per_s = self.timer.figures()
@@ -165,22 +207,22 @@ class Trainer:
             "step_ms_median": step_ms,
             "samples_per_s": samples_per_s,
             "loader_samples_per_s": loader_samples_per_s(self.loaders["train"], self.mesh),
-            **traffic_per_step(self.sent, self.step, self.mesh),
-            "compression": self.model.exchange.realised_compression,
-            "widest_tower": self.model.exchange.widest_tower,
+            **traffic_per_step(self.sent, self.step - (0 if self.since is None else self.since.step), self.mesh),
+            "compression": self.exchange.realised_compression,
+            "widest_tower": self.exchange.widest_tower,
             "world_size": 1 if self.mesh is None else topology.world,
             "towers": topology.towers,
             "members": topology.members,
             "dense_params": count_parameters(self.model, self.mesh),
             "embedding_params": embedding_parameters(self.setup.plan),
-            "epochs": epochs,
-            "best_epoch": best_epoch,
+            "epochs": self.epoch,
+            "best_epoch": self.best_epoch,
             "steps": self.step,
             "seed": config.seed,
             "model": config.model,
             "exchange": config.exchange,
             "tower_module": config.tower_module,
-            "placement": self.model.exchange.placement,
+            "placement": self.exchange.placement,
             "data": self.setup.dataset.name,
         }
 
@@ -193,24 +235,40 @@ def train_rank(config: TrainConfig) -> dict[str, Any] | InputError:
     dict or InputError
         The summary; or what some rank found wrong before anything was written, on all ranks alike.
     """
-    setup, wrong = None, None
+    setup, since, wrong = None, None, None
     try:
-        setup = set_up_training(config)
-        if config.out is not None:
-            RunFolder(config.out).check_writable(config.overwrite)
+        setup, since = prepare(config)
     except InputError as error:
         wrong = error
     mesh = connect(config)
-    if (wrong := agree(setup, wrong, mesh)) is not None:
+    if (wrong := agree(setup, wrong, mesh, ("step to go on from", None if since is None else since.step))) is not None:
         return wrong
     assert setup is not None
-    summary = Trainer(setup, mesh).run()
+    summary = Trainer(setup, mesh, since).run()
     if mesh is not None:
         dist.destroy_process_group()
     return summary
 
 
-def agree(setup: Setup | None, wrong: InputError | None, mesh: Mesh | None) -> InputError | None:
+def prepare(config: TrainConfig) -> tuple[Setup, Progress | None]:
+    """Check everything, the folder too, and find where a run goes on; nothing is started or written.
+
+    Raises
+    ------
+    InputError
+        Naming what is wrong.
+    """
+    setup = set_up_training(config)
+    if config.out is None:
+        return setup, None
+    folder = RunFolder(config.out)
+    folder.check_writable(config.overwrite or config.resume)
+    return setup, resume.find(folder, setup) if config.resume else None
+
+
+def agree(
+    setup: Setup | None, wrong: InputError | None, mesh: Mesh | None, *more: tuple[str, object]
+) -> InputError | None:
     """What the first rank with a complaint complains of, or that ranks were told different things, on every rank."""
     if mesh is None:
         return wrong
@@ -221,7 +279,7 @@ def agree(setup: Setup | None, wrong: InputError | None, mesh: Mesh | None) -> I
         return next(verdict for verdict in verdicts if verdict is not None)
     assert setup is not None
     try:
-        check_agreement(setup.facts(), mesh.dense, mesh.device)
+        check_agreement([*setup.facts(), *more], mesh.dense, mesh.device)
     except InputError as unlike:
         return unlike
     return None

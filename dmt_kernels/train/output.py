@@ -11,7 +11,10 @@ from dmt_kernels.spec import InputError
 
 
 class RunFolder:
-    """``config.json``, ``layout.json``, ``metrics.jsonl``, ``model/`` and ``summary.json`` of one run."""
+    """``config.json``, ``layout.json``, ``metrics.jsonl``, ``model/`` and ``summary.json`` of one run.
+
+    While it runs there may be ``states/``, too, from the latest of which it can go on.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -19,6 +22,7 @@ class RunFolder:
         self.layout = self.path / "layout.json"
         self.metrics = self.path / "metrics.jsonl"
         self.model = self.path / "model"
+        self.states = self.path / "states"
         self.summary = self.path / "summary.json"
 
     def check_writable(self, overwrite: bool) -> None:
@@ -46,6 +50,17 @@ class RunFolder:
             else:
                 file.unlink(missing_ok=True)
 
+    def cut_metrics(self, step: int) -> None:
+        """Remove what ``metrics.jsonl`` has of training after a step, and of scores from it on."""
+        kept = []
+        for text in self.metrics.read_text().splitlines(keepends=True) if self.metrics.exists() else []:
+            line = json.loads(text) if text.endswith("\n") else {"step": math.inf}  # it was being written
+            if line["step"] < step or ("loss" in line and line["step"] == step):
+                kept.append(text)
+        shorter = self.metrics.with_suffix(".shorter")
+        shorter.write_text("".join(kept))
+        shorter.replace(self.metrics)
+
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``."""
         with self.metrics.open("a") as file:
@@ -56,11 +71,12 @@ class RunFolder:
         return [json.loads(line) for line in self.metrics.read_text().splitlines()]
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write ``summary.json``."""
+        """Write ``summary.json``, after which nobody needs to go on."""
         self.summary.write_text(_json(summary, indent=1) + "\n")
+        shutil.rmtree(self.states, ignore_errors=True)
 
     def _files(self) -> list[Path]:
-        return [self.config, self.layout, self.metrics, self.model, self.summary]
+        return [self.config, self.layout, self.metrics, self.model, self.states, self.summary]
 
 
 def _json(value: dict[str, Any], indent: int | None = None) -> str:

@@ -11,12 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from dmt_kernels.spec import InputError
-from dmt_kernels.train.assemble import choose_device, set_up_training
+from dmt_kernels.train.assemble import choose_device
 from dmt_kernels.train.config import TrainConfig, resolve_topology
 from dmt_kernels.train.evaluate import evaluate_rank, saved_config, set_up_as_trained
 from dmt_kernels.train.launch import launched, run_ranks, speaks
-from dmt_kernels.train.loop import train_rank
-from dmt_kernels.train.output import RunFolder
+from dmt_kernels.train.loop import prepare, train_rank
 
 log = logging.getLogger("dmt_kernels.train")
 
@@ -45,9 +44,7 @@ def train(config: TrainConfig, *, show: bool = True) -> dict[str, Any]:
     """
     config = _with_topology(config)
     if not launched() and not config.local:  # a rank, or this very process, does this for itself
-        set_up_training(config)
-        if config.out is not None:
-            RunFolder(config.out).check_writable(config.overwrite)
+        prepare(config)
     summary = _on_ranks(config, train_rank, config)
     if show and speaks():
         _show(summary, "trained" if config.out is None else f"trained: {config.out}")

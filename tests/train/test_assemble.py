@@ -1,11 +1,12 @@
-"""What the over-arch becomes behind towers."""
+"""What the over-arch becomes behind towers, and what is said where ranks are not found."""
 
 import dataclasses
 import json
 
 import pytest
 
-from dmt_kernels.train.assemble import build_model, set_up
+from dmt_kernels.spec import ExchangeError
+from dmt_kernels.train.assemble import build_model, connect, set_up
 from dmt_kernels.train.config import TrainConfig, resolve_topology
 
 
@@ -76,3 +77,18 @@ def test_towers_of_a_narrow_dcn_have_any_width():
     tower = model_of("dcn", tower_module="dlrm", compression=3, over_arch_width="towers")
     assert tower.exchange.out_widths == [34, 34]  # of 104 columns, and no multiple of 4
     assert model_of("dcn", tower_module="dcn", compression=0.9).exchange.out_widths == [115, 115]
+
+
+@pytest.mark.parametrize(
+    ("restarts", "shared", "hints"), [("1", "True", True), ("0", "True", False), ("1", "False", False)]
+)
+def test_restarted_ranks_that_are_not_found_are_told_of_the_store(restarts, shared, hints, monkeypatch):
+    def lost(*_, **__):
+        raise RuntimeError("timed out connecting")
+
+    monkeypatch.setattr("torch.distributed.init_process_group", lost)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
+    with pytest.raises(ExchangeError if hints else RuntimeError, match="timed out connecting") as caught:
+        connect(TrainConfig("synthetic:64", towers=2, members=1, device="cpu"))
+    assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in str(caught.value)) == hints

@@ -1,0 +1,168 @@
+"""What an interrupted run goes on from: all that training depends on, written every so many steps.
+
+On as many ranks it trains to the bits of a run that nothing has interrupted, unless it chooses its chunks by a trial.
+"""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmt_kernels.comm import Mesh
+from dmt_kernels.spec import InputError
+from dmt_kernels.train import checkpoint
+from dmt_kernels.train.assemble import Setup, layout_of
+from dmt_kernels.train.averaging import AveragedWeights
+from dmt_kernels.train.config import TrainConfig, flag
+from dmt_kernels.train.metrics import Scores
+from dmt_kernels.train.output import RunFolder
+from dmt_kernels.train.step import TrainStep, slice_parameters
+
+PROGRESS = "progress"  # by this name, among a state's tensors: bytes of JSON
+# Of a run that goes on: where it lies and runs, how long, and what its layout says.
+MAY_DIFFER = (
+    *("data", "tables", "partition", "out", "device", "threads", "timeout"),
+    *("epochs", "steps", "early_stop", "log_every", "save_every", "resume", "overwrite"),
+)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
+
+    Parameters
+    ----------
+    step : int
+        Steps trained.
+    epoch, epoch_step : int
+        Epochs trained and scored, and steps of the one after.
+    losses : tuple of float
+        Of the steps that ``metrics.jsonl`` has no line of yet.
+    batches : int
+        That the exchange has started (:class:`~dmt_kernels.embedding.EmbeddingExchange`).
+    placement : str
+        Of tower modules.
+    best : Scores or None
+        Of the validation split, after ``best_epoch`` epochs.
+    best_epoch : int
+        As many.
+    """
+
+    step: int
+    epoch: int
+    epoch_step: int
+    losses: tuple[float, ...]
+    batches: int
+    placement: str
+    best: Scores | None
+    best_epoch: int
+
+    def to_tensor(self) -> Tensor:
+        """Bytes of JSON, uint8."""
+        return torch.frombuffer(bytearray(json.dumps(dataclasses.asdict(self)), "utf-8"), dtype=torch.uint8)
+
+    @classmethod
+    def from_tensor(cls, tensor: Tensor) -> "Progress":
+        """Undo :meth:`to_tensor`."""
+        given = json.loads(bytes(tensor.tolist()))
+        best = None if given["best"] is None else Scores(**given["best"])
+        return cls(**(given | {"losses": tuple(given["losses"]), "best": best}))
+
+
+def find(folder: RunFolder, setup: Setup) -> Progress | None:
+    """Say where the run in a folder can go on; None where it has left no state, and begins anew.
+
+    Raises
+    ------
+    InputError
+        If the run is finished, or was told something else that it depends on.
+    """
+    if folder.summary.exists():
+        raise InputError(f"--resume: {folder.path} holds a finished run")
+    latest = _latest(folder)
+    if latest is None:
+        return None
+    before = TrainConfig.load(folder.config)
+    for option in dataclasses.fields(TrainConfig):
+        was, now = (getattr(config, option.name) for config in (before, setup.config))
+        if was != now and option.name not in MAY_DIFFER:
+            raise InputError(f"--resume: the run in {folder.path} has {flag(option.name)} {was}, not {now}")
+    if json.loads(folder.layout.read_text()) != json.loads(json.dumps(layout_of(setup))):
+        raise InputError(f"--resume: the run in {folder.path} has other tables or towers ({folder.layout.name})")
+    progress = torch.empty(checkpoint.stored(latest)[PROGRESS].size, dtype=torch.uint8)
+    checkpoint.read({PROGRESS: progress}, latest, None)
+    return Progress.from_tensor(progress)
+
+
+def save(
+    folder: RunFolder, train_step: TrainStep, average: AveragedWeights | None, progress: Progress, mesh: Mesh | None
+) -> None:
+    """Write a state, and then remove the one before; all ranks call it together."""
+    names = _names(train_step.model, mesh)
+    state = checkpoint.whole_state(train_step.model) | {PROGRESS: progress.to_tensor()} | _averages(average, names)
+    for name, parameter in names.items():
+        values = train_step.optimizer.state.get(parameter, {})
+        state |= {f"optimizer.{name}.{key}": value for key, value in values.items()}
+    new = folder.states / f"step-{progress.step}"
+    checkpoint.write(state, new, mesh)
+    if mesh is None or mesh.rank == 0:
+        for other in folder.states.iterdir():
+            if other != new:
+                shutil.rmtree(other)
+
+
+def load(folder: RunFolder, train_step: TrainStep, average: AveragedWeights | None, mesh: Mesh | None) -> None:
+    """Read in place the latest state that :func:`save` has written; all ranks call it together.
+
+    Raises
+    ------
+    InputError
+        If it is another model's.
+    """
+    latest = _latest(folder)
+    assert latest is not None
+    model, optimizer, names = train_step.model, train_step.optimizer, _names(train_step.model, mesh)
+    whole, stored = checkpoint.whole_state(model), checkpoint.stored(latest)
+    # Not torch's `get_optimizer_state_dict`: by its names the slices of a tower module would be one parameter.
+    values: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    for key, tensor in stored.items():
+        name, _, of_optimizer = key.removeprefix("optimizer.").rpartition(".")
+        if key.startswith("optimizer.") and name in values:
+            values[name][of_optimizer] = torch.empty(tensor.size, dtype=tensor.properties.dtype)
+    by_key = {f"optimizer.{name}.{key}": value for name, of in values.items() for key, value in of.items()}
+    checkpoint.read(whole | _averages(average, names) | by_key, latest, mesh)
+    checkpoint.load_whole_state(model, whole)
+    groups = optimizer.state_dict()["param_groups"]
+    numbers = {
+        parameter: number
+        for group, numbered in zip(optimizer.param_groups, groups, strict=True)
+        for parameter, number in zip(group["params"], numbered["params"], strict=True)
+    }
+    state = {numbers[parameter]: values[name] for name, parameter in names.items() if values[name]}
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _latest(folder: RunFolder) -> Path | None:
+    """The latest complete state."""
+    states = filter(checkpoint.is_complete, folder.states.glob("step-*"))
+    return max(states, key=lambda state: int(state.name.removeprefix("step-")), default=None)
+
+
+def _names(model: nn.Module, mesh: Mesh | None) -> dict[str, nn.Parameter]:
+    """Parameters by names that no two of all ranks share: members hold slices of one parameter by its name."""
+    slices = slice_parameters(model)
+    return {
+        f"{name}.{mesh.member_index}" if mesh is not None and name in slices else name: parameter
+        for name, parameter in model.named_parameters()
+    }
+
+
+def _averages(average: AveragedWeights | None, names: dict[str, nn.Parameter]) -> dict[str, Any]:
+    if average is None:
+        return {}
+    return {f"average.{name}": value for name, value in average.by_name(list(names)).items()}

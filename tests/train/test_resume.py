@@ -1,0 +1,215 @@
+"""Runs that are interrupted and go on: they end as if nothing had happened."""
+
+import dataclasses
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dmt_kernels.cli import main
+from dmt_kernels.comm import Mesh, build_mesh
+from dmt_kernels.spec import Batch, InputError
+from dmt_kernels.train.config import TrainConfig
+from dmt_kernels.train.loop import Trainer, prepare
+from dmt_kernels.train.output import RunFolder
+from tests.ranks import run_ranks
+from tests.train.processes import without_ranks
+
+LOCAL = TrainConfig(
+    data="synthetic:500", batch_size=50, embedding_dim=8, towers=2, members=1, local=True, log_every=3, out="somewhere"
+)
+STEPS_PER_EPOCH = 10
+# Figures of one process: its times, and bytes of its own steps' ids.
+OWN = ("step_ms_median", "samples_per_s", "loader_samples_per_s", "id_bytes_per_step")
+
+
+class Interrupted(Exception):
+    """Instead of a step."""
+
+
+def _run(config: TrainConfig, mesh: Mesh | None, until: float = float("inf")) -> tuple[Trainer, dict[str, Any]] | None:
+    """Train like a rank of the command, and what it returns; None where it is interrupted before a step."""
+    setup, since = prepare(config)
+    trainer = Trainer(setup, mesh, since)
+    batches, taken = trainer._batches, itertools.count()
+
+    def interrupted() -> Iterator[tuple[Batch, Batch | None]]:
+        for pair in batches():
+            if next(taken) == until:
+                raise Interrupted
+            yield pair
+
+    trainer._batches = interrupted  # type: ignore[method-assign]
+    try:
+        return trainer, trainer.run()
+    except Interrupted:
+        return None
+
+
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k not in OWN} for line in RunFolder(folder).read_metrics()]
+
+
+def _compare(config: TrainConfig, interruptions: list[int], folder: Path, mesh: Mesh | None) -> None:
+    """Whether a run that is interrupted is one that is not, to the last bit of everything."""
+    whole = _run(dataclasses.replace(config, out=str(folder / "whole")), mesh)
+    parts = dataclasses.replace(config, out=str(folder / "parts"), resume=True)
+    for until in interruptions:
+        assert _run(parts, mesh, until) is None
+    last = _run(parts, mesh)
+    assert whole is not None and last is not None
+    for name, figure in whole[1].items():
+        assert name in OWN or last[1][name] == figure, name
+    assert all(map(torch.equal, *(trainer.model.state_dict().values() for trainer, _ in (whole, last))))
+    if mesh is None or mesh.rank == 0:
+        assert _metrics(folder / "parts") == _metrics(folder / "whole")
+        assert not (folder / "parts" / "states").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "interruptions"),
+    [
+        ({"epochs": 3, "save_every": 5}, [7]),
+        ({"steps": 20, "save_every": STEPS_PER_EPOCH, "dense_optimizer": "adagrad"}, [STEPS_PER_EPOCH, 4]),
+        ({"epochs": 2, "save_every": 3, "average_weights": 0.8, "tower_module": "dcn"}, [2, 4, 0]),
+        ({"epochs": 6, "save_every": 4, "early_stop": 1, "table_lr": 0.5, "dtype": "float64"}, [18]),
+        ({"epochs": 2, "save_every": 1, "payload": "fp8", "stochastic": True, "tower_module": "dlrm"}, [10]),
+    ],
+    ids=["within an epoch", "between epochs", "averaged, before any state", "stopped early", "random rounding"],
+)
+def test_in_one_process(options: dict[str, Any], interruptions: list[int], tmp_path: Path) -> None:
+    _compare(dataclasses.replace(LOCAL, **options), interruptions, tmp_path, None)
+
+
+def _on_ranks(rank: int, folder: Path, placement: str) -> None:
+    options = {"payload": "bf16", "stochastic": True, "chunks": 2, "average_weights": 0.8, "early_stop": 3}
+    config = TrainConfig(
+        data="synthetic:400",
+        batch_size=48,
+        embedding_dim=8,
+        towers=2,
+        members=2,
+        tower_module="dlrm",
+        placement=placement,
+        split="columns",
+        epochs=2,
+        save_every=3,
+        out="somewhere",
+        **options,  # type: ignore[arg-type]
+    )
+    _compare(config, [5, 4], folder, build_mesh(2, 2, timeout_s=30))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("placement", ["member", "owner", "auto"])
+def test_on_ranks(placement: str, tmp_path: Path) -> None:
+    run_ranks(_on_ranks, 4, tmp_path, placement)
+
+
+DYING = """
+import itertools, os, signal, sys
+from dmt_kernels.cli import main
+from dmt_kernels.train.step import TrainStep
+
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
+    step, taken = TrainStep.__call__, itertools.count()
+
+    def dying(self, *arguments):
+        if next(taken) == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, *arguments)
+
+    TrainStep.__call__ = dying
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.distributed
+def test_torchrun_restarts_a_run_whose_rank_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "dying.py").write_text(DYING)
+    train = ["train", "--data", "synthetic:400", "--batch-size", "40", "--towers", "2", "--members", "1"]
+    train += ["--tower-module", "dlrm", "--steps", "9", "--timeout", "20"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(tmp_path / "dying.py")]
+    out = tmp_path / "restarted"
+    command = [*launcher, *train, "--out", str(out), "--save-every", "4", "--resume"]
+    alone = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # or ranks find the addresses of those before them
+    done = subprocess.run(command, env=without_ranks() | alone, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 4/9  goes on" in done.stdout
+    assert main([*train, "--out", str(tmp_path / "whole")]) == 0
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, tmp_path / "whole"))
+    for name in ("auc", "logloss", "valid_auc", "valid_logloss", "steps", "peer_bytes_per_step"):
+        assert ours[name] == theirs[name], name
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A run that has left a state of its fourth step."""
+    config = dataclasses.replace(LOCAL, epochs=1, save_every=4, out=str(tmp_path_factory.mktemp("run") / "out"))
+    assert _run(config, None, until=6) is None
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"dense_lr": 0.5}, "has --dense-lr 0.001, not 0.5"),
+        ({"data": "synthetic:500", "partition": "contiguous"}, r"other tables or towers \(layout.json\)"),
+        ({"towers": 1}, "has --towers 2, not 1"),
+    ],
+)
+def test_another_run_does_not_go_on(unfinished: TrainConfig, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        prepare(dataclasses.replace(unfinished, resume=True, **changes))
+
+
+def test_a_run_that_goes_on_may_train_longer_and_elsewhere(unfinished: TrainConfig) -> None:
+    changes: dict[str, Any] = {"epochs": 5, "log_every": 1, "save_every": None, "threads": 3, "timeout": 5}
+    _, since = prepare(dataclasses.replace(unfinished, resume=True, **changes))
+    assert since is not None
+    assert (since.step, since.epoch, since.epoch_step, len(since.losses)) == (4, 0, 4, 1)
+
+
+def test_a_state_that_was_being_written_does_not_count(unfinished: TrainConfig, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(str(unfinished.out), out)
+    shutil.copytree(out / "states" / "step-4", out / "states" / "step-5")
+    (out / "states" / "step-5" / ".metadata").unlink()
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 1, "st')
+    config = dataclasses.replace(unfinished, out=str(out), resume=True)
+    gone_on = _run(config, None)
+    assert gone_on is not None and gone_on[0].since is not None and gone_on[0].since.step == 4
+    assert [line["step"] for line in _metrics(out)] == [3, 6, 9, 10, 10]
+
+
+def test_a_run_is_not_overwritten_unasked_and_a_finished_one_does_not_go_on(tmp_path: Path) -> None:
+    config = dataclasses.replace(LOCAL, steps=2, out=str(tmp_path / "out"), save_every=1)
+    assert _run(config, None, until=1) is None
+    with pytest.raises(InputError, match="already holds a run"):
+        prepare(config)
+    assert _run(dataclasses.replace(config, resume=True), None) is not None
+    with pytest.raises(InputError, match="holds a finished run"):
+        prepare(dataclasses.replace(config, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"resume": True}, "--resume needs --out"),
+        ({"save_every": 3}, "--save-every needs --out"),
+        ({"resume": True, "overwrite": True, "out": "x"}, "--resume and --overwrite exclude each other"),
+        ({"save_every": 0, "out": "x"}, "--save-every 0 is below 1"),
+    ],
+)
+def test_options_that_do_not_fit(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        TrainConfig(**options)
