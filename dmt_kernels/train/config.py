@@ -21,6 +21,7 @@ SOURCES = "criteo:PATH|npz:PATH|columns:DIR|synthetic[:ROWS]"
 PARTITIONS = "strided|contiguous|FILE"
 FORMATS = tuple(format.value for format in WireFormat)
 WIRE_OPTIONS = ("chunks", "payload", "tower_payload", "stochastic", "placement")  # of what travels between ranks
+TOWER_OPTIONS = ("compression", "tower_columns", "over_arch_width", "tower_lr")  # of tower modules, and what is behind
 LOCAL_OPTIONS = ("payload", "stochastic")  # of these, what towers in one process do as well
 MAX_TIMEOUT_S = 10**6
 SPLITS = ("auto", "whole", "columns", "rows", "replicated")
@@ -144,6 +145,12 @@ class TrainConfig:
         if self.local and inert:
             raise InputError(f"--local sends nothing between ranks: {flag(inert[0])} has nothing to act on")
         self.table_optimizer_spec()
+
+    def idle_options(self) -> list[str]:
+        """Options that say something of tower modules where there are none."""
+        if self.tower_module != "none":
+            return []
+        return [flag(name) for name in TOWER_OPTIONS if getattr(self, name) != _defaults()[name]]
 
     def dense_training(self) -> dict[str, Any]:
         """What a :class:`~dmt_kernels.train.step.TrainStep` is told besides the model."""

@@ -43,6 +43,8 @@ def train(config: TrainConfig, *, show: bool = True) -> dict[str, Any]:
         With the failing rank's traceback; every process has then ended.
     """
     config = _with_topology(config)
+    if speaks() and (idle := config.idle_options()):
+        log.warning("%s: nothing to act on without --tower-module", ", ".join(idle))
     if not launched() and not config.local:  # a rank, or this very process, does this for itself
         prepare(config)
     summary = _on_ranks(config, train_rank, config)

@@ -99,6 +99,14 @@ def test_slow_products_are_announced(capability, amp, warns, monkeypatch, caplog
     assert sum("--amp: this CPU does not multiply in bfloat16" in line for line in caplog.messages) == warns
 
 
+def test_options_of_tower_modules_that_are_not_there_are_announced(caplog):
+    arguments = ["train", *DATA, *LOCAL, "--steps", "1", "--compression", "4", "--tower-columns", "even"]
+    assert main([*arguments, "--tower-module", "dlrm"]) == 0
+    assert not caplog.messages
+    assert main(arguments) == 0
+    assert caplog.messages == ["--compression, --tower-columns: nothing to act on without --tower-module"]
+
+
 def test_summary_and_metrics(run):
     folder = run(*PASS_THROUGH, "--exchange", "sptt")
     figures = summary(folder)
