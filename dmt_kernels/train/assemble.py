@@ -42,6 +42,12 @@ class Setup:
     dataset: Dataset
     plan: Plan
 
+    @property
+    def steps(self) -> int:
+        """Training steps of the whole run."""
+        steps_per_epoch = -(-self.dataset.rows("train") // self.config.batch_size)
+        return self.config.steps or (self.config.epochs or 1) * steps_per_epoch
+
     def placed(self, placement: str) -> "Setup":
         """The same with its tower modules placed."""
         return dataclasses.replace(self, config=dataclasses.replace(self.config, placement=placement))

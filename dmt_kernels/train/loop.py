@@ -54,7 +54,7 @@ class Trainer:
             for split in ("train", "valid", "test")
         }
         self.timer = StepTimer(device)
-        self.steps = self.config.steps or (self.config.epochs or 1) * len(self.loaders["train"])
+        self.steps = setup.steps
         decay = self.config.average_weights
         self.average = None if decay is None else AveragedWeights(self.model, decay, self.steps)
         self.sent: Counter[tuple[str, str]] = Counter()

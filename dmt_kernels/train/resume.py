@@ -25,9 +25,9 @@ from dmt_kernels.train.step import TrainStep, slice_parameters
 
 PROGRESS = "progress"  # by this name, among a state's tensors: bytes of JSON
 # Of a run that goes on: where it lies and runs, how long, and what its layout says.
-MAY_DIFFER = (
-    *("data", "tables", "partition", "out", "device", "threads", "timeout"),
-    *("epochs", "steps", "early_stop", "log_every", "save_every", "resume", "overwrite"),
+MAY_DIFFER = set(
+    "data tables partition out overwrite save_every resume "
+    "device threads timeout log_every epochs steps early_stop".split()
 )
 
 
@@ -80,7 +80,7 @@ def find(folder: RunFolder, setup: Setup) -> Progress | None:
     Raises
     ------
     InputError
-        If the run is finished, or was told something else that it depends on.
+        If the run is finished, has trained longer than it is told to, or was told something else that it depends on.
     """
     if folder.summary.exists():
         raise InputError(f"--resume: {folder.path} holds a finished run")
@@ -96,7 +96,10 @@ def find(folder: RunFolder, setup: Setup) -> Progress | None:
         raise InputError(f"--resume: the run in {folder.path} has other tables or towers ({folder.layout.name})")
     progress = torch.empty(checkpoint.stored(latest)[PROGRESS].size, dtype=torch.uint8)
     checkpoint.read({PROGRESS: progress}, latest, None)
-    return Progress.from_tensor(progress)
+    since = Progress.from_tensor(progress)
+    if since.step > setup.steps:
+        raise InputError(f"--resume: the run in {folder.path} has trained {since.step} steps, not {setup.steps}")
+    return since
 
 
 def save(

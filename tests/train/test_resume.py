@@ -164,6 +164,7 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
         ({"dense_lr": 0.5}, "has --dense-lr 0.001, not 0.5"),
         ({"data": "synthetic:500", "partition": "contiguous"}, r"other tables or towers \(layout.json\)"),
         ({"towers": 1}, "has --towers 2, not 1"),
+        ({"epochs": None, "steps": 3}, "has trained 4 steps, not 3"),
     ],
 )
 def test_another_run_does_not_go_on(unfinished: TrainConfig, changes: dict[str, Any], sentence: str) -> None:
