@@ -24,11 +24,9 @@ from dmt_kernels.train.output import RunFolder
 from dmt_kernels.train.step import TrainStep, slice_parameters
 
 PROGRESS = "progress"  # by this name, among a state's tensors: bytes of JSON
-# Of a run that goes on: where it lies and runs, how long, and what its layout says.
-MAY_DIFFER = set(
-    "data tables partition out overwrite save_every resume "
-    "device threads timeout log_every epochs steps early_stop".split()
-)
+# What may be another when a run goes on: where things lie (its layout is compared), and how it runs.
+PLACES = ("data", "tables", "partition", "out", "overwrite", "resume", "device", "threads")
+COURSE = ("epochs", "steps", "early_stop", "timeout", "log_every", "save_every")
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def find(folder: RunFolder, setup: Setup) -> Progress | None:
     before = TrainConfig.load(folder.config)
     for option in dataclasses.fields(TrainConfig):
         was, now = (getattr(config, option.name) for config in (before, setup.config))
-        if was != now and option.name not in MAY_DIFFER:
+        if was != now and option.name not in PLACES + COURSE:
             raise InputError(f"--resume: the run in {folder.path} has {flag(option.name)} {was}, not {now}")
     if json.loads(folder.layout.read_text()) != json.loads(json.dumps(layout_of(setup))):
         raise InputError(f"--resume: the run in {folder.path} has other tables or towers ({folder.layout.name})")
