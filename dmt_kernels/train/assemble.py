@@ -31,6 +31,7 @@ from dmt_kernels.towers import (
 )
 from dmt_kernels.train.config import TrainConfig, flag
 from dmt_kernels.train.data import Dataset, Loader, mean_lookups, open_dataset
+from dmt_kernels.train.output import replace_text
 from dmt_kernels.train.step import mixed_precision
 
 
@@ -41,6 +42,11 @@ class Setup:
     config: TrainConfig
     dataset: Dataset
     plan: Plan
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Of the training, validation and test splits."""
+        return tuple(self.dataset.rows(split) for split in ("train", "valid", "test"))
 
     @property
     def steps(self) -> int:
@@ -61,8 +67,7 @@ class Setup:
             for feature in self.plan.partition.features:
                 yield f"importance of {feature!r}", importance[feature]
         yield "dense features", self.dataset.dense_width
-        for split in ("train", "valid", "test"):
-            yield f"number of {split} rows", self.dataset.rows(split)
+        yield "rows of the training, validation and test splits", self.rows
 
 
 def set_up_training(config: TrainConfig) -> Setup:
@@ -117,7 +122,7 @@ def set_up(config: TrainConfig) -> Setup:
 
 def save_layout(setup: Setup, path: Path) -> None:
     """Write tables and towers as JSON, in the form that ``--tables`` and ``--partition`` read."""
-    path.write_text(json.dumps(layout_of(setup), indent=1) + "\n")
+    replace_text(path, json.dumps(layout_of(setup), indent=1) + "\n")
 
 
 def layout_of(setup: Setup) -> dict[str, object]:
@@ -168,7 +173,8 @@ def connect(config: TrainConfig) -> Mesh | None:
     timeout = timedelta(seconds=config.timeout)
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
-    except RuntimeError as error:
+        return build_mesh(config.towers, config.members, device=device, timeout_s=config.timeout)
+    except (RuntimeError, ExchangeError) as error:
         restarts, shares = os.environ.get("TORCHELASTIC_RESTART_COUNT"), os.environ.get("TORCHELASTIC_USE_AGENT_STORE")
         if restarts in (None, "0") or shares != "True":
             raise
@@ -176,7 +182,6 @@ def connect(config: TrainConfig) -> Mesh | None:
             "ranks that torchrun has restarted may find the addresses of those before them: start torchrun with "
             f"TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment ({error})"
         ) from error
-    return build_mesh(config.towers, config.members, device=device, timeout_s=config.timeout)
 
 
 def build_model(setup: Setup, mesh: Mesh | None) -> DLRM | DCN:

@@ -80,7 +80,7 @@ def read(state: dict[str, Tensor], folder: Path, mesh: Mesh | None) -> None:
             dcp.load(state, checkpoint_id=folder, process_group=_group(mesh), no_dist=mesh is None)
     except CheckpointException as error:  # no Exception, so nobody else would catch it
         failure, _ = next(iter(error.failures.values()))
-        raise InputError(f"{folder} cannot be read into this model: {failure}") from error
+        raise InputError(f"{folder} cannot be read into this model: {str(failure) or repr(failure)}") from error
 
 
 def is_complete(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from dmt_kernels.embedding.chunk_choice import MAX_CHUNKS
 from dmt_kernels.embedding.placement import PLACEMENTS
 from dmt_kernels.spec import InputError, Payloads, TableOptimizer, WireFormat
 from dmt_kernels.train.data import DEFAULT_HASH_ROWS
+from dmt_kernels.train.output import replace_text
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -175,7 +176,7 @@ class TrainConfig:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        replace_text(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "TrainConfig":

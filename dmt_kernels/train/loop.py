@@ -4,6 +4,7 @@ import contextlib
 import gc
 import itertools
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -56,7 +57,8 @@ class Trainer:
         self.timer = StepTimer(device)
         self.steps = setup.steps
         decay = self.config.average_weights
-        self.average = None if decay is None else AveragedWeights(self.model, decay, self.steps)
+        self.begun_for = self.steps if since is None else since.steps
+        self.average = None if decay is None else AveragedWeights(self.model, decay, self.begun_for)
         self.sent: Counter[tuple[str, str]] = Counter()
         self.step, self.epoch, self.epoch_step = 0, 0, 0
         self.losses: list[torch.Tensor] = []  # that no line of metrics has yet
@@ -111,11 +113,12 @@ class Trainer:
         """Take the state that the folder has of the run."""
         assert self.folder is not None
         with contextlib.nullcontext() if self.average is None else self.average.set_aside():
-            resume.load(self.folder, self.train_step, self.average, self.mesh)
+            resume.load(self.folder, self.train_step, self.average, since.step, self.mesh)
             if self.average is not None:
                 self.average.go_on(since.step)  # from here on there is an average to be put outside
         self.step, self.epoch, self.epoch_step = since.step, since.epoch, since.epoch_step
-        self.losses = [torch.tensor(loss, dtype=self.config.torch_dtype()) for loss in since.losses]
+        device = next(self.model.parameters()).device
+        self.losses = list(torch.tensor(since.losses, dtype=self.config.torch_dtype(), device=device).unbind())
         self.exchange.batches = since.batches
         self.best, self.best_epoch = since.best, since.best_epoch
 
@@ -139,8 +142,10 @@ class Trainer:
                 self.progress.step(self.step, f"loss {loss:.4f}")
                 self.losses, samples, began = [], 0, time.perf_counter()
             if self.config.save_every is not None and self.step % self.config.save_every == 0:
+                paused = time.perf_counter()
                 self._save_state()
                 self.timer.restart()
+                began += time.perf_counter() - paused
         self.train_step.missing_ids.wait()  # or an epoch would be scored and kept that has left out batches
         self.sent.update(traffic.sent_bytes())
 
@@ -158,17 +163,21 @@ class Trainer:
     def _save_state(self) -> None:
         assert self.folder is not None
         self.train_step.missing_ids.wait()  # or what is left out so far would stay so
+        self.sent.update(traffic.sent_bytes())  # of training: what is sent to save does not count
         progress = Progress(
             step=self.step,
+            steps=self.begun_for,
+            rows=self.setup.rows,
             epoch=self.epoch,
             epoch_step=self.epoch_step,
-            losses=tuple(loss.item() for loss in self.losses),
+            losses=tuple(torch.stack(self.losses).tolist() if self.losses else ()),
             batches=self.exchange.batches,
             placement=self.exchange.placement,
             best=self.best,
             best_epoch=self.best_epoch,
         )
         resume.save(self.folder, self.train_step, self.average, progress, self.mesh)
+        traffic.reset()
 
     def _keep(self) -> None:
         """Keep the model as it is: in its folder, or in memory where there is none."""
@@ -196,7 +205,9 @@ class Trainer:
         valid = test = self.best
         if self.loaders["test"].samples:
             test = evaluate(self.model, self.loaders["test"], self.mesh, amp=self.config.amp)
-        step_ms, samples_per_s = self.timer.figures()
+        own_steps = self.step - (0 if self.since is None else self.since.step)  # of this process
+        step_ms, samples_per_s = self.timer.figures() if own_steps else (None, None)
+        sent: dict[str, float | None] = dict(traffic_per_step(self.sent, own_steps, self.mesh))
         config, topology = self.config, self.setup.plan.topology
         return {
             "auc": test.auc,
@@ -207,7 +218,7 @@ class Trainer:
             "step_ms_median": step_ms,
             "samples_per_s": samples_per_s,
             "loader_samples_per_s": loader_samples_per_s(self.loaders["train"], self.mesh),
-            **traffic_per_step(self.sent, self.step - (0 if self.since is None else self.since.step), self.mesh),
+            **(sent if own_steps else dict.fromkeys(sent)),
             "compression": self.exchange.realised_compression,
             "widest_tower": self.exchange.widest_tower,
             "world_size": 1 if self.mesh is None else topology.world,
@@ -244,6 +255,8 @@ def train_rank(config: TrainConfig) -> dict[str, Any] | InputError:
     if (wrong := agree(setup, wrong, mesh, ("step to go on from", None if since is None else since.step))) is not None:
         return wrong
     assert setup is not None
+    if config.out is not None and mesh is not None and (wrong := check_shared(RunFolder(config.out), mesh)) is not None:
+        return wrong
     summary = Trainer(setup, mesh, since).run()
     if mesh is not None:
         dist.destroy_process_group()
@@ -283,6 +296,25 @@ def agree(
     except InputError as unlike:
         return unlike
     return None
+
+
+def check_shared(folder: RunFolder, mesh: Mesh) -> InputError | None:
+    """What is wrong, on all ranks alike, with a folder that not all of them see: each writes its part of the model."""
+    names = [uuid.uuid4().hex]
+    with naming_failures(mesh.dense.group_name, "looked for what rank 0 has written"):
+        dist.broadcast_object_list(names, src=0, group=mesh.dense)
+        mark = folder.path / f".{names[0]}"
+        if mesh.rank == 0:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        dist.barrier(group=mesh.dense)
+        seen = [False] * mesh.topology.world
+        dist.all_gather_object(seen, mark.exists(), group=mesh.dense)
+    if mesh.rank == 0:
+        mark.unlink()
+    if all(seen):
+        return None
+    return InputError(f"--out {folder.path}: rank {seen.index(False)} does not see what rank 0 writes there")
 
 
 def _number(value: float | None) -> str:

@@ -57,9 +57,7 @@ class RunFolder:
             line = json.loads(text) if text.endswith("\n") else {"step": math.inf}  # it was being written
             if line["step"] < step or ("loss" in line and line["step"] == step):
                 kept.append(text)
-        shorter = self.metrics.with_suffix(".shorter")
-        shorter.write_text("".join(kept))
-        shorter.replace(self.metrics)
+        replace_text(self.metrics, "".join(kept))
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``."""
@@ -70,13 +68,24 @@ class RunFolder:
         """Return the lines of ``metrics.jsonl``."""
         return [json.loads(line) for line in self.metrics.read_text().splitlines()]
 
+    def read_summary(self) -> dict[str, Any] | None:
+        """Return what ``summary.json`` holds; None as long as the run has not ended."""
+        return json.loads(self.summary.read_text()) if self.summary.exists() else None
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json``, after which nobody needs to go on."""
-        self.summary.write_text(_json(summary, indent=1) + "\n")
+        replace_text(self.summary, _json(summary, indent=1) + "\n")
         shutil.rmtree(self.states, ignore_errors=True)
 
     def _files(self) -> list[Path]:
         return [self.config, self.layout, self.metrics, self.model, self.states, self.summary]
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole: whoever is interrupted leaves what it was before."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def _json(value: dict[str, Any], indent: int | None = None) -> str:

@@ -26,7 +26,7 @@ from dmt_kernels.train.step import TrainStep, slice_parameters
 PROGRESS = "progress"  # by this name, among a state's tensors: bytes of JSON
 # What may be another when a run goes on: where things lie (its layout is compared), and how it runs.
 PLACES = ("data", "tables", "partition", "out", "overwrite", "resume", "device", "threads")
-COURSE = ("epochs", "steps", "early_stop", "timeout", "log_every", "save_every")
+COURSE = ("epochs", "steps", "timeout", "log_every", "save_every")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class Progress:
     ----------
     step : int
         Steps trained.
+    steps : int
+        Of the whole run, as it was begun: how often the weights' average is taken depends on it.
+    rows : tuple of int
+        Of the training, validation and test splits.
     epoch, epoch_step : int
         Epochs trained and scored, and steps of the one after.
     losses : tuple of float
@@ -52,6 +56,8 @@ class Progress:
     """
 
     step: int
+    steps: int
+    rows: tuple[int, ...]
     epoch: int
     epoch_step: int
     losses: tuple[float, ...]
@@ -69,34 +75,39 @@ class Progress:
         """Undo :meth:`to_tensor`."""
         given = json.loads(bytes(tensor.tolist()))
         best = None if given["best"] is None else Scores(**given["best"])
-        return cls(**(given | {"losses": tuple(given["losses"]), "best": best}))
+        return cls(**(given | {"losses": tuple(given["losses"]), "rows": tuple(given["rows"]), "best": best}))
 
 
 def find(folder: RunFolder, setup: Setup) -> Progress | None:
-    """Say where the run in a folder can go on; None where it has left no state, and begins anew.
+    """Say where the run in a folder can go on; None where it has left nothing to go on from, and begins anew.
 
     Raises
     ------
     InputError
-        If the run is finished, has trained longer than it is told to, or was told something else that it depends on.
+        If the run was told something else that it depends on, has trained longer than it is told to, or has left a
+        model and no state.
     """
-    if folder.summary.exists():
-        raise InputError(f"--resume: {folder.path} holds a finished run")
-    latest = _latest(folder)
-    if latest is None:
+    if not folder.config.exists():
         return None
     before = TrainConfig.load(folder.config)
     for option in dataclasses.fields(TrainConfig):
         was, now = (getattr(config, option.name) for config in (before, setup.config))
         if was != now and option.name not in PLACES + COURSE:
             raise InputError(f"--resume: the run in {folder.path} has {flag(option.name)} {was}, not {now}")
-    if json.loads(folder.layout.read_text()) != json.loads(json.dumps(layout_of(setup))):
+    if folder.layout.exists() and json.loads(folder.layout.read_text()) != json.loads(json.dumps(layout_of(setup))):
         raise InputError(f"--resume: the run in {folder.path} has other tables or towers ({folder.layout.name})")
+    latest = _latest(folder)
+    if latest is None:
+        if folder.model.exists():
+            raise InputError(f"--resume: {folder.path} holds a model, and no state to go on from")
+        return None
     progress = torch.empty(checkpoint.stored(latest)[PROGRESS].size, dtype=torch.uint8)
     checkpoint.read({PROGRESS: progress}, latest, None)
     since = Progress.from_tensor(progress)
     if since.step > setup.steps:
         raise InputError(f"--resume: the run in {folder.path} has trained {since.step} steps, not {setup.steps}")
+    if since.rows != setup.rows:
+        raise InputError(f"--resume: the run in {folder.path} has splits of {since.rows} rows, not {setup.rows}")
     return since
 
 
@@ -109,26 +120,27 @@ def save(
     for name, parameter in names.items():
         values = train_step.optimizer.state.get(parameter, {})
         state |= {f"optimizer.{name}.{key}": value for key, value in values.items()}
-    new = folder.states / f"step-{progress.step}"
+    new = _state(folder, progress.step)
     checkpoint.write(state, new, mesh)
     if mesh is None or mesh.rank == 0:
         for other in folder.states.iterdir():
             if other != new:
-                shutil.rmtree(other)
+                shutil.rmtree(other, ignore_errors=True)
 
 
-def load(folder: RunFolder, train_step: TrainStep, average: AveragedWeights | None, mesh: Mesh | None) -> None:
-    """Read in place the latest state that :func:`save` has written; all ranks call it together.
+def load(
+    folder: RunFolder, train_step: TrainStep, average: AveragedWeights | None, step: int, mesh: Mesh | None
+) -> None:
+    """Read in place the state of a step that :func:`save` has written; all ranks call it together.
 
     Raises
     ------
     InputError
         If it is another model's.
     """
-    latest = _latest(folder)
-    assert latest is not None
+    saved = _state(folder, step)
     model, optimizer, names = train_step.model, train_step.optimizer, _names(train_step.model, mesh)
-    whole, stored = checkpoint.whole_state(model), checkpoint.stored(latest)
+    whole, stored = checkpoint.whole_state(model), checkpoint.stored(saved)
     # Not torch's `get_optimizer_state_dict`: by its names the slices of a tower module would be one parameter.
     values: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for key, tensor in stored.items():
@@ -136,7 +148,7 @@ def load(folder: RunFolder, train_step: TrainStep, average: AveragedWeights | No
         if key.startswith("optimizer.") and name in values:
             values[name][of_optimizer] = torch.empty(tensor.size, dtype=tensor.properties.dtype)
     by_key = {f"optimizer.{name}.{key}": value for name, of in values.items() for key, value in of.items()}
-    checkpoint.read(whole | _averages(average, names) | by_key, latest, mesh)
+    checkpoint.read(whole | _averages(average, names) | by_key, saved, mesh)
     checkpoint.load_whole_state(model, whole)
     groups = optimizer.state_dict()["param_groups"]
     numbers = {
@@ -148,10 +160,17 @@ def load(folder: RunFolder, train_step: TrainStep, average: AveragedWeights | No
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
+def _state(folder: RunFolder, step: int) -> Path:
+    return folder.states / f"step-{step}"
+
+
 def _latest(folder: RunFolder) -> Path | None:
     """The latest complete state."""
-    states = filter(checkpoint.is_complete, folder.states.glob("step-*"))
-    return max(states, key=lambda state: int(state.name.removeprefix("step-")), default=None)
+    steps = [
+        int(name) for path in folder.states.glob("step-*") if (name := path.name.removeprefix("step-")).isdecimal()
+    ]
+    complete = [step for step in steps if checkpoint.is_complete(_state(folder, step))]
+    return _state(folder, max(complete)) if complete else None
 
 
 def _names(model: nn.Module, mesh: Mesh | None) -> dict[str, nn.Parameter]:

@@ -16,6 +16,7 @@ from dmt_kernels.train.config import TrainConfig, resolve_topology
 from dmt_kernels.train.evaluate import evaluate_rank, saved_config, set_up_as_trained
 from dmt_kernels.train.launch import launched, run_ranks, speaks
 from dmt_kernels.train.loop import prepare, train_rank
+from dmt_kernels.train.output import RunFolder
 
 log = logging.getLogger("dmt_kernels.train")
 
@@ -43,6 +44,10 @@ def train(config: TrainConfig, *, show: bool = True) -> dict[str, Any]:
         With the failing rank's traceback; every process has then ended.
     """
     config = _with_topology(config)
+    if config.resume and config.out is not None and (summary := RunFolder(config.out).read_summary()) is not None:
+        if show and speaks():
+            _show(summary, f"trained before: {config.out}")
+        return summary
     if speaks() and (idle := config.idle_options()):
         log.warning("%s: nothing to act on without --tower-module", ", ".join(idle))
     if not launched() and not config.local:  # a rank, or this very process, does this for itself

@@ -79,14 +79,16 @@ def test_towers_of_a_narrow_dcn_have_any_width():
     assert model_of("dcn", tower_module="dcn", compression=0.9).exchange.out_widths == [115, 115]
 
 
+@pytest.mark.parametrize("where", ["torch.distributed.init_process_group", "dmt_kernels.train.assemble.build_mesh"])
 @pytest.mark.parametrize(
     ("restarts", "shared", "hints"), [("1", "True", True), ("0", "True", False), ("1", "False", False)]
 )
-def test_restarted_ranks_that_are_not_found_are_told_of_the_store(restarts, shared, hints, monkeypatch):
+def test_restarted_ranks_that_are_not_found_are_told_of_the_store(restarts, shared, hints, where, monkeypatch):
     def lost(*_, **__):
         raise RuntimeError("timed out connecting")
 
-    monkeypatch.setattr("torch.distributed.init_process_group", lost)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(where, lost)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
     with pytest.raises(ExchangeError if hints else RuntimeError, match="timed out connecting") as caught:

@@ -17,7 +17,7 @@ from dmt_kernels.cli import main
 from dmt_kernels.comm import Mesh, build_mesh
 from dmt_kernels.spec import Batch, InputError
 from dmt_kernels.train.config import TrainConfig
-from dmt_kernels.train.loop import Trainer, prepare
+from dmt_kernels.train.loop import Trainer, agree, check_shared, prepare
 from dmt_kernels.train.output import RunFolder
 from tests.ranks import run_ranks
 from tests.train.processes import without_ranks
@@ -26,6 +26,7 @@ LOCAL = TrainConfig(
     data="synthetic:500", batch_size=50, embedding_dim=8, towers=2, members=1, local=True, log_every=3, out="somewhere"
 )
 STEPS_PER_EPOCH = 10
+AT_THE_END = -1  # of its first epoch a run is interrupted, before it is scored
 # Figures of one process: its times, and bytes of its own steps' ids.
 OWN = ("step_ms_median", "samples_per_s", "loader_samples_per_s", "id_bytes_per_step")
 
@@ -45,6 +46,8 @@ def _run(config: TrainConfig, mesh: Mesh | None, until: float = float("inf")) ->
             if next(taken) == until:
                 raise Interrupted
             yield pair
+        if until == AT_THE_END:
+            raise Interrupted
 
     trainer._batches = interrupted  # type: ignore[method-assign]
     try:
@@ -59,14 +62,15 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
 
 def _compare(config: TrainConfig, interruptions: list[int], folder: Path, mesh: Mesh | None) -> None:
     """Whether a run that is interrupted is one that is not, to the last bit of everything."""
-    whole = _run(dataclasses.replace(config, out=str(folder / "whole")), mesh)
+    whole = _run(dataclasses.replace(config, out=str(folder / "whole"), save_every=None), mesh)
     parts = dataclasses.replace(config, out=str(folder / "parts"), resume=True)
     for until in interruptions:
         assert _run(parts, mesh, until) is None
     last = _run(parts, mesh)
     assert whole is not None and last is not None
     for name, figure in whole[1].items():
-        assert name in OWN or last[1][name] == figure, name
+        is_of_no_step = name.endswith("bytes_per_step") and AT_THE_END in interruptions and last[1][name] is None
+        assert name in OWN or is_of_no_step or last[1][name] == figure, name
     assert all(map(torch.equal, *(trainer.model.state_dict().values() for trainer, _ in (whole, last))))
     if mesh is None or mesh.rank == 0:
         assert _metrics(folder / "parts") == _metrics(folder / "whole")
@@ -77,12 +81,14 @@ def _compare(config: TrainConfig, interruptions: list[int], folder: Path, mesh: 
     ("options", "interruptions"),
     [
         ({"epochs": 3, "save_every": 5}, [7]),
+        ({"epochs": 1, "save_every": 5}, [AT_THE_END]),
         ({"steps": 20, "save_every": STEPS_PER_EPOCH, "dense_optimizer": "adagrad"}, [STEPS_PER_EPOCH, 4]),
         ({"epochs": 2, "save_every": 3, "average_weights": 0.8, "tower_module": "dcn"}, [2, 4, 0]),
-        ({"epochs": 6, "save_every": 4, "early_stop": 1, "table_lr": 0.5, "dtype": "float64"}, [18]),
+        # Its best epoch is the sixth of nine.
+        ({"epochs": 12, "save_every": 7, "early_stop": 3, "table_lr": 0.5, "dtype": "float64"}, [75]),
         ({"epochs": 2, "save_every": 1, "payload": "fp8", "stochastic": True, "tower_module": "dlrm"}, [10]),
     ],
-    ids=["within an epoch", "between epochs", "averaged, before any state", "stopped early", "random rounding"],
+    ids=["within", "at the end", "between epochs", "averaged, before any state", "stopped early", "random rounding"],
 )
 def test_in_one_process(options: dict[str, Any], interruptions: list[int], tmp_path: Path) -> None:
     _compare(dataclasses.replace(LOCAL, **options), interruptions, tmp_path, None)
@@ -104,7 +110,11 @@ def _on_ranks(rank: int, folder: Path, placement: str) -> None:
         out="somewhere",
         **options,  # type: ignore[arg-type]
     )
-    _compare(config, [5, 4], folder, build_mesh(2, 2, timeout_s=30))
+    # A trial's answer holds for the whole run: later ones would have another.
+    answers = itertools.chain(["owner"] * 2, itertools.repeat("member"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dmt_kernels.embedding.wired_exchange.quickest", lambda *_: next(answers))
+        _compare(config, [5, 4], folder, build_mesh(2, 2, timeout_s=30))
 
 
 @pytest.mark.distributed
@@ -162,7 +172,12 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     ("changes", "sentence"),
     [
         ({"dense_lr": 0.5}, "has --dense-lr 0.001, not 0.5"),
-        ({"data": "synthetic:500", "partition": "contiguous"}, r"other tables or towers \(layout.json\)"),
+        ({"seed": 1}, "has --seed 0, not 1"),
+        ({"batch_size": 25}, "has --batch-size 50, not 25"),
+        ({"dtype": "float64"}, "has --dtype float32, not float64"),
+        ({"early_stop": 2}, "has --early-stop None, not 2"),
+        ({"data": "synthetic:600"}, r"splits of \(500, 62, 62\) rows, not \(600, 75, 75\)"),
+        ({"partition": "contiguous"}, r"other tables or towers \(layout.json\)"),
         ({"towers": 1}, "has --towers 2, not 1"),
         ({"epochs": None, "steps": 3}, "has trained 4 steps, not 3"),
     ],
@@ -176,7 +191,7 @@ def test_a_run_that_goes_on_may_train_longer_and_elsewhere(unfinished: TrainConf
     changes: dict[str, Any] = {"epochs": 5, "log_every": 1, "save_every": None, "threads": 3, "timeout": 5}
     _, since = prepare(dataclasses.replace(unfinished, resume=True, **changes))
     assert since is not None
-    assert (since.step, since.epoch, since.epoch_step, len(since.losses)) == (4, 0, 4, 1)
+    assert (since.step, since.steps, since.epoch, since.epoch_step, len(since.losses)) == (4, 10, 0, 4, 1)
 
 
 def test_a_state_that_was_being_written_does_not_count(unfinished: TrainConfig, tmp_path: Path) -> None:
@@ -192,14 +207,75 @@ def test_a_state_that_was_being_written_does_not_count(unfinished: TrainConfig, 
     assert [line["step"] for line in _metrics(out)] == [3, 6, 9, 10, 10]
 
 
-def test_a_run_is_not_overwritten_unasked_and_a_finished_one_does_not_go_on(tmp_path: Path) -> None:
-    config = dataclasses.replace(LOCAL, steps=2, out=str(tmp_path / "out"), save_every=1)
-    assert _run(config, None, until=1) is None
+def test_the_latest_state_counts_and_the_others_go(unfinished: TrainConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(unfinished, epochs=2, out=str(tmp_path / "out"), resume=True)
+    states = tmp_path / "out" / "states"
+    assert _run(config, None, until=9) is None
+    shutil.copytree(states / "step-8", tmp_path / "kept")
+    assert _run(config, None, until=5) is None
+    assert [path.name for path in states.iterdir()] == ["step-12"]
+    shutil.copytree(tmp_path / "kept", states / "step-8")
+    (states / "step-16.copy").mkdir()
+    _, since = prepare(config)
+    assert since is not None and since.step == 12
+
+
+def test_a_run_is_not_overwritten_unasked(unfinished: TrainConfig, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(str(unfinished.out), out)
+    config = dataclasses.replace(unfinished, out=str(out))
     with pytest.raises(InputError, match="already holds a run"):
         prepare(config)
-    assert _run(dataclasses.replace(config, resume=True), None) is not None
-    with pytest.raises(InputError, match="holds a finished run"):
+    shutil.rmtree(out / "states")
+    (out / "model").mkdir()
+    with pytest.raises(InputError, match="holds a model, and no state to go on from"):
         prepare(dataclasses.replace(config, resume=True))
+
+
+def test_a_finished_run_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "--data", "synthetic:200", "--local", "--steps", "2", "--batch-size", "32", "--resume"]
+    said = []
+    for _ in range(2):
+        assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+        said.append(capsys.readouterr().out.partition("trained")[2].splitlines())
+    assert said[0][1:] == said[1][1:]
+    assert said[1][0].startswith(" before: ")
+
+
+def test_an_average_goes_on_as_it_was_begun_though_the_run_is_shorter_or_longer(tmp_path: Path) -> None:
+    config = dataclasses.replace(LOCAL, steps=40, save_every=5, average_weights=0.99, out=str(tmp_path / "out"))
+    assert _run(config, None, until=6) is None
+    averages = []
+    for steps in (6, 40, 80):
+        out = tmp_path / str(steps)
+        shutil.copytree(str(config.out), out)
+        setup, since = prepare(dataclasses.replace(config, out=str(out), steps=steps, resume=True))
+        average = Trainer(setup, None, since).average
+        assert average is not None
+        averages.append((average._every, int(average._average.n_averaged)))
+    assert averages == [(4, 1)] * 3
+
+
+def _unshared(rank: int, folder: Path) -> str:
+    mesh = build_mesh(2, 1, timeout_s=30)
+    assert check_shared(RunFolder(folder / "both"), mesh) is None
+    return str(check_shared(RunFolder(folder / f"of {rank}"), mesh))
+
+
+def test_a_folder_that_ranks_do_not_share_is_told_on_all_of_them(tmp_path: Path) -> None:
+    for said in run_ranks(_unshared, 2, tmp_path):
+        assert "rank 1 does not see what rank 0 writes there" in said
+    assert not list((tmp_path / "both").iterdir())
+
+
+def _steps_apart(rank: int) -> str:
+    setup, _ = prepare(dataclasses.replace(LOCAL, local=False, out=None))
+    return str(agree(setup, None, build_mesh(2, 1, timeout_s=30), ("step to go on from", rank)))
+
+
+def test_ranks_that_see_different_states_are_told_on_all_of_them() -> None:
+    for said in run_ranks(_steps_apart, 2):
+        assert "step to go on from" in said
 
 
 @pytest.mark.parametrize(
