@@ -19,6 +19,7 @@ from dmt_kernels.spec import Batch, InputError
 from dmt_kernels.train.config import TrainConfig
 from dmt_kernels.train.loop import Trainer, agree, check_shared, prepare
 from dmt_kernels.train.output import RunFolder
+from tests.devices import on_cuda
 from tests.ranks import run_ranks
 from tests.train.processes import without_ranks
 
@@ -92,6 +93,19 @@ def _compare(config: TrainConfig, interruptions: list[int], folder: Path, mesh: 
 )
 def test_in_one_process(options: dict[str, Any], interruptions: list[int], tmp_path: Path) -> None:
     _compare(dataclasses.replace(LOCAL, **options), interruptions, tmp_path, None)
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_cuda)])
+def test_on_a_gpu(device: str, tmp_path: Path) -> None:
+    options = {"epochs": 2, "save_every": 4, "average_weights": 0.8, "tower_module": "dlrm", "early_stop": 3}
+    figures = []
+    for until, name in ((float("inf"), "whole"), (7, "parts"), (float("inf"), "parts")):
+        config = dataclasses.replace(LOCAL, **options, device=device, out=str(tmp_path / name), resume=True)
+        figures.append(_run(config, None, until))
+    whole, _, last = figures
+    assert whole is not None and last is not None and last[0].since is not None and last[0].since.losses
+    for name in ("auc", "logloss", "valid_auc", "valid_logloss"):
+        assert last[1][name] == pytest.approx(whole[1][name], rel=1e-4), name
 
 
 def _on_ranks(rank: int, folder: Path, placement: str) -> None:
