@@ -307,7 +307,7 @@ def check_shared(folder: RunFolder, mesh: Mesh) -> InputError | None:
         if mesh.rank == 0:
             folder.path.mkdir(parents=True, exist_ok=True)
             mark.touch()
-        dist.barrier(group=mesh.dense)
+        dist.all_reduce(torch.zeros(1, device=mesh.device), group=mesh.dense)  # it is there
         seen = [False] * mesh.topology.world
         dist.all_gather_object(seen, mark.exists(), group=mesh.dense)
     if mesh.rank == 0:

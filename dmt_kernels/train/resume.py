@@ -84,8 +84,7 @@ def find(folder: RunFolder, setup: Setup) -> Progress | None:
     Raises
     ------
     InputError
-        If the run was told something else that it depends on, has trained longer than it is told to, or has left a
-        model and no state.
+        If the run was told something else that it depends on, or has trained longer than it is told to.
     """
     if not folder.config.exists():
         return None
@@ -98,8 +97,6 @@ def find(folder: RunFolder, setup: Setup) -> Progress | None:
         raise InputError(f"--resume: the run in {folder.path} has other tables or towers ({folder.layout.name})")
     latest = _latest(folder)
     if latest is None:
-        if folder.model.exists():
-            raise InputError(f"--resume: {folder.path} holds a model, and no state to go on from")
         return None
     progress = torch.empty(checkpoint.stored(latest)[PROGRESS].size, dtype=torch.uint8)
     checkpoint.read({PROGRESS: progress}, latest, None)

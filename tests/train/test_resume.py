@@ -240,10 +240,10 @@ def test_a_run_is_not_overwritten_unasked(unfinished: TrainConfig, tmp_path: Pat
     config = dataclasses.replace(unfinished, out=str(out))
     with pytest.raises(InputError, match="already holds a run"):
         prepare(config)
-    shutil.rmtree(out / "states")
-    (out / "model").mkdir()
-    with pytest.raises(InputError, match="holds a model, and no state to go on from"):
-        prepare(dataclasses.replace(config, resume=True))
+    shutil.rmtree(out / "states")  # another run's model would be lost, this one's comes again
+    with pytest.raises(InputError, match="has --seed 0, not 1"):
+        prepare(dataclasses.replace(config, resume=True, seed=1))
+    assert prepare(dataclasses.replace(config, resume=True))[1] is None
 
 
 def test_a_finished_run_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
