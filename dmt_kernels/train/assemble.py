@@ -174,7 +174,7 @@ def connect(config: TrainConfig) -> Mesh | None:
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
         return build_mesh(config.towers, config.members, device=device, timeout_s=config.timeout)
-    except (RuntimeError, ExchangeError) as error:
+    except RuntimeError as error:
         restarts, shares = os.environ.get("TORCHELASTIC_RESTART_COUNT"), os.environ.get("TORCHELASTIC_USE_AGENT_STORE")
         if restarts in (None, "0") or shares != "True":
             raise
