@@ -106,8 +106,8 @@ def test_ids_that_no_feature_has(op, features, lead):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_weights_are_rounded_at_random(op, dtype, optimizer):
-    case = problem(6, **MANY, dtype=dtype, samples=20, weighted=True)
+def test_weights_are_rounded_at_random(op, dtype, optimizer, samples=20):
+    case = problem(6, **MANY, dtype=dtype, samples=samples, weighted=True)
     rounding = {"seeds": [3, -1, 2**62], "step": torch.tensor(9), "column_starts": [0, 2**33, 5]}
     assert_same_as_on_the_cpu(op, case, optimizer, **rounding, row_starts=[0, 0, 0])
     shard = {"row_starts": [2, 0, 50]}

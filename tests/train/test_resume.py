@@ -132,7 +132,7 @@ def _on_ranks(rank: int, folder: Path, placement: str) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("placement", ["member", "owner", "auto"])
+@pytest.mark.parametrize("placement", ["member", "auto"])  # a trial's answer is the owner
 def test_on_ranks(placement: str, tmp_path: Path) -> None:
     run_ranks(_on_ranks, 4, tmp_path, placement)
 
