@@ -255,9 +255,10 @@ def train_rank(config: TrainConfig) -> dict[str, Any] | InputError:
     if (wrong := agree(setup, wrong, mesh, ("step to go on from", None if since is None else since.step))) is not None:
         return wrong
     assert setup is not None
-    if config.out is not None and mesh is not None and (wrong := check_shared(RunFolder(config.out), mesh)) is not None:
-        return wrong
-    summary = Trainer(setup, mesh, since).run()
+    with contextlib.ExitStack() as held:
+        if config.out is not None and (wrong := take_folder(RunFolder(config.out), mesh, held)) is not None:
+            return wrong
+        summary = Trainer(setup, mesh, since).run()
     if mesh is not None:
         dist.destroy_process_group()
     return summary
@@ -298,14 +299,27 @@ def agree(
     return None
 
 
-def check_shared(folder: RunFolder, mesh: Mesh) -> InputError | None:
-    """What is wrong, on all ranks alike, with a folder that not all of them see: each writes its part of the model."""
-    names = [uuid.uuid4().hex]
+def take_folder(folder: RunFolder, mesh: Mesh | None, held: contextlib.ExitStack) -> InputError | None:
+    """Keep other runs from the folder while `held` is open, or say what is wrong, on all ranks alike.
+
+    That may be another run, or a folder that not all ranks see: each writes its part of the model.
+    """
+    wrong = None
+    if mesh is None or mesh.rank == 0:
+        try:
+            held.enter_context(folder.take())
+        except InputError as error:
+            wrong = error
+    if mesh is None:
+        return wrong
+    told: list[Any] = [wrong, uuid.uuid4().hex]
     with naming_failures(mesh.dense.group_name, "looked for what rank 0 has written"):
-        dist.broadcast_object_list(names, src=0, group=mesh.dense)
-        mark = folder.path / f".{names[0]}"
+        dist.broadcast_object_list(told, src=0, group=mesh.dense)
+        wrong, name = told
+        if wrong is not None:
+            return wrong
+        mark = folder.path / f".{name}"
         if mesh.rank == 0:
-            folder.path.mkdir(parents=True, exist_ok=True)
             mark.touch()
         dist.all_reduce(torch.zeros(1, device=mesh.device), group=mesh.dense)  # it is there
         seen = [False] * mesh.topology.world

@@ -1,11 +1,12 @@
 """The folder of a run: which files it has, and when it may be written to."""
 
+import fcntl
 import json
 import math
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dmt_kernels.spec import InputError
 
@@ -24,6 +25,7 @@ class RunFolder:
         self.model = self.path / "model"
         self.states = self.path / "states"
         self.summary = self.path / "summary.json"
+        self.lock = self.path / ".lock"
 
     def check_writable(self, overwrite: bool) -> None:
         """Check that a run may be written here, without writing anything.
@@ -40,6 +42,27 @@ class RunFolder:
             raise InputError(f"--out {self.path}: {base} is not a folder that can be written to")
         if not overwrite and (found := [p.name for p in self._files() if p.exists()]):
             raise InputError(f"--out {self.path} already holds a run ({found[0]}); give another folder or --overwrite")
+
+    def take(self) -> IO[bytes]:
+        """Make the folder and keep other runs from taking it, until what this returns is closed or its process ends.
+
+        Where the file system has no locks nobody is kept from anything.
+
+        Raises
+        ------
+        InputError
+            If another process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.lock.open("ab")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.close()
+            raise InputError(f"--out {self.path}: another run is writing there") from error
+        except OSError:
+            pass
+        return file
 
     def clear(self) -> None:
         """Make the folder, without an earlier run's files; files of another kind stay."""

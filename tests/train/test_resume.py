@@ -1,6 +1,9 @@
 """Runs that are interrupted and go on: they end as if nothing had happened."""
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
 import itertools
 import json
 import shutil
@@ -17,7 +20,7 @@ from dmt_kernels.cli import main
 from dmt_kernels.comm import Mesh, build_mesh
 from dmt_kernels.spec import Batch, InputError
 from dmt_kernels.train.config import TrainConfig
-from dmt_kernels.train.loop import Trainer, agree, check_shared, prepare
+from dmt_kernels.train.loop import Trainer, agree, prepare, take_folder, train_rank
 from dmt_kernels.train.output import RunFolder
 from tests.devices import on_cuda
 from tests.ranks import run_ranks
@@ -270,16 +273,43 @@ def test_an_average_goes_on_as_it_was_begun_though_the_run_is_shorter_or_longer(
     assert averages == [(4, 1)] * 3
 
 
-def _unshared(rank: int, folder: Path) -> str:
-    mesh = build_mesh(2, 1, timeout_s=30)
-    assert check_shared(RunFolder(folder / "both"), mesh) is None
-    return str(check_shared(RunFolder(folder / f"of {rank}"), mesh))
+def _taken(rank: int, path: Path) -> str:
+    with contextlib.ExitStack() as held:
+        return str(take_folder(RunFolder(path), build_mesh(2, 1, timeout_s=30), held))
 
 
 def test_a_folder_that_ranks_do_not_share_is_told_on_all_of_them(tmp_path: Path) -> None:
-    for said in run_ranks(_unshared, 2, tmp_path):
+    for said in run_ranks(_taken_apart, 2, tmp_path):
         assert "rank 1 does not see what rank 0 writes there" in said
-    assert not list((tmp_path / "both").iterdir())
+
+
+def _taken_apart(rank: int, path: Path) -> str:
+    return _taken(rank, path / f"of {rank}")
+
+
+def test_a_folder_has_one_run(tmp_path: Path) -> None:
+    """On ranks and in one process, as long as the other one lives and has it, and nothing is lost."""
+    hold = f"import sys; from dmt_kernels.train.output import RunFolder as R; x = R({str(tmp_path)!r}).take(); print(1)"
+    other = [sys.executable, "-uc", hold + "; sys.stdin.read()"]
+    with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"1\n"
+        (tmp_path / "metrics.jsonl").write_text("lines")
+        told = train_rank(dataclasses.replace(LOCAL, epochs=1, out=str(tmp_path), overwrite=True))
+        assert isinstance(told, InputError) and "another run is writing there" in str(told)
+        assert (tmp_path / "metrics.jsonl").read_text() == "lines"
+        for said in run_ranks(_taken, 2, tmp_path):
+            assert "another run is writing there" in said
+        process.kill()
+    assert run_ranks(_taken, 2, tmp_path) == ["None"] * 2
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == [".lock"]
+
+
+def test_file_systems_without_locks_are_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def has_none(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", has_none)
+    RunFolder(tmp_path).take().close()
 
 
 def _steps_apart(rank: int) -> str:
