@@ -141,15 +141,17 @@ def test_on_ranks(placement: str, tmp_path: Path) -> None:
 
 
 DYING = """
-import itertools, os, signal, sys
+import itertools, os, pathlib, signal, sys
 from dmt_kernels.cli import main
 from dmt_kernels.train.step import TrainStep
 
-if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
+died = pathlib.Path(__file__).with_name("died")
+if os.environ["RANK"] == "1" and not died.exists():
     step, taken = TrainStep.__call__, itertools.count()
 
     def dying(self, *arguments):
         if next(taken) == 6:
+            died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return step(self, *arguments)
 
@@ -163,7 +165,9 @@ def test_torchrun_restarts_a_run_whose_rank_was_killed(tmp_path: Path) -> None:
     (tmp_path / "dying.py").write_text(DYING)
     train = ["train", "--data", "synthetic:400", "--batch-size", "40", "--towers", "2", "--members", "1"]
     train += ["--tower-module", "dlrm", "--steps", "9", "--timeout", "20"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
+    # One restart is for the death. torchrun also picks a port that is free long before a rank listens there, which
+    # another process may take meanwhile.
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "3"]
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(tmp_path / "dying.py")]
     out = tmp_path / "restarted"
     command = [*launcher, *train, "--out", str(out), "--save-every", "4", "--resume"]
