@@ -15,28 +15,28 @@ from bench.cluster.variants import VARIANTS, Variant, twin_of
 from bench.timing import Run
 from dmt_kernels.comm import Mesh
 from dmt_kernels.embedding import EmbeddingExchange, build_exchange
-from dmt_kernels.models import DLRM, expanded_dim
+from dmt_kernels.models import DLRM, Model, expanded_dim
 from dmt_kernels.spec import Batch, Jagged
-from dmt_kernels.train.step import TrainStep, mixed_precision, predict_logits
+from dmt_kernels.train.step import TrainStep, mixed_precision
 
 
-class MeanSquare(nn.Module):
-    """The smallest model over an exchange: a scale."""
+class MeanSquare(Model):
+    """The smallest over-arch: a scale. What it gives are no logits, but the embeddings less their target of 1."""
 
     def __init__(self, exchange: nn.Module) -> None:
-        super().__init__()
-        self.exchange = exchange
+        super().__init__(exchange)
         self.scale = nn.Parameter(torch.ones(1))
 
-    def forward(self, dense: Tensor, sparse: Jagged) -> Tensor:
-        """Return the scaled embeddings less their target of 1."""
-        return self.exchange(sparse) * self.scale - 1.0
+    def beside(self, dense: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+    def logits(self, embeddings: Tensor, *beside: Tensor) -> Tensor:
+        return embeddings * self.scale - 1.0
 
 
 class MeanSquareStep(TrainStep):
-    def loss(self, batch: Batch) -> Tensor:
-        off = predict_logits(self.model, batch, amp=self.amp)
-        return off.square().sum() / (batch.global_samples * off.shape[1])
+    def share(self, logits: Tensor, label: Tensor, weight: Tensor, *, global_samples: int) -> Tensor:
+        return logits.square().sum() / (global_samples * logits.shape[1])
 
 
 def build_over_arch(variant: Variant, problem: Problem, exchange: nn.Module) -> nn.Module:

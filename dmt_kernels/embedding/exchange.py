@@ -144,6 +144,35 @@ class EmbeddingExchange(nn.Module):
         """
         return over_arch(self.finish(in_flight), *rows)
 
+    def finish_into_loss(self, in_flight: Any, loss: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """End it in a loss that is a sum over samples: forward and back through some while others are on their way.
+
+        Of a batch in chunks, gradients of all but the last one are in the parameters' ``grad`` when this returns, and
+        on their way to the tables: clear them before, and call ``backward`` once, on the result as it is. Hooks on
+        parameters are called once for each chunk.
+
+        Parameters
+        ----------
+        in_flight : object
+            What :meth:`start` has returned.
+        loss : callable
+            Called as `over_arch` of :meth:`finish_into` is; returns a scalar, the samples' share of the loss: shares
+            add up. What scales a loss, to accumulate gradients or to keep them in range, does so here.
+        rows : Tensor
+            ``[B, ...]`` each; they may require gradients.
+
+        Returns
+        -------
+        Tensor
+            The sum of shares, a scalar.
+
+        Raises
+        ------
+        RuntimeError
+            If `rows` are not as many as the samples; in ``backward``, on the CPU, if the result was scaled.
+        """
+        return loss(self.finish(in_flight), *rows)
+
     def prefetch(self, sparse: Jagged) -> None:
         """Send the ids of a batch to come on their way, ahead of the forward pass that is given this very object.
 

@@ -7,7 +7,8 @@ the same schedule reversed, and ends in one update of the tables from one buffer
 :func:`depart` starts a batch and :func:`arrive` ends it, so that whatever the model does in between runs under the last
 messages, in the backward pass too: autograd runs the latest node first. :func:`arrive_by_chunk` ends it in pieces, so
 that the model's work on one runs under the messages of the next ones; its gradient leaves as soon as the model has it,
-while the model goes back through the piece before.
+while the model goes back through the piece before. :mod:`~dmt_kernels.embedding.chunk_loss` goes further: there the
+model goes back through a piece before the next one arrives, and gradients leave from the first chunk to the last.
 
 ::
 
@@ -91,8 +92,9 @@ class Flight(ABC):
         self.buffers = cargo.pool.take(self.shards.dtype, device)
         self.out = torch.empty(cargo.samples, out_width, dtype=self.shards.dtype, device=device)
         self.grad: Tensor | None = None  # [n * W * b, D_r] of the pooled rows, chunk by chunk
-        self._unreturned = self.chunks  # chunks of which no gradient has left: the last one's is the first to leave
-        self._early: dict[int, Tensor] = {}  # gradients of chunks, [b, sum(C_t)], that wait for those of later ones
+        self._returning = list(reversed(range(self.chunks)))  # chunks in the order in which their gradients leave
+        self._returned = 0  # of them have
+        self._early: dict[int, Tensor] = {}  # gradients of chunks, [b, sum(C_t)], that wait for their turn
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -159,12 +161,17 @@ class Flight(ABC):
         """Give memory back: nobody will ask for a gradient, or for another one."""
         self._pool.give_back(self.buffers)
 
+    def return_in_order(self) -> None:
+        """Let gradients leave from the first chunk to the last; called before any has, on all ranks alike."""
+        self._returning.sort()
+
     def depart_backward(self, chunks: range, grad: Tensor) -> None:
         """Start the gradients of what :meth:`arrive` gave for the same chunks on their way back.
 
-        They leave from the last chunk to the first, on all ranks alike, in whichever order they come here.
+        They leave from the last chunk to the first, or after :meth:`return_in_order` the other way round, on all ranks
+        alike, in whichever order they come here.
         """
-        if chunks.stop > self._unreturned:
+        if not set(self._returning[: self._returned]).isdisjoint(chunks):
             raise RuntimeError("a batch has one backward pass, which updates its tables; look it up again for another")
         if grad.shape[1] > 1 and grad.stride(1) != 1:  # of a sum over columns, say
             grad = grad.contiguous()
@@ -172,20 +179,22 @@ class Flight(ABC):
             rows = self.chunks * len(self.block_order) * self.chunk_samples
             self.grad = self.buffers.take("grad", rows, self.shards.width)
         self._early |= zip(chunks, grad.unflatten(0, (len(chunks), self.chunk_samples)), strict=True)
-        while (chunk := self._unreturned - 1) in self._early:
+        for chunk in self._returning[self._returned :]:
+            if chunk not in self._early:
+                break
             self.send_back(chunk, self._early.pop(chunk))
-            self._unreturned = chunk
+            self._returned += 1
 
     def arrive_backward(self) -> tuple[Tensor | None, ...]:
         """Bring them to the tables' owners and return the gradients of ``inputs``."""
         assert self.grad is not None
-        for chunk in set(range(self._unreturned)) - self._early.keys():  # the loss does not depend on them
+        for chunk in set(self._returning[self._returned :]) - self._early.keys():  # the loss does not depend on them
             self.depart_backward(range(chunk, chunk + 1), self.grad.new_zeros(self.chunk_samples, self._out_width))
-        for chunk in reversed(range(self.chunks)):
+        for before, chunk in zip([None, *self._returning[:-1]], self._returning, strict=True):
             self.decompress(chunk)
-            if chunk + 1 < self.chunks:
-                self.collect(chunk + 1)
-        self.collect(0)
+            if before is not None:
+                self.collect(before)
+        self.collect(self._returning[-1])
         return self.input_grads()
 
     def update(self) -> None:
@@ -258,16 +267,17 @@ def depart(flight: Flight) -> InFlight:
 
 def arrive(in_flight: InFlight) -> Tensor:
     """End a batch: ``[B, sum(C_t)]``, differentiable once."""
-    return _arrive(in_flight, range(in_flight.flight.chunks))
+    return arrive_in(in_flight, range(in_flight.flight.chunks))
 
 
 def arrive_by_chunk(in_flight: InFlight) -> Iterator[Tensor]:
     """End a batch in pieces, ``[b, sum(C_t)]``, each of them when it is asked for; all of them have to be."""
     for chunk in range(in_flight.flight.chunks):
-        yield _arrive(in_flight, range(chunk, chunk + 1))
+        yield arrive_in(in_flight, range(chunk, chunk + 1))
 
 
-def _arrive(in_flight: InFlight, chunks: range) -> Tensor:
+def arrive_in(in_flight: InFlight, chunks: range) -> Tensor:
+    """End consecutive chunks of a batch, ``[len(chunks) * b, sum(C_t)]``."""
     flight, token = in_flight.flight, in_flight.token
     out = _Arrive.apply(token, flight, chunks)
     if not token.requires_grad and chunks.stop == flight.chunks:

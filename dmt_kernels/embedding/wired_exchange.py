@@ -17,6 +17,7 @@ from torch import Tensor
 from dmt_kernels.comm import Mesh, all_reduce_flat
 from dmt_kernels.embedding.buffers import BufferPool
 from dmt_kernels.embedding.chunk_choice import ChunkChoice, Chunks
+from dmt_kernels.embedding.chunk_loss import finish_by_chunk
 from dmt_kernels.embedding.exchange import EmbeddingExchange
 from dmt_kernels.embedding.flat_flight import FlatFlight
 from dmt_kernels.embedding.flight import Cargo, Flight, InFlight, arrive, arrive_by_chunk, depart
@@ -130,6 +131,11 @@ class WiredExchange(EmbeddingExchange):
             torch.clear_autocast_cache()  # or chunks would share narrow copies of weights, and add gradients up there
             outputs.append(over_arch(*part))
         return torch.cat(outputs)
+
+    def finish_into_loss(self, in_flight: InFlight, loss: Callable[..., Tensor], *rows: Tensor) -> Tensor:  # noqa: D102
+        if in_flight.flight.chunks == 1 or not in_flight.token.requires_grad:
+            return super().finish_into_loss(in_flight, loss, *rows)
+        return finish_by_chunk(in_flight, loss, rows)
 
     @property
     @abstractmethod

@@ -6,20 +6,19 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dmt_kernels.embedding import EmbeddingExchange
+from dmt_kernels.models.base import Model
 from dmt_kernels.models.expansion import Expansion
 from dmt_kernels.models.mlp import MLP
-from dmt_kernels.spec import Jagged
 from dmt_kernels.towers import CrossNet, init_parameters_
 
 
-class DCN(nn.Module):
+class DCN(Model):
     """Deep and cross network v2 (Wang et al., WWW 2021), stacked form, over any exchange.
 
     Dense input and embeddings are crossed, then go through an MLP. What towers compressed may first be mapped to as
     many columns as the flat model has, so that as many crosses are left. Whether the model is flat or multi-tower is
     the exchange's business; with pass-through towers it is the flat DCN. Everything behind the exchange runs once for
-    each of its chunks (:meth:`~dmt_kernels.embedding.EmbeddingExchange.finish_into`).
+    each of its chunks.
 
     Parameters
     ----------
@@ -60,8 +59,7 @@ class DCN(nn.Module):
         deep: Sequence[int] = (128, 64),
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.exchange = exchange
+        super().__init__(exchange)
         self.expand: nn.Module = nn.Identity()
         width = sum(cast(Sequence[int], exchange.out_widths))
         if expand:
@@ -73,12 +71,10 @@ class DCN(nn.Module):
         init_parameters_(self.cross, seed, "cross")
         init_parameters_(self.deep, seed, "deep")
 
-    def forward(self, dense: Tensor, sparse: Jagged) -> Tensor:
-        """Return logits ``[B]`` for ``dense`` ``[B, K]`` and the bags of all features."""
-        if not isinstance(self.exchange, EmbeddingExchange):
-            return self._logits(self.exchange(sparse), dense)
-        return self.exchange.finish_into(self.exchange.start(sparse), self._logits, dense)
+    def beside(self, dense: Tensor) -> tuple[Tensor, ...]:
+        """The dense input as it is."""
+        return (dense,)
 
-    def _logits(self, embeddings: Tensor, dense: Tensor) -> Tensor:
-        x = torch.cat([dense, self.expand(embeddings)], dim=1)
+    def logits(self, embeddings: Tensor, *beside: Tensor) -> Tensor:  # noqa: D102  (the base class has the words)
+        x = torch.cat([*beside, self.expand(embeddings)], dim=1)
         return self.deep(self.cross(x)).squeeze(1)

@@ -5,21 +5,20 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from dmt_kernels.embedding import EmbeddingExchange
+from dmt_kernels.models.base import Model
 from dmt_kernels.models.dot_interaction import DotInteraction
 from dmt_kernels.models.expansion import Expansion
 from dmt_kernels.models.mlp import MLP
-from dmt_kernels.spec import InputError, Jagged
+from dmt_kernels.spec import InputError
 from dmt_kernels.towers import init_parameters_
 
 
-class DLRM(nn.Module):
+class DLRM(Model):
     """Deep learning recommendation model (Naumov et al., arXiv 1906.00091) over any exchange.
 
     Whether the model is flat or multi-tower is the exchange's business: what arrives is ``[B, sum(out_widths)]``, read
     as features of ``out_dim``, or mapped to such. With pass-through towers the model is the flat DLRM. Everything
-    behind the exchange runs once for each of its chunks
-    (:meth:`~dmt_kernels.embedding.EmbeddingExchange.finish_into`).
+    behind the exchange runs once for each of its chunks.
 
     Parameters
     ----------
@@ -60,8 +59,7 @@ class DLRM(nn.Module):
         top: Sequence[int] = (128, 64),
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.exchange = exchange
+        super().__init__(exchange)
         self.expand: nn.Module = nn.Identity()
         widths = cast(Sequence[int], exchange.out_widths)
         if expand:
@@ -84,20 +82,13 @@ class DLRM(nn.Module):
             init_parameters_(self.bottom, seed, "bottom")
         init_parameters_(self.top, seed, "top")
 
-    def forward(self, dense: Tensor, sparse: Jagged) -> Tensor:
-        """Return logits ``[B]`` for ``dense`` ``[B, K]`` and the bags of all features."""
-        if not isinstance(self.exchange, EmbeddingExchange):
-            return self._logits(self.exchange(sparse), *self._dense_feature(dense))
-        in_flight = self.exchange.start(sparse)
-        dense_feature = self._dense_feature(dense)  # under the exchange's messages; and so is its backward
-        return self.exchange.finish_into(in_flight, self._logits, *dense_feature)
-
-    def _dense_feature(self, dense: Tensor) -> tuple[Tensor, ...]:
+    def beside(self, dense: Tensor) -> tuple[Tensor, ...]:
         """The dense input's feature ``[B, out_dim]``, if there is one."""
         return () if self.bottom is None else (self.bottom(dense),)
 
-    def _logits(self, embeddings: Tensor, dense_feature: Tensor | None = None) -> Tensor:
+    def logits(self, embeddings: Tensor, *beside: Tensor) -> Tensor:  # noqa: D102  (the base class has the words)
         embeddings = self.expand(embeddings)
-        if dense_feature is None:
+        if not beside:
             return self.top(self.interaction(embeddings.unflatten(1, (-1, self.out_dim)))).squeeze(1)
+        (dense_feature,) = beside
         return self.top(self.interaction.behind(dense_feature, embeddings, self.out_dim)).squeeze(1)

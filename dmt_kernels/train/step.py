@@ -1,6 +1,7 @@
 """One training step: loss, gradients, their sums over ranks, the dense optimizer."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -25,10 +26,12 @@ class TrainStep:
     Parameters
     ----------
     model : nn.Module
-        Called with ``(dense, sparse)``, returns logits ``[B]``. ``model.exchange`` updates its tables in the
-        backward pass; ``model.exchange.tower_modules`` is replicated on the ranks of a tower, of
-        ``model.exchange.tower_slices`` every rank has its own, and every other parameter is on all ranks.
-        ``model.expand``, if there is one, is the map behind the towers.
+        Called with ``(dense, sparse)``, returns logits ``[B]``. If its ``forward`` has parameters ``loss`` and
+        ``targets``, it is given the loss, too, and returns that (:class:`~dmt_kernels.models.Model`): an exchange in
+        chunks has less to wait for then. ``model.exchange`` updates its tables in the backward pass;
+        ``model.exchange.tower_modules`` is replicated on the ranks of a tower, of ``model.exchange.tower_slices`` every
+        rank has its own, and every other parameter is on all ranks. ``model.expand``, if there is one, is the map
+        behind the towers.
     mesh : Mesh or None
         The ranks; None for one process.
     optimizer : {"adam", "adagrad"}
@@ -61,6 +64,7 @@ class TrainStep:
         if optimizer not in _OPTIMIZERS:
             raise InputError(f"dense optimizer {optimizer!r} is unknown; choose one of {', '.join(_OPTIMIZERS)}")
         self.model, self.amp = model, amp
+        self._takes_loss = {"loss", "targets"} <= inspect.signature(model.forward).parameters.keys()
         self._exchange: Any = model.exchange
         self.mesh = mesh
         self._over_arch_sum = self._tower_sum = None
@@ -113,8 +117,39 @@ class TrainStep:
         return total
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return this rank's share of the loss, a scalar; another loss is a subclass that overrides this."""
-        return loss_share(predict_logits(self.model, batch, amp=self.amp), batch)
+        """Return this rank's share of the loss, a scalar, whose ``backward`` is called as it is."""
+        like = next(self.model.parameters())
+
+        def share(logits: Tensor, *targets: Tensor) -> Tensor:
+            with torch.autocast(like.device.type, enabled=False) if self.amp else contextlib.nullcontext():
+                return self.share(logits.to(like.dtype), *targets, global_samples=batch.global_samples)
+
+        targets = batch.label, batch.weight
+        with mixed_precision(like.device, amp=self.amp):
+            dense = batch.dense.to(like.dtype)
+            if self._takes_loss:
+                return self.model(dense, batch.sparse, loss=share, targets=targets)
+            return share(self.model(dense, batch.sparse), *targets)
+
+    def share(self, logits: Tensor, label: Tensor, weight: Tensor, *, global_samples: int) -> Tensor:
+        """Return the share that some of this rank's samples have in the loss; another loss is a subclass with another.
+
+        The sum of weight times binary cross-entropy over the samples, divided by the real samples of the global batch.
+
+        Parameters
+        ----------
+        logits, label, weight : Tensor
+            ``[b]`` each; the label and weight as in :class:`~dmt_kernels.spec.Batch`.
+        global_samples : int
+            Real samples of the *global* batch.
+
+        Returns
+        -------
+        Tensor
+            A scalar. Shares add up to the loss, over chunks of samples and over ranks, and so do their gradients.
+        """
+        losses = F.binary_cross_entropy_with_logits(logits, label.to(logits.dtype), reduction="none")
+        return (losses * weight).sum() / global_samples
 
 
 def mixed_precision(device: torch.device, *, amp: bool) -> contextlib.AbstractContextManager[object]:
@@ -127,16 +162,6 @@ def predict_logits(model: nn.Module, batch: Batch, *, amp: bool = False) -> Tens
     like = next(model.parameters())
     with mixed_precision(like.device, amp=amp):
         return model(batch.dense.to(like.dtype), batch.sparse).to(like.dtype)
-
-
-def loss_share(logits: Tensor, batch: Batch) -> Tensor:
-    """Return this rank's share of the batch's loss, a scalar.
-
-    The sum of weight times binary cross-entropy over the rank's samples, divided by the real samples
-    of the *global* batch: the shares of all ranks add up to the loss, and so do their gradients.
-    """
-    losses = F.binary_cross_entropy_with_logits(logits, batch.label.to(logits.dtype), reduction="none")
-    return (losses * batch.weight).sum() / batch.global_samples
 
 
 def tower_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

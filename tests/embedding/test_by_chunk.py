@@ -1,5 +1,6 @@
 """An over-arch that has a batch by chunks: in which order it works, and what becomes of odd gradients."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -23,24 +24,31 @@ WORLDS = {
     "owner": World(TOPOLOGY, tower="linear", chunks=CHUNKS, placement="owner"),
 }
 
+ENDINGS = ("outputs", "loss")
 OverArch = Callable[..., Tensor]
 
 
-def _stepped(kind: str, rank: int, over_arch: Callable[[Mesh], OverArch], *rows: Tensor) -> EmbeddingExchange:
-    """An exchange after one step under an over-arch."""
+def _stepped(
+    kind: str, ending: str, rank: int, over_arch: Callable[[Mesh], OverArch], *rows: Tensor
+) -> EmbeddingExchange:
+    """An exchange after one step under an over-arch, by its outputs or its loss."""
     world = WORLDS[kind]
     exchange, mesh = build(world, "flat" if kind == "flat" else "sptt", rank), mesh_of(TOPOLOGY, "cpu")
     ids, weights, _ = global_batch(world, exchange.features, 0)
     sparse = jagged(world, ids, weights, rank * SAMPLES, (rank + 1) * SAMPLES)
-    exchange.finish_into(exchange.start(sparse), over_arch(mesh), *rows).sum().backward()
+    behind, in_flight = over_arch(mesh), exchange.start(sparse)
+    if ending == "loss":
+        exchange.finish_into_loss(in_flight, lambda *part: behind(*part).sum(), *rows).backward()
+    else:
+        exchange.finish_into(in_flight, behind, *rows).sum().backward()
     return exchange
 
 
 SCHEDULE = ("lookup", "compress", "deliver", "send_back", "decompress", "collect")
 
 
-def _order(rank: int, kind: str) -> list[str]:
-    """What a step of a model does, chunk by chunk, in its order."""
+def _order(rank: int, kind: str, ending: str) -> list[str]:
+    """What a step of a model does, chunk by chunk, in its order: by its outputs, or as :class:`TrainStep` has it."""
     seen: list[str] = []
 
     def noting(word: str) -> Callable[..., object]:
@@ -57,7 +65,10 @@ def _order(rank: int, kind: str) -> list[str]:
             patch.setattr(SpttFlight, word, noting(word))
         model, step, batch = _model_and_step(kind, rank, CHUNKS)
         (model.top if kind == "dlrm" else model.cross).register_forward_pre_hook(note_model)
-        step(batch)
+        if ending == "loss":
+            step(batch)
+        else:
+            model(batch.dense.double(), batch.sparse).sum().backward()
     return seen
 
 
@@ -74,15 +85,20 @@ def _model_and_step(kind: str, rank: int, chunks: int, **options: bool) -> tuple
     return model, TrainStep(model, mesh_of(TOPOLOGY, "cpu"), optimizer="adagrad", lr=0.1), batch
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("kind", ["dlrm", "dcn"])
-def test_what_has_arrived_is_worked_on_first_and_leaves_first(kind: str) -> None:
+def test_what_has_arrived_is_worked_on_first_and_leaves_first(kind: str, ending: str) -> None:
     assert CHUNKS == 3
     depart = "lookup 0, compress 0, lookup 1, lookup 2, compress 1, compress 2"
     there = ", ".join(f"deliver {chunk}, model {chunk}" for chunk in range(3))
     back = ", ".join(f"model' {chunk}, send_back {chunk}" for chunk in (2, 1, 0))
     home = "decompress 2, decompress 1, collect 2, decompress 0, collect 1, collect 0"
+    if ending == "loss":  # while the chunks after it travel
+        there = ", ".join(f"deliver {c}, model {c}, model' {c}, send_back {c}" for c in range(3))
+        back = "decompress 0"
+        home = "decompress 1, collect 0, decompress 2, collect 1, collect 2"
     expected = ", ".join((depart, there, back, home)).split(", ")
-    assert run_ranks(_order, TOPOLOGY.world, kind) == [expected] * TOPOLOGY.world
+    assert run_ranks(_order, TOPOLOGY.world, kind, ending) == [expected] * TOPOLOGY.world
 
 
 def _off(rank: int) -> list[tuple[str, float]]:
@@ -103,8 +119,8 @@ def test_models_are_the_same_in_any_number_of_chunks() -> None:
         assert all(off < 1e-12 for _, off in rank), rank
 
 
-def _narrow(rank: int) -> tuple[Tensor, Tensor]:
-    """The gradient of a layer under autocast, of all chunks at once and added up in float32."""
+def _narrow(rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of a layer under autocast: of all chunks at once, chunk by chunk, and added up in float32."""
     world = World(TOPOLOGY, chunks=SAMPLES)
     exchange, chunks = build(world, "sptt", rank), []
     layer = nn.Linear(sum(exchange.out_widths), 7, bias=False)
@@ -118,20 +134,27 @@ def _narrow(rank: int) -> tuple[Tensor, Tensor]:
             for chunk, part in zip(chunks, scale.split(1), strict=True)
         ]
         (result * scale).sum().backward()
-    return layer.weight.grad, torch.stack(parts).sum(0)
+    at_once, layer.weight.grad = layer.weight.grad, None
+    exchange = build(world, "sptt", rank)  # as it was before its tables were updated
+    with torch.autocast("cpu", torch.bfloat16):
+        in_flight = exchange.start(jagged(world, ids, weights, rank * SAMPLES, (rank + 1) * SAMPLES))
+        loss = exchange.finish_into_loss(in_flight, lambda x, part: (layer(x) * part).sum(), scale)
+    loss.backward()
+    return at_once, layer.weight.grad, torch.stack(parts).sum(0)
 
 
 def test_gradients_of_chunks_are_added_up_in_float_under_autocast() -> None:
-    for grad, expected in run_ranks(_narrow, TOPOLOGY.world):
-        torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-6)
+    for at_once, chunk_by_chunk, expected in run_ranks(_narrow, TOPOLOGY.world):
+        torch.testing.assert_close(at_once, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(chunk_by_chunk, expected, rtol=1e-5, atol=1e-6)
 
 
 def _unlike_rows(rank: int) -> list[str]:
     """What rows are told that are not as many as the samples."""
     said = []
-    for rows in (SAMPLES - 1, SAMPLES // 2, SAMPLES + 3):
+    for rows, ending in itertools.product((SAMPLES - 1, SAMPLES // 2, SAMPLES + 3), ENDINGS):
         with pytest.raises(RuntimeError) as error:
-            _stepped("flat", rank, lambda _: lambda embeddings, more: embeddings + more.sum(), torch.ones(rows))
+            _stepped("flat", ending, rank, lambda _: lambda embeddings, more: embeddings + more.sum(), torch.ones(rows))
         said.append(str(error.value))
     return said
 
@@ -186,19 +209,19 @@ ODD = {
 }
 
 
-def _agree(rank: int) -> list[tuple[str, str]]:
+def _agree(rank: int) -> list[tuple[str, str, str]]:
     """Where odd gradients did not do what their plain twins do, bit for bit."""
     wrong = []
-    for kind in WORLDS:
+    for kind, ending in itertools.product(WORLDS, ENDINGS):
         for name, twins in ODD.items():
             states = []
             for over_arch in twins:
-                exchange = _stepped(kind, rank, over_arch)
+                exchange = _stepped(kind, ending, rank, over_arch)
                 grads = {f"{key}'": p.grad for key, p in exchange.named_parameters() if p.grad is not None}
                 states.append(exchange.state_dict() | grads)
             odd, plain = states
             if odd.keys() != plain.keys() or not all(torch.equal(odd[key], plain[key]) for key in plain):
-                wrong.append((kind, name))
+                wrong.append((kind, ending, name))
     return wrong
 
 
@@ -222,3 +245,38 @@ def _twice(rank: int) -> str:
 
 def test_a_batch_has_one_backward_pass_for_all_its_chunks() -> None:
     assert all("one backward pass" in message for message in run_ranks(_twice, TOPOLOGY.world))
+
+
+def _scaled(rank: int) -> str:
+    """A loss that is scaled after chunks of it have gone back."""
+    world = WORLDS["sptt"]
+    exchange = build(world, "sptt", rank)
+    ids, weights, _ = global_batch(world, exchange.features, 0)
+    sparse = jagged(world, ids, weights, rank * SAMPLES, (rank + 1) * SAMPLES)
+    loss = exchange.finish_into_loss(exchange.start(sparse), torch.sum)
+    with pytest.raises(RuntimeError) as error:
+        (loss / 2).backward()
+    return str(error.value)
+
+
+def test_a_loss_that_has_gone_back_cannot_be_scaled() -> None:
+    assert all("cannot be scaled" in message for message in run_ranks(_scaled, TOPOLOGY.world))
+
+
+def _losses(rank: int) -> list[tuple[float, float]]:
+    """A batch's loss with and without a gradient, by chunks and of all outputs."""
+    world = WORLDS["owner"]
+    exchange = build(world, "sptt", rank)
+    ids, weights, _ = global_batch(world, exchange.features, 0)
+    sparse = jagged(world, ids, weights, rank * SAMPLES, (rank + 1) * SAMPLES)
+    found = []
+    for trains in (False, True):
+        with torch.set_grad_enabled(trains):
+            whole = exchange.finish_into(exchange.start(sparse), torch.sin).sum()
+            found.append((exchange.finish_into_loss(exchange.start(sparse), lambda x: x.sin().sum()), whole))
+    return [(loss.item(), whole.item()) for loss, whole in found]
+
+
+def test_the_loss_of_chunks_is_the_batchs() -> None:
+    for pairs in run_ranks(_losses, TOPOLOGY.world):
+        assert all(loss == pytest.approx(whole, rel=1e-5) for loss, whole in pairs)

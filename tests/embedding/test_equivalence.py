@@ -83,7 +83,7 @@ def _plain_world(topology: Topology, splits: str, tower: str | None, chunks: int
         tower=tower,
         chunks=chunks,
         weighted=splits == "every-split",
-        by_chunk=chunks > 2,  # two are enough to see that a whole batch of chunks is right, too
+        by_chunk={3: "outputs", 4: "loss"}.get(chunks),  # with two a whole batch of chunks is seen to be right, too
     )
 
 
@@ -213,10 +213,10 @@ ON_GPUS: dict[Topology, tuple[list[World], list[World]]] = {
         [
             World(Topology(2, 2), SPLITS["every-split"], chunks=2),
             World(Topology(2, 2), tower="linear"),
-            World(Topology(2, 2), SPLITS["every-split"], tower="linear", chunks=4, weighted=True, by_chunk=True),
+            World(Topology(2, 2), SPLITS["every-split"], tower="linear", chunks=4, weighted=True, by_chunk="loss"),
             World(Topology(2, 2), SPLITS["every-split"], tower="cross", chunks=3),
             World(Topology(2, 2), tower="linear", placement="owner"),
-            World(Topology(2, 2), SPLITS["columns"], tower="linear", placement="owner", chunks=2, by_chunk=True),
+            World(Topology(2, 2), SPLITS["columns"], tower="linear", placement="owner", chunks=2, by_chunk="outputs"),
         ],
     ),
     # Blocks of a rank in the middle, which leave a gap where its own one is; and no peers, or no members.

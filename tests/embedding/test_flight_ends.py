@@ -55,13 +55,15 @@ def _ways(rank: int) -> None:
         unused = exchange(sparse)
         by_chunk = exchange.finish_into(exchange.start(sparse), torch.sin)
         by_chunk.sum().backward()
+        loss = exchange.finish_into_loss(exchange.start(sparse), torch.sum)
+        loss.backward()
         with torch.no_grad():
             exchange.finish_into(exchange.start(sparse), torch.sin)
         assert exchange._memory._free, "the memory is there for the next batch"
-        del out, unused, by_chunk
+        del out, unused, by_chunk, loss
         gc.collect()
-        assert len(flights) == 6
-        assert [flight() for flight in flights] == [None] * 6, kind
+        assert len(flights) == 7
+        assert [flight() for flight in flights] == [None] * 7, kind
 
 
 def seeded(seed: int, make, *sizes) -> nn.Module:

@@ -41,7 +41,7 @@ class World:
     payloads: Payloads | None = None
     placement: str = "member"
     device: str = "cpu"  # of the ranks
-    by_chunk: bool = False  # the over-arch has one chunk after the other
+    by_chunk: str | None = None  # the over-arch has one chunk after the other: its "outputs", or its "loss", too
 
     def plan(self) -> Plan:
         return place(TABLES, partition_features(TABLES, self.topology.towers), self.topology, dict(self.splits))
@@ -152,14 +152,19 @@ def train(world: World, kind: str, rank: int | None) -> dict[str, Tensor]:
 
         sparse = to(world.device, jagged(world, ids, weights, mine.start, mine.stop))
         aims = target[mine].to(world.device)
-        if world.by_chunk:
-            off = exchange.finish_into(exchange.start(sparse), errors, aims)
-        else:
-            off = errors(exchange(sparse), aims)
-        assert rank is None or (len(seen) > 1) == world.by_chunk
-        outputs.append(torch.cat(seen))
-        loss = (off**2).sum() / samples
+
+        def share(off: Tensor) -> Tensor:
+            return (off**2).sum() / samples
+
         dense.zero_grad()
+        if world.by_chunk == "loss":
+            loss = exchange.finish_into_loss(exchange.start(sparse), lambda *part: share(errors(*part)), aims)
+        elif world.by_chunk == "outputs":
+            loss = share(exchange.finish_into(exchange.start(sparse), errors, aims))
+        else:
+            loss = share(errors(exchange(sparse), aims))
+        assert rank is None or (len(seen) > 1) == (world.by_chunk is not None)
+        outputs.append(torch.cat(seen))
         loss.backward()
         if mesh is not None:
             all_reduce_flat([p.grad for p in over_arch.parameters()], mesh.dense)

@@ -12,7 +12,6 @@ from dmt_kernels.train.loop import Trainer
 from dmt_kernels.train.step import (
     TrainStep,
     in_name_order,
-    loss_share,
     over_arch_parameters,
     predict_logits,
     tower_parameters,
@@ -57,7 +56,10 @@ def batch(first, last, real=7):
 
 def test_shares_of_the_loss_add_up_to_the_mean_over_real_samples():
     logits = torch.linspace(-2, 2, 8, dtype=torch.float64)
-    shares = [loss_share(logits[a : a + 2], batch(a, a + 2)) for a in range(0, 8, 2)]
+    step = TrainStep(Model(), None, optimizer="adam", lr=0.1)
+    whole = batch(0, 8)
+    targets = (logits, whole.label, whole.weight)
+    shares = [step.share(*(part[a : a + 2] for part in targets), global_samples=7) for a in range(0, 8, 2)]
     whole = F.binary_cross_entropy_with_logits(logits[:7], batch(0, 7).label.double())
     torch.testing.assert_close(sum(shares), whole, rtol=1e-14, atol=0)
 
