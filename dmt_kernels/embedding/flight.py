@@ -176,8 +176,7 @@ class Flight(ABC):
         if grad.shape[1] > 1 and grad.stride(1) != 1:  # of a sum over columns, say
             grad = grad.contiguous()
         if self.grad is None:
-            rows = self.chunks * len(self.block_order) * self.chunk_samples
-            self.grad = self.buffers.take("grad", rows, self.shards.width)
+            self._take_grad()
         self._early |= zip(chunks, grad.unflatten(0, (len(chunks), self.chunk_samples)), strict=True)
         for chunk in self._returning[self._returned :]:
             if chunk not in self._early:
@@ -187,9 +186,9 @@ class Flight(ABC):
 
     def arrive_backward(self) -> tuple[Tensor | None, ...]:
         """Bring them to the tables' owners and return the gradients of ``inputs``."""
-        assert self.grad is not None
+        grad = self._take_grad() if self.grad is None else self.grad
         for chunk in set(self._returning[self._returned :]) - self._early.keys():  # the loss does not depend on them
-            self.depart_backward(range(chunk, chunk + 1), self.grad.new_zeros(self.chunk_samples, self._out_width))
+            self.depart_backward(range(chunk, chunk + 1), grad.new_zeros(self.chunk_samples, self._out_width))
         for before, chunk in zip([None, *self._returning[:-1]], self._returning, strict=True):
             self.decompress(chunk)
             if before is not None:
@@ -238,6 +237,11 @@ class Flight(ABC):
     def input_grads(self) -> tuple[Tensor | None, ...]:
         """Gradients of ``inputs``."""
         return ()
+
+    def _take_grad(self) -> Tensor:
+        rows = self.chunks * len(self.block_order) * self.chunk_samples
+        self.grad = self.buffers.take("grad", rows, self.shards.width)
+        return self.grad
 
     def _wait(self, stage: str, chunk: int) -> None:
         if (ticket := self._tickets.pop((stage, chunk), None)) is not None:

@@ -206,6 +206,7 @@ ODD = {
     "the first ignored": [_ignoring({0}, {2}, forget=forget) for forget in (True, False)],
     "the last ignored": [_ignoring({2}, {0, 1, 2, 3}, forget=forget) for forget in (True, False)],
     "all but one ignored": [_ignoring({0, 2}, {1}, forget=forget) for forget in (True, False)],
+    "all ignored": [_ignoring({0, 1, 2}, {1}, forget=forget) for forget in (True, False)],
 }
 
 
@@ -214,6 +215,8 @@ def _agree(rank: int) -> list[tuple[str, str, str]]:
     wrong = []
     for kind, ending in itertools.product(WORLDS, ENDINGS):
         for name, twins in ODD.items():
+            if name == "all ignored" and ending == "outputs":
+                continue  # there is no way back that autograd would see
             states = []
             for over_arch in twins:
                 exchange = _stepped(kind, ending, rank, over_arch)
