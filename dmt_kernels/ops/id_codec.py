@@ -1,10 +1,10 @@
 """Bags of ids to and from the messages of an id exchange: ``torch.ops.dmt.id_encode`` and its other half.
 
-Two messages go to every rank. That of *lengths* begins with the number of ids, that of samples, and 1 if there are
-weights, 8 bytes each; then it has a byte for every bag, 255 for 255 ids or more. That of *ids*, the payload, has the
-lengths of those long bags, 8 bytes each; then ids, in as few bytes as hold the destination's rows, all ones for a
-missing id; then per-sample weights, float32. Bags of both are in the order (chunk, feature of the route, sample in the
-chunk).
+Two messages go to every rank. That of *lengths* begins with the number of ids and that of samples, 8 bytes each, 1 if
+there are weights and the number of chunks, 4 bytes each; then it has a byte for every bag, 255 for 255 ids or more.
+That of *ids*, the payload, has the lengths of those long bags, 8 bytes each; then ids, in as few bytes as hold the
+destination's rows, all ones for a missing id; then per-sample weights, float32. Bags of both are in the order (chunk,
+feature of the route, sample in the chunk).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dmt_kernels.ops._composition import implement
 from dmt_kernels.ops.reference import id_codec as reference
 from dmt_kernels.spec import Jagged
 
-HEADER_BYTES = reference.HEADER_BYTES
+HEADER_BYTES, batch_form = reference.HEADER_BYTES, reference.batch_form
 
 
 def bytes_per_id(rows: Sequence[int]) -> int:

@@ -21,7 +21,7 @@ from dmt_kernels.ops._composition import implement
 from dmt_kernels.ops.all_to_all import all_to_all
 from dmt_kernels.ops.bag_arguments import on_device
 from dmt_kernels.ops.check_ids import MissingIds, check_ids
-from dmt_kernels.ops.id_codec import HEADER_BYTES, bytes_per_id, id_decode, id_encode, id_payload_bytes
+from dmt_kernels.ops.id_codec import HEADER_BYTES, batch_form, bytes_per_id, id_decode, id_encode, id_payload_bytes
 from dmt_kernels.ops.stage import Ticket, stage_start, stage_wait
 from dmt_kernels.spec import InputError, Jagged
 
@@ -205,11 +205,16 @@ class IdExchange:
 
 
 def _refuse_unlike(batches: Sequence[Sequence[int]]) -> None:
-    """Raise unless all ranks' batches, samples and whether they have weights, are alike."""
+    """Raise unless all ranks' batches, samples and their :func:`~dmt_kernels.ops.id_codec.batch_form`, are alike."""
     for rank, batch in enumerate(batches):
         if batch != batches[0]:
+            is_cut_alike = (
+                batch[0] != batches[0][0] or batch[1] >> 32 == batches[0][1] >> 32
+            )  # other samples say enough
             one, other = (
-                f"{samples} samples{' with weights' if weighted else ''}" for samples, weighted in (batch, batches[0])
+                f"{samples} samples{' with weights' if form & 1 else ''}"
+                f"{'' if is_cut_alike else f' in {form >> 32} chunks'}"
+                for samples, form in (batch, batches[0])
             )
             raise InputError(f"rank {rank} has a batch of {one}, rank 0 of {other}: all ranks need like batches")
 
@@ -328,7 +333,7 @@ def _id_exchange(
         lambda: f"id_exchange: {offsets.numel() - 1} bags are no whole number of samples of {features} features",
     )
     world, held = len(route_sizes), route_sizes[rank]
-    batch = offsets.new_tensor([samples, weights is not None]).repeat(world)
+    batch = offsets.new_tensor([samples, batch_form(weighted=weights is not None, chunks=1)]).repeat(world)
     _refuse_unlike(all_to_all(batch, [2] * world, [2] * world, group).view(world, 2).tolist())
     sent = select_features(Jagged(ids, offsets, weights), features, routes)
     received_lengths = all_to_all(

@@ -202,6 +202,12 @@ def _unlike_batches(rank: int, ahead: bool, device: str = "cpu") -> list[str]:
             exchange(batch)
         said.append(str(raised.value))
         _step(exchange, mesh)
+    exchange.chunks = 3 if rank == 2 else 2
+    with pytest.raises(InputError) as raised:
+        exchange(to(device, _batch(exchange, 6)))
+    said.append(str(raised.value))
+    exchange.chunks = 2
+    _step(exchange, mesh)
     return said
 
 
@@ -216,6 +222,7 @@ def _say_whose_batch(said: list[list[str]]) -> None:
         "rank 3 has a batch of 5 samples, rank 0 of 6 samples",
         "rank 1 has a batch of 1 samples, rank 0 of 6 samples",
         "rank 1 has a batch of 6 samples, rank 0 of 100 samples",
+        "rank 2 has a batch of 6 samples in 3 chunks, rank 0 of 6 samples in 2 chunks",
     ]
 
 

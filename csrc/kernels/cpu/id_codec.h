@@ -21,7 +21,8 @@ namespace dmt::cpu {
 struct IdHeader {
   int64_t num_ids;
   int64_t num_samples;
-  int64_t has_weights;  // 0 or 1
+  int32_t has_weights;  // 0 or 1
+  int32_t chunks;
 };
 
 constexpr int64_t kIdHeaderBytes = sizeof(IdHeader);

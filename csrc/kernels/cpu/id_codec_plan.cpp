@@ -17,7 +17,7 @@ int64_t number_at(const uint8_t* bytes) {
 // ---- Encoding -------------------------------------------------------------------------------------------------------
 
 IdEncoder::IdEncoder(const BagLayout& bags, bool has_weights, const IdRoutes& routes, const IdCodecKernels& kernels)
-    : bags_(bags), has_weights_(has_weights), kernels_(kernels) {
+    : bags_(bags), has_weights_(has_weights), chunks_(routes.chunks), kernels_(kernels) {
   const int64_t num_bags = bags.num_samples / routes.chunks;
   runs_.reserve(routes.routes.size() * routes.chunks);
   const int64_t* route = routes.routes.data();
@@ -58,7 +58,10 @@ void IdEncoder::encode_lengths(uint8_t* message, const ParallelFor& threads) {
   run = runs_.data();
   for (size_t destination = 0; destination < runs_of_.size(); ++destination) {
     const int64_t count = runs_of_[destination];
-    IdHeader header = {.num_ids = 0, .num_samples = bags_.num_samples, .has_weights = has_weights_};
+    IdHeader header = {.num_ids = 0,
+                       .num_samples = bags_.num_samples,
+                       .has_weights = has_weights_,
+                       .chunks = static_cast<int32_t>(chunks_)};
     int64_t bytes = 0;
     for (const EncodeRun* const end = run + count; run < end; ++run) {
       header.num_ids += ids_of(*run);

@@ -35,6 +35,7 @@ class IdEncoder {
 
   const BagLayout& bags_;
   const bool has_weights_;
+  const int64_t chunks_;
   const IdCodecKernels& kernels_;
   std::vector<int64_t> runs_of_;  // [W]
   std::vector<EncodeRun> runs_;   // destination after destination

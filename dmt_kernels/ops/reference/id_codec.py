@@ -8,8 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-HEADER_BYTES = 24  # a message of lengths begins with its number of ids, the samples, and whether there are weights
+HEADER_BYTES = 24  # a message of lengths begins with its number of ids, the samples, and :func:`batch_form`
 LONG = 255  # a bag of so many ids or more: its length follows, in 8 bytes, at the head of the message of ids
+
+
+def batch_form(*, weighted: bool, chunks: int) -> int:
+    """One number, 8 bytes: whether there are weights, and in how many chunks samples come."""
+    return weighted | chunks << 32
 
 
 def id_encode(
@@ -32,7 +37,8 @@ def id_encode(
     for end, size, width in zip(ends, route_sizes, id_bytes, strict=True):
         route = list(routes[end - size : end])
         lengths = all_lengths[route].transpose(0, 1).flatten()
-        header = torch.stack([lengths.sum(), *lengths.new_tensor([samples * chunks, weights is not None])])
+        form = batch_form(weighted=weights is not None, chunks=chunks)
+        header = torch.stack([lengths.sum(), *lengths.new_tensor([samples * chunks, form])])
         messages += [_to_bytes(header, 8), _to_bytes(lengths.clamp(max=LONG), 1)]
         payload = [_to_bytes(lengths[lengths >= LONG], 8)]
         pieces = [(f, slice(*bounds[f * chunks + c :][:2])) for c in range(chunks) for f in route]
