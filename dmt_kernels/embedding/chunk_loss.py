@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dmt_kernels.embedding.flight import InFlight, arrive_in
+from dmt_kernels.embedding.uncompiled import uncompiled
 
 
 def finish_by_chunk(in_flight: InFlight, loss: Callable[..., Tensor], rows: Sequence[Tensor]) -> Tensor:
@@ -41,8 +42,7 @@ def finish_by_chunk(in_flight: InFlight, loss: Callable[..., Tensor], rows: Sequ
         torch.clear_autocast_cache()  # or chunks would share narrow copies of weights, whose graph is gone
         share = loss(embeddings, *parts)
         if share.requires_grad:
-            with torch.autocast(share.device.type, enabled=False):  # as in a backward pass outside
-                share.backward()
+            _go_back(share)
         for of_row, part in zip(grads, parts, strict=True):
             if part.requires_grad:
                 of_row.append(torch.zeros_like(part) if part.grad is None else part.grad)
@@ -54,6 +54,12 @@ def finish_by_chunk(in_flight: InFlight, loss: Callable[..., Tensor], rows: Sequ
     ]
     share = loss(arrive_in(in_flight, range(last, last + 1)), *parts)
     return _WholeLoss.apply(share, before, in_flight.token)
+
+
+@uncompiled
+def _go_back(share: Tensor) -> None:
+    with torch.autocast(share.device.type, enabled=False):  # as in a backward pass outside
+        share.backward()
 
 
 class _LastRows(torch.autograd.Function):

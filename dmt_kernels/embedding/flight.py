@@ -39,6 +39,7 @@ from dmt_kernels.embedding.buffers import BufferPool
 from dmt_kernels.embedding.chunk_choice import MAX_CHUNKS
 from dmt_kernels.embedding.stage import Stage
 from dmt_kernels.embedding.table_shards import TableShards
+from dmt_kernels.embedding.uncompiled import uncompiled
 from dmt_kernels.ops import ReceivedIds, Ticket, stage_wait
 
 
@@ -280,6 +281,7 @@ def arrive_by_chunk(in_flight: InFlight) -> Iterator[Tensor]:
         yield arrive_in(in_flight, range(chunk, chunk + 1))
 
 
+@uncompiled
 def arrive_in(in_flight: InFlight, chunks: range) -> Tensor:
     """End consecutive chunks of a batch, ``[len(chunks) * b, sum(C_t)]``."""
     flight, token = in_flight.flight, in_flight.token

@@ -29,6 +29,7 @@ from dmt_kernels.embedding.sptt_flight import SpttFlight
 from dmt_kernels.embedding.stage import Stage
 from dmt_kernels.embedding.table_shards import TableShards
 from dmt_kernels.embedding.tower_step import tower_step
+from dmt_kernels.embedding.uncompiled import uncompiled
 from dmt_kernels.ops import IdExchange, IdRoutes, ReceivedIds
 from dmt_kernels.spec import InputError, Jagged, Payloads, Plan, derive_seed
 from dmt_kernels.towers import TowerModule, TowerSlice
@@ -92,12 +93,14 @@ class WiredExchange(EmbeddingExchange):
         self._ahead: tuple[Jagged, IdExchange] | None = None  # a batch whose ids are on their way
         self._memory = BufferPool()
 
+    @uncompiled
     def prefetch(self, sparse: Jagged) -> None:  # noqa: D102  (the base class has the words)
         ahead, self._ahead = self._ahead, None
         if ahead is not None:  # not used after all; what is on its way has to arrive
             ahead[1].wait()
         self._ahead = sparse, self._send_ids(sparse)
 
+    @uncompiled
     def advance(self) -> None:  # noqa: D102
         if self._ahead is not None:
             self._ahead[1].advance()
@@ -114,6 +117,7 @@ class WiredExchange(EmbeddingExchange):
     def chunks(self, chunks: Chunks) -> None:
         self._chunk_choice = ChunkChoice(chunks, self.mesh)
 
+    @uncompiled
     def start(self, sparse: Jagged) -> InFlight:  # noqa: D102
         received, samples, number = self._receive_ids(sparse), self._samples(sparse), self._count()
         self._chunk_choice.depart(len(received.chunks), trains=torch.is_grad_enabled())

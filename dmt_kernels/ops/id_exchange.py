@@ -208,9 +208,8 @@ def _refuse_unlike(batches: Sequence[Sequence[int]]) -> None:
     """Raise unless all ranks' batches, samples and their :func:`~dmt_kernels.ops.id_codec.batch_form`, are alike."""
     for rank, batch in enumerate(batches):
         if batch != batches[0]:
-            is_cut_alike = (
-                batch[0] != batches[0][0] or batch[1] >> 32 == batches[0][1] >> 32
-            )  # other samples say enough
+            # Another number of samples says enough.
+            is_cut_alike = batch[0] != batches[0][0] or batch[1] >> 32 == batches[0][1] >> 32
             one, other = (
                 f"{samples} samples{' with weights' if form & 1 else ''}"
                 f"{'' if is_cut_alike else f' in {form >> 32} chunks'}"

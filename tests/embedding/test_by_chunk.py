@@ -1,6 +1,7 @@
 """An over-arch that has a batch by chunks: in which order it works, and what becomes of odd gradients."""
 
 import itertools
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -283,3 +284,33 @@ def _losses(rank: int) -> list[tuple[float, float]]:
 def test_the_loss_of_chunks_is_the_batchs() -> None:
     for pairs in run_ranks(_losses, TOPOLOGY.world):
         assert all(loss == pytest.approx(whole, rel=1e-5) for loss, whole in pairs)
+
+
+def _compiled(rank: int) -> list[tuple[int, bool]]:
+    """For a few numbers of chunks: graphs of a compiled model, and whether it trains to the bits of an eager one."""
+    found = []
+    for chunks in (1, CHUNKS):
+        graphs: list[torch.fx.GraphModule] = []
+
+        def keep(graph: torch.fx.GraphModule, _: object, graphs: list[torch.fx.GraphModule] = graphs) -> Callable:
+            graphs.append(graph)
+            return graph.forward
+
+        states = []
+        for is_compiled in (False, True):
+            model, step, batch = _model_and_step("dlrm", rank, chunks)
+            if is_compiled:
+                torch._dynamo.reset()
+                model.compile(backend=keep)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", "Dynamo does not know how to trace")
+                losses = [step(batch) for _ in range(3)]
+            states.append([torch.stack(losses), *model.state_dict().values()])
+        found.append((len(graphs), all(map(torch.equal, *states))))
+    return found
+
+
+def test_a_compiled_model_breaks_its_graph_at_the_exchange() -> None:
+    for found in run_ranks(_compiled, TOPOLOGY.world, timeout_s=120):
+        assert all(is_same for _, is_same in found)
+        assert all(2 <= graphs <= 4 for graphs, _ in found)  # the dense MLP and what is behind the exchange; few again
