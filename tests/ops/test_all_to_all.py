@@ -145,7 +145,7 @@ def test_what_stands_between_runs_under_the_messages_both_ways(engine: str) -> N
     run_ranks(_beside, 2, engine)
 
 
-def _twice(rank: int, engine: str) -> None:
+def _differentiated_again(rank: int, engine: str) -> None:
     use(engine)
     group = build_mesh(1, 2, timeout_s=30).tower.group_name
     x = (torch.arange(12.0).view(2, 2, 3) + 100 * rank).requires_grad_()
@@ -160,7 +160,7 @@ def _twice(rank: int, engine: str) -> None:
 
 @engines
 def test_backward_again_and_of_the_backward(engine: str) -> None:
-    run_ranks(_twice, 2, engine)
+    run_ranks(_differentiated_again, 2, engine)
 
 
 def _half_compiled(rank: int, engine: str) -> None:

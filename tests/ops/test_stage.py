@@ -117,7 +117,7 @@ def test_messages_travel_as_they_are(engine: str) -> None:
     run_ranks(_encoded, 3, engine)
 
 
-def _unfit(rank: int, engine: str) -> None:
+def _unencodable(rank: int, engine: str) -> None:
     """What cannot be encoded is this rank's mistake, and loses nobody."""
     use(engine)
     group, out = dist.group.WORLD.group_name, list(torch.empty(2, 3, 4))
@@ -132,7 +132,7 @@ def _unfit(rank: int, engine: str) -> None:
 
 @engines
 def test_rows_that_cannot_be_encoded_are_refused(engine: str) -> None:
-    run_ranks(_unfit, 2, engine)
+    run_ranks(_unencodable, 2, engine)
 
 
 def _beside_others(rank: int, engine: str) -> None:
