@@ -24,7 +24,7 @@ class Problem:
     Raises
     ------
     InputError
-        If the hosts or the tables do not go round.
+        If there is nothing to train, or the hosts or the tables do not go round.
     """
 
     hosts: int = 2  # T, a tower each
@@ -41,6 +41,10 @@ class Problem:
     def __post_init__(self) -> None:
         if self.hosts < 2 or self.members < 1:
             raise InputError(f"{self.hosts} hosts of {self.members} members: at least 2 hosts of 1 make a cluster")
+        sizes = ("tables", "rows", "dim", "samples", "bag", "compression", "dense_width", "batches")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: there is nothing to train with less than 1")
         if self.tables % self.world or self.dim % self.compression:
             raise InputError(
                 f"{self.tables} tables of dim {self.dim}: the tables must go round {self.world} ranks, "

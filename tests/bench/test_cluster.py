@@ -109,6 +109,19 @@ def test_sizes_that_do_not_go_round_are_refused(sizes):
         Problem(**sizes)
 
 
+@pytest.mark.parametrize("name", ["tables", "rows", "dim", "samples", "bag", "compression", "dense_width", "batches"])
+@pytest.mark.parametrize("size", [0, -4])
+def test_a_size_below_one_is_named_and_refused(name, size):
+    with pytest.raises(InputError, match=f"^{name} is {size}: "):
+        Problem(**{name: size})
+
+
+def test_no_samples_are_one_sentence_and_code_2(capsys):
+    assert main(["--samples", "0"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == "bench-cluster: samples is 0: there is nothing to train with less than 1"
+
+
 def test_every_contender_has_a_twin_of_ours_and_ratios_name_contenders():
     names = [variant.name for variant in VARIANTS]
     assert len(set(names)) == len(names)
