@@ -19,6 +19,10 @@ from bench.cluster.variants import VARIANTS, Variant, twin_of
 from dmt_kernels.spec import WireFormat
 
 HALF = WireFormat.FP16.error_bound().of_value
+# Of outputs after training under an over-arch. Measured where training moves them by more than their norm: at most 0.3
+# apart, and at least 0.59 if the gradients between hosts are lost; at the default sizes at most 0.14 apart, and 0.18 or
+# more if those gradients are halved.
+OTHER_SIZES, DEFAULT_SIZES = 0.45, 0.16
 
 
 def complaint(found: Mapping[str, list[dict[str, NDArray[np.float32]]]], problem: Problem) -> str | None:
@@ -52,9 +56,12 @@ def _compare(
         agree(f"first {outputs}", mine["before"], its["before"], exact=same_bits(variant, twin))
     else:
         agree_within(f"first {outputs}", mine["before"], its["before"], output_bound(variant, problem))
-    if variant.exact and same_bits(variant, twin):
+    after = f"{outputs} after training"
+    if not variant.exact:
+        agree_within(after, mine["after"], its["after"], trained_bound(variant, problem))
+    elif same_bits(variant, twin):
         # Only these: Adam makes a whole step of what rounding leaves of a small gradient.
-        agree(f"{outputs} after training", mine["after"], its["after"], exact=True)
+        agree(after, mine["after"], its["after"], exact=True)
 
 
 def same_bits(variant: Variant, twin: Variant) -> bool:
@@ -75,12 +82,32 @@ def output_bound(variant: Variant, problem: Problem) -> float:
     A row's error is at most `of_value` of it and `of_maximum` of its largest number in every column; each stage adds
     its own. A tower module may stretch the error of the stage before it more than the rows: twice as much is allowed.
     """
+    return sum(_shares(variant, problem)) * (2 if variant.tower_module else 1)
+
+
+def trained_bound(variant: Variant, problem: Problem) -> float:
+    """How far outputs after training may be off, as a share of their norm: gradients come back by the formats, too.
+
+    Without an over-arch errors stay as small as they are, independent ones, whose squares add up. Under an over-arch
+    gradients are small, and Adam makes whole steps of what errors leave of them. They matter least where most rows of
+    the tables have a gradient of one sample, few hosts add theirs, and many samples and columns make up a norm.
+    """
+    if not variant.over_arch:
+        return math.hypot(*_shares(variant, problem))
+    default = Problem()
+    enough = all(getattr(problem, size) >= getattr(default, size) for size in ("tables", "dim", "samples"))
+    ids_of_a_table = problem.world * problem.samples * problem.bag
+    sparse = problem.world <= default.world and ids_of_a_table <= problem.rows
+    return DEFAULT_SIZES if enough and sparse else OTHER_SIZES
+
+
+def _shares(variant: Variant, problem: Problem) -> list[float]:
+    """The most that each rounding adds to an error, as a share of the norm."""
     formats = [variant.payload] + ([variant.tower_payload] if variant.road == "sptt" else [])
     formats += [WireFormat.BF16] * (3 if variant.amp else 0)  # of both factors and of their product
     width = problem.tables // problem.hosts * problem.dim
     bounds = [payload.error_bound() for payload in formats]
-    share = sum(bound.of_value + bound.of_maximum * math.sqrt(width) for bound in bounds)
-    return share * (2 if variant.tower_module else 1)
+    return [bound.of_value + bound.of_maximum * math.sqrt(width) for bound in bounds]
 
 
 def agree_within(what: str, actual: Tensor, expected: Tensor, bound: float) -> None:

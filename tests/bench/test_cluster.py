@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from bench.agreement import Disagreement
 from bench.cluster import __main__ as command
 from bench.cluster import network, show
 from bench.cluster.__main__ import main
-from bench.cluster.check import agree_within, output_bound, same_bits
+from bench.cluster.check import agree_within, complaint, output_bound, same_bits, trained_bound
 from bench.cluster.floor import least_bytes, payload_seconds, wire_seconds
 from bench.cluster.network import PACKET_BYTES, PACKET_PAYLOAD, parse_rate, show_rate
 from bench.cluster.problem import Problem
@@ -159,6 +160,42 @@ def test_formats_have_the_room_that_their_errors_need():
     for wrong in (1.03, float("nan")):
         with pytest.raises(Disagreement, match="x: .* 0.02 allowed"):
             agree_within("x", torch.tensor([wrong]), torch.tensor([1.0]), 0.02)
+
+
+# How far outputs after training were from the twin's, by the norm: as they should be, and with gradients between hosts
+# halved, or lost.
+OFF = {
+    "dmt, fp16": (Problem(), 0.027, (0.18, 0.74)),
+    "dmt, fp8": (Problem(), 0.086, (0.185, 0.74)),
+    "dmt, fp16, amp": (Problem(), 0.13, (0.2, 0.74)),
+    "dmt, fp8, amp": (Problem(), 0.133, (0.202, 0.74)),
+    "dmt, bare, fp16": (Problem(), 0.0002, (0.0455, 0.32)),
+    "dmt, bare, fp16, amp": (TINY, 0.0029, (0.0186, 0.16)),
+}
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_gradients_that_come_back_wrong_are_told(name, monkeypatch):
+    variant = next(variant for variant in VARIANTS if variant.name == name)
+    twin = twin_of(variant, VARIANTS).name
+    problem, right, wrong = OFF[name]
+    monkeypatch.setattr("bench.cluster.check._losses_of_one_process", lambda *_: torch.ones(3))
+    ones = np.ones((4, 4), np.float32)
+    its = {"losses": ones[0, :3], "before": ones, "after": ones}
+
+    def told(share):
+        return complaint({twin: [its], name: [its | {"after": ones * np.float32(1 + share)}]}, problem)
+
+    assert told(right) is None
+    for share in (*wrong, -2.0, float("nan")):
+        assert f"outputs, {twin} and {name} after training: " in told(share)
+
+
+def test_lost_gradients_are_told_at_other_sizes_too():
+    fp8 = next(variant for variant in VARIANTS if variant.name == "dmt, fp8")
+    assert 0.3 < trained_bound(fp8, TINY) < 0.59
+    for problem in (Problem(rows=200), Problem(hosts=8, members=1, rows=40_000)):
+        assert trained_bound(fp8, problem) == trained_bound(fp8, TINY) > trained_bound(fp8, Problem())
 
 
 def record():
