@@ -130,8 +130,16 @@ def test_a_feature_of_no_columns_among_bags_of_one_id(op, stride):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"pooling": "mean"}, {"weighted": True}, {"id_dtype": torch.int32}, {"shard": True}, {"slack": 3}],
-    ids=["sum", "mean", "weighted", "int32", "shard", "slack"],
+    [
+        {},
+        {"pooling": "mean"},
+        {"weighted": True},
+        {"id_dtype": torch.int32},
+        {"shard": True},
+        {"pooling": "mean", "shard": True},  # rows of other shards count, ids out of range do not
+        {"slack": 3},
+    ],
+    ids=["sum", "mean", "weighted", "int32", "shard", "mean of a shard", "slack"],
 )
 def test_long_bags_by_ring(op, monkeypatch, dtype, options):
     """Empty bags, and some of more ids than a ring of rows has room for; packs that begin anywhere in a tile."""
