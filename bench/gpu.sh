@@ -110,6 +110,7 @@ if [ $device = cuda ]; then
   tests 60 nccl tests/ops/test_stage_devices.py tests/comm tests/ops/test_id_exchange.py tests/ops/test_all_to_all.py -m cuda -vv "${in_pairs[@]}"
   tests 90 exchange tests/embedding -m cuda -vv "${in_pairs[@]}"
   tests 80 ops tests/ops -m cuda --deselect tests/ops/test_stage_devices.py "${side_by_side[@]}"
+  tests 60 resume tests/train -m cuda
   tests 40 ring tests/cuda/test_tower_pool.py -m cuda -k by_ring  # no GPU has run these yet: they cost nobody's results
   tests 60 triton tests/cuda -m cuda -k triton "${side_by_side[@]}"
   sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2> /dev/null)
