@@ -18,7 +18,7 @@ if [ "$cpu" = --cpu ]; then DMT_CUDA=off device=cpu marked='not cuda'; fi
 if [ $device = cuda ] && nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | grep -qx 9.0; then
   export CUDAARCHS=90a-real
 fi
-failed=() running=
+failed=() unfinished=() running=
 
 report() {
   {
@@ -26,6 +26,7 @@ report() {
     echo
     sed 's/^/- /' "$out/steps.txt"
     echo "- failed: ${failed[*]:-nothing}"
+    [ ${#unfinished[@]} -eq 0 ] || echo "- not finished: ${unfinished[*]}"
     echo
     cat "$out/auc.txt" "$out/gpu.md" 2> /dev/null
   } > "$out/report.md.part"
@@ -41,6 +42,12 @@ cut_off() {
 }
 trap cut_off TERM INT HUP
 
+# What was out of time has failed, since it may have hung; but not the whole suite, which few machines have time for, unless a test of it
+# did.
+out_of_time() {
+  if [ "$1" != suite ] || grep -qsE '(^|[] ])(FAILED|ERROR)( |$)' "$out/$1.log"; then failed+=("$1"); else unfinished+=("$1"); fi
+}
+
 # step SECONDS NAME COMMAND...: its output goes to NAME.log; the last line of it is shown.
 step() {
   local limit=$1 name=$2 began=$SECONDS
@@ -51,7 +58,8 @@ step() {
   elif [ $((SECONDS + limit)) -gt 530 ]; then
     limit=$((530 - SECONDS))
     if [ "$limit" -lt 10 ]; then
-      failed+=("$name")
+      rm -f "$out/$name.log"  # of a run before
+      out_of_time "$name"
       echo "$name: no time left" | tee -a "$out/steps.txt"
       return
     fi
@@ -62,7 +70,10 @@ step() {
   local code=$?
   running=
   tail -n 1 "$out/$name.log"
-  if [ $code -ne 0 ]; then
+  if [[ $code =~ ^(124|137)$ && $((SECONDS - began)) -ge $limit ]]; then  # timeout's
+    out_of_time "$name"
+    echo "   out of time, see $out/$name.log"
+  elif [ $code -ne 0 ]; then
     failed+=("$name")
     echo "   failed ($code), see $out/$name.log"
   fi
@@ -123,11 +134,11 @@ if [ $device = cuda ]; then
       step 5 "sanitize_$tool" echo 'no compute-sanitizer on this machine'
     fi
   done
-  tests 200 tests -x -m 'not cuda'
+  tests 200 suite tests -m 'not cuda' -vv "${side_by_side[@]}" ${side_by_side:+--dist loadfile}  # as `make test`
 else
   tests 60 triton tests/cuda/test_triton.py
   tests 100 tests tests/cuda/test_wire_codec.py tests/ops/test_check_ids.py
 fi
 report 'done'
-echo "== done (${SECONDS}s): $out/report.md; failed: ${failed[*]:-nothing}"
+echo "== done (${SECONDS}s): $out/report.md; failed: ${failed[*]:-nothing}; not finished: ${unfinished[*]:-nothing}"
 [ ${#failed[@]} -eq 0 ]
