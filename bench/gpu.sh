@@ -42,8 +42,8 @@ cut_off() {
 }
 trap cut_off TERM INT HUP
 
-# What was out of time has failed, since it may have hung; but not the whole suite, which few machines have time for, unless a test of it
-# did.
+# What was out of time has failed, since it may have hung; but not the whole suite, which few machines have time for,
+# unless a test of it did.
 out_of_time() {
   if [ "$1" != suite ] || grep -qsE '(^|[] ])(FAILED|ERROR)( |$)' "$out/$1.log"; then failed+=("$1"); else unfinished+=("$1"); fi
 }
