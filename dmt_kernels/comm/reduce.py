@@ -58,6 +58,9 @@ class GradientSum:
     def during(self, *riders: Tensor) -> Iterator[None]:
         """Sum the gradients of the backward pass inside; at the end ``grad`` holds the sums.
 
+        A loss of :meth:`~dmt_kernels.embedding.EmbeddingExchange.finish_into_loss` is made before, and only its
+        ``backward`` is inside: what has all gradients of a chunk would take them for those of the batch.
+
         If what is inside fails, nothing is summed that has not left already, and nobody waits for that.
 
         Parameters

@@ -1,8 +1,8 @@
 """A loss that is a sum over samples, chunk by chunk: forward and back through one while the next ones travel.
 
 If all chunks went forward before the first went back, the last stage's links would be idle from the arrival of the last
-chunk's rows until its gradient is there. This way they are not: gradients queue behind rows. Nor does the model keep
-what it needs to go back for more than one chunk.
+chunk's rows until its gradient is there. This way they are not: gradients queue behind rows. And the model keeps the
+activations of one chunk only.
 
 ::
 
@@ -10,7 +10,8 @@ what it needs to go back for more than one chunk.
               wait 1, model, loss, model', peer stage' 1
               ...
               wait n - 1, model, loss
-    backward                           model', peer stage' n - 1, then as in :mod:`~dmt_kernels.embedding.flight`
+    backward                           model', peer stage' n - 1
+              depart' as in :mod:`~dmt_kernels.embedding.flight`, but from chunk 0 to n - 1
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dmt_kernels.embedding.flight import InFlight, arrive_in
 from dmt_kernels.embedding.uncompiled import uncompiled
@@ -31,29 +33,30 @@ def finish_by_chunk(in_flight: InFlight, loss: Callable[..., Tensor], rows: Sequ
     flight = in_flight.flight
     last = flight.chunks - 1
     by_chunk = [part.unflatten(0, (flight.chunks, flight.chunk_samples)).unbind(0) for part in rows]
-    grads: list[list[Tensor]] = [[] for _ in rows]  # of every chunk but the last, [b, ...]
-    before = in_flight.token.detach().clone()  # sum of the chunks' shares: a zero
+    # Of the rows that want one, and of every chunk but the last: [b, ...].
+    grads: dict[int, list[Tensor]] = {number: [] for number, part in enumerate(rows) if part.requires_grad}
+    before = torch.zeros((), dtype=flight.out.dtype, device=flight.out.device)  # the shares of chunks, added up
     flight.return_in_order()
     for chunk in range(last):
         # A token that no other has come from: what goes back from here ends with this chunk's gradient on its way.
         alone = replace(in_flight, token=in_flight.token.detach().requires_grad_())
         embeddings = arrive_in(alone, range(chunk, chunk + 1))
-        parts = [part[chunk].detach().requires_grad_(part[chunk].requires_grad) for part in by_chunk]
+        parts = [part[chunk].detach().requires_grad_(number in grads) for number, part in enumerate(by_chunk)]
         torch.clear_autocast_cache()  # or chunks would share narrow copies of weights, whose graph is gone
         share = loss(embeddings, *parts)
         if share.requires_grad:
             _go_back(share)
-        for of_row, part in zip(grads, parts, strict=True):
-            if part.requires_grad:
-                of_row.append(torch.zeros_like(part) if part.grad is None else part.grad)
+        for number, of_chunks in grads.items():
+            grad = parts[number].grad
+            of_chunks.append(torch.zeros_like(parts[number]) if grad is None else grad)
         before = before + share.detach()
     torch.clear_autocast_cache()
-    parts = [
-        _LastRows.apply(row, of_row) if row.requires_grad else part[last]
-        for row, of_row, part in zip(rows, grads, by_chunk, strict=True)
-    ]
+    parts = [part[last] for part in by_chunk]
+    tie, *wanting = _LastRows.apply(list(grads.values()), before, *(rows[number] for number in grads))
+    for number, part in zip(grads, wanting, strict=True):
+        parts[number] = part
     share = loss(arrive_in(in_flight, range(last, last + 1)), *parts)
-    return _WholeLoss.apply(share, before, in_flight.token)
+    return _WholeLoss.apply(share, before, in_flight.token, tie)
 
 
 @uncompiled
@@ -63,27 +66,33 @@ def _go_back(share: Tensor) -> None:
 
 
 class _LastRows(torch.autograd.Function):
-    """The last chunk's rows; the gradient is that of all rows."""
+    """The last chunk's rows, behind something that is a reason to go back; the gradients are those of all rows."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, grads: list[Tensor]) -> Tensor:
+    def forward(ctx: Any, grads: list[list[Tensor]], before: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
         ctx.grads = grads
-        return rows[sum(map(len, grads)) :].clone()
+        starts = [sum(map(len, of_chunks)) for of_chunks in grads]
+        parts = (part[start:].clone() for part, start in zip(rows, starts, strict=True))
+        return before.new_zeros(()), *parts
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return torch.cat([*ctx.grads, grad]), None
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor, *last: Tensor) -> tuple[Tensor | None, ...]:
+        rows = (torch.cat([*of_chunks, grad]) for of_chunks, grad in zip(ctx.grads, last, strict=True))
+        return None, None, *rows
 
 
 class _WholeLoss(torch.autograd.Function):
-    """The last chunk's share and what went before; the batch's way back ends even if that share does not need it."""
+    """The last chunk's share and those before; what the others left goes back even if that share does not."""
 
     @staticmethod
-    def forward(ctx: Any, share: Tensor, before: Tensor, token: Tensor) -> Tensor:
+    def forward(ctx: Any, share: Tensor, before: Tensor, *reasons: Tensor) -> Tensor:
+        ctx.reasons = len(reasons)
         return share + before.to(share.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if not grad.is_cuda and grad.item() != 1:  # on CUDA it would wait for the device
             raise RuntimeError("a loss that has gone back chunk by chunk cannot be scaled: scale it where it is made")
-        return grad, None, grad.new_zeros(())
+        return grad, None, *(grad.new_zeros(()) for _ in range(ctx.reasons))

@@ -148,8 +148,8 @@ class EmbeddingExchange(nn.Module):
         """End it in a loss that is a sum over samples: forward and back through some while others are on their way.
 
         Of a batch in chunks, gradients of all but the last one are in the parameters' ``grad`` when this returns, and
-        on their way to the tables: clear them before, and call ``backward`` once, on the result as it is. Hooks on
-        parameters are called once for each chunk.
+        on their way to the tables: ``zero_grad`` before and not after, and ``backward`` once, on the result as it is.
+        Hooks on parameters are called once for each chunk.
 
         Parameters
         ----------
@@ -157,9 +157,11 @@ class EmbeddingExchange(nn.Module):
             What :meth:`start` has returned.
         loss : callable
             Called as `over_arch` of :meth:`finish_into` is; returns a scalar, the samples' share of the loss: shares
-            add up. What scales a loss, to accumulate gradients or to keep them in range, does so here.
+            add up. What scales a loss, to accumulate gradients or to keep them in range, does so here; where the result
+            is scaled, chunks but the last are not, which raises on the CPU and trains wrongly on CUDA. What requires a
+            gradient and is computed outside is one of `rows`.
         rows : Tensor
-            ``[B, ...]`` each; they may require gradients.
+            ``[B, ...]`` each; they may require gradients, and are not to be written to.
 
         Returns
         -------

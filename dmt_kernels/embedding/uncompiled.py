@@ -13,13 +13,14 @@ _Result = TypeVar("_Result")
 
 def uncompiled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """``torch.compiler.disable``, but for importing Dynamo, a second, where nobody compiles."""
-
-    @functools.cache
-    def disabled() -> Callable[_Arguments, _Result]:
-        return torch.compiler.disable(function)
+    disabled: list[Callable[_Arguments, _Result]] = []  # once it is needed
 
     @functools.wraps(function)
     def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        return (disabled() if "torch._dynamo" in sys.modules else function)(*args, **kwargs)
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        if not disabled:
+            disabled.append(torch.compiler.disable(function))
+        return disabled[0](*args, **kwargs)
 
     return call

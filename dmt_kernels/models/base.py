@@ -39,8 +39,8 @@ class Model(nn.Module, ABC):
             The bags of all features.
         loss : callable, optional
             Called with logits and the same samples' `targets`, for all samples at once or for one chunk after the
-            other; returns a scalar, their share of the loss: see
-            :meth:`~dmt_kernels.embedding.EmbeddingExchange.finish_into_loss`.
+            other; returns a scalar, their share of the loss. ``zero_grad`` comes before, and ``backward`` is called
+            once, on the result as it is: see :meth:`~dmt_kernels.embedding.EmbeddingExchange.finish_into_loss`.
         targets : sequence of Tensor
             ``[B, ...]`` each.
 

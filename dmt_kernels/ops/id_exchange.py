@@ -208,11 +208,11 @@ def _refuse_unlike(batches: Sequence[Sequence[int]]) -> None:
     """Raise unless all ranks' batches, samples and their :func:`~dmt_kernels.ops.id_codec.batch_form`, are alike."""
     for rank, batch in enumerate(batches):
         if batch != batches[0]:
-            # Another number of samples says enough.
-            is_cut_alike = batch[0] != batches[0][0] or batch[1] >> 32 == batches[0][1] >> 32
+            # Another number of samples would say enough.
+            shows_chunks = batch[0] == batches[0][0] and batch[1] >> 32 != batches[0][1] >> 32
             one, other = (
                 f"{samples} samples{' with weights' if form & 1 else ''}"
-                f"{'' if is_cut_alike else f' in {form >> 32} chunks'}"
+                f"{f' in {form >> 32} chunks' if shows_chunks else ''}"
                 for samples, form in (batch, batches[0])
             )
             raise InputError(f"rank {rank} has a batch of {one}, rank 0 of {other}: all ranks need like batches")

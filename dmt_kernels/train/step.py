@@ -103,7 +103,7 @@ class TrainStep:
         self.optimizer.zero_grad()
         loss = self.loss(batch)
         total = loss.detach().clone()
-        if next_batch is not None:  # its lengths arrive during the backward pass, and its ids during what follows
+        if next_batch is not None:  # its lengths arrive during what follows, and its ids after the backward pass
             self._exchange.prefetch(next_batch.sparse)
         with contextlib.ExitStack() as sums:
             if self._tower_sum is not None and self._over_arch_sum is not None:

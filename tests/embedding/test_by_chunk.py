@@ -251,6 +251,38 @@ def test_a_batch_has_one_backward_pass_for_all_its_chunks() -> None:
     assert all("one backward pass" in message for message in run_ranks(_twice, TOPOLOGY.world))
 
 
+def _without_a_row(ignoring: int, *, constant: bool) -> OverArch:
+    """One chunk does not depend on a row, or on nothing at all."""
+    seen: list[Tensor] = []
+
+    def over_arch(embeddings: Tensor, row: Tensor) -> Tensor:
+        seen.append(row)
+        if len(seen) - 1 != ignoring:
+            return embeddings.sum(1) + row**2
+        return torch.zeros_like(row) if constant else embeddings.sum(1)
+
+    return over_arch
+
+
+def _row_gradients(rank: int) -> list[list[Tensor]]:
+    """Gradients of a row that some chunk ignores, by outputs and by loss."""
+    found = []
+    for ignoring, constant in itertools.product(range(CHUNKS), (False, True)):
+        rows = [torch.arange(1.0, SAMPLES + 1, requires_grad=True) for _ in ENDINGS]
+        for ending, row in zip(ENDINGS, rows, strict=True):
+            over_arch = _without_a_row(ignoring, constant=constant)
+            _stepped("flat", ending, rank, lambda _, over_arch=over_arch: over_arch, row * 1)
+        found.append([row.grad for row in rows])
+    return found
+
+
+def test_rows_have_their_gradients_whichever_chunk_ignores_them() -> None:
+    for pairs in run_ranks(_row_gradients, TOPOLOGY.world):
+        for by_outputs, by_loss in pairs:
+            assert by_outputs.count_nonzero() == SAMPLES - SAMPLES // CHUNKS
+            assert torch.equal(by_outputs, by_loss)
+
+
 def _scaled(rank: int) -> str:
     """A loss that is scaled after chunks of it have gone back."""
     world = WORLDS["sptt"]
@@ -303,7 +335,7 @@ def _compiled(rank: int) -> list[tuple[int, bool]]:
                 torch._dynamo.reset()
                 model.compile(backend=keep)
             with warnings.catch_warnings():
-                warnings.filterwarnings("error", "Dynamo does not know how to trace")
+                warnings.filterwarnings("error", "(?s).*Dynamo")
                 losses = [step(batch) for _ in range(3)]
             states.append([torch.stack(losses), *model.state_dict().values()])
         found.append((len(graphs), all(map(torch.equal, *states))))

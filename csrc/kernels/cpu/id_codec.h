@@ -21,7 +21,7 @@ namespace dmt::cpu {
 struct IdHeader {
   int64_t num_ids;
   int64_t num_samples;
-  int32_t has_weights;  // 0 or 1
+  int32_t has_weights;  // 0 or 1; with the chunks above it one int64 to Python
   int32_t chunks;
 };
 
