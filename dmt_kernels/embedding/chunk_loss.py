@@ -32,7 +32,7 @@ def finish_by_chunk(in_flight: InFlight, loss: Callable[..., Tensor], rows: Sequ
     """End a batch of several chunks in a loss; see :meth:`EmbeddingExchange.finish_into_loss`."""
     flight = in_flight.flight
     last = flight.chunks - 1
-    by_chunk = [part.unflatten(0, (flight.chunks, flight.chunk_samples)).unbind(0) for part in rows]
+    by_chunk = [flight.cut(part) for part in rows]
     # Of the rows that want one, and of every chunk but the last: [b, ...].
     grads: dict[int, list[Tensor]] = {number: [] for number, part in enumerate(rows) if part.requires_grad}
     before = torch.zeros((), dtype=flight.out.dtype, device=flight.out.device)  # the shares of chunks, added up

@@ -122,6 +122,11 @@ class Flight(ABC):
         """The chunk's rows of this rank's ``[B, ...]``."""
         return slice(chunk * self.chunk_samples, (chunk + 1) * self.chunk_samples)
 
+    @uncompiled
+    def cut(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Every chunk's rows, ``[b, ...]``, of this rank's ``[B, ...]``; RuntimeError if those are not as many."""
+        return rows.unflatten(0, (self.chunks, self.chunk_samples)).unbind(0)
+
     @property
     def bag_order(self) -> list[int]:
         """Block of all chunks' rows that belongs to each block of all bags, ``(source, chunk)``."""
@@ -176,8 +181,7 @@ class Flight(ABC):
             raise RuntimeError("a batch has one backward pass, which updates its tables; look it up again for another")
         if grad.shape[1] > 1 and grad.stride(1) != 1:  # of a sum over columns, say
             grad = grad.contiguous()
-        if self.grad is None:
-            self._take_grad()
+        self._take_grad()
         self._early |= zip(chunks, grad.unflatten(0, (len(chunks), self.chunk_samples)), strict=True)
         for chunk in self._returning[self._returned :]:
             if chunk not in self._early:
@@ -187,7 +191,7 @@ class Flight(ABC):
 
     def arrive_backward(self) -> tuple[Tensor | None, ...]:
         """Bring them to the tables' owners and return the gradients of ``inputs``."""
-        grad = self._take_grad() if self.grad is None else self.grad
+        grad = self._take_grad()
         for chunk in set(self._returning[self._returned :]) - self._early.keys():  # the loss does not depend on them
             self.depart_backward(range(chunk, chunk + 1), grad.new_zeros(self.chunk_samples, self._out_width))
         for before, chunk in zip([None, *self._returning[:-1]], self._returning, strict=True):
@@ -240,8 +244,9 @@ class Flight(ABC):
         return ()
 
     def _take_grad(self) -> Tensor:
-        rows = self.chunks * len(self.block_order) * self.chunk_samples
-        self.grad = self.buffers.take("grad", rows, self.shards.width)
+        if self.grad is None:
+            rows = self.chunks * len(self.block_order) * self.chunk_samples
+            self.grad = self.buffers.take("grad", rows, self.shards.width)
         return self.grad
 
     def _wait(self, stage: str, chunk: int) -> None:

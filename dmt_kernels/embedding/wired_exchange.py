@@ -127,9 +127,9 @@ class WiredExchange(EmbeddingExchange):
         return arrive(in_flight)
 
     def finish_into(self, in_flight: InFlight, over_arch: Callable[..., Tensor], *rows: Tensor) -> Tensor:  # noqa: D102
-        if (chunks := in_flight.flight.chunks) == 1:
+        if in_flight.flight.chunks == 1:
             return super().finish_into(in_flight, over_arch, *rows)
-        by_chunk = [part.unflatten(0, (chunks, in_flight.flight.chunk_samples)).unbind(0) for part in rows]
+        by_chunk = map(in_flight.flight.cut, rows)
         outputs = []
         for part in zip(arrive_by_chunk(in_flight), *by_chunk, strict=True):
             torch.clear_autocast_cache()  # or chunks would share narrow copies of weights, and add gradients up there
